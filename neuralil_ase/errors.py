@@ -1,0 +1,37 @@
+"""The errors a user of this package can meet.
+
+Every message says what happened, what it usually means and what to do about it. Each class also derives
+from the built-in exception that Python code would expect in its place, so that generic handlers work.
+"""
+
+
+class NeuralILError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class ConfigError(NeuralILError, ValueError):
+    """The description of a model, a training run or a monitor is not valid."""
+
+
+class StructureError(NeuralILError, ValueError):
+    """A structure cannot be evaluated: unknown element, non-finite positions, degenerate cell."""
+
+
+class ModelFileError(NeuralILError, ValueError):
+    """A model file is forged, truncated, oversized, too new or inconsistent."""
+
+
+class DataError(NeuralILError, ValueError):
+    """A data set lacks what training or evaluation needs, or holds values that cannot be right."""
+
+
+class UncertaintyError(NeuralILError, AttributeError):
+    """An uncertainty was read that the prediction at hand does not hold."""
+
+
+class TrainingError(NeuralILError, RuntimeError):
+    """Training cannot go on, for instance because the loss is no longer finite."""
+
+
+class MonitorError(NeuralILError, RuntimeError):
+    """A monitor cannot do its work, for instance because the model has a single member."""

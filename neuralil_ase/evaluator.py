@@ -1,0 +1,210 @@
+"""From host arrays to predictions: pair list, padding, the compiled function, means and spreads.
+
+Knows no ASE; the calculator, ``predict_many`` and other hosts sit on top.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import numpy as np
+
+from neuralil_ase.config import ModelConfig
+from neuralil_ase.derivatives import Derivatives, Level, evaluate, hessian
+from neuralil_ase.descriptors import descriptors
+from neuralil_ase.errors import ConfigError
+from neuralil_ase.graph import Graph, bucket, pad_graph
+from neuralil_ase.neighbors import Pairs
+from neuralil_ase.potential import Params, Potential, cast_params
+from neuralil_ase.prediction import Prediction
+
+Dtype = Literal["float32", "float64"]
+
+
+class System(NamedTuple):
+    """One structure on the host.
+
+    Attributes
+    ----------
+    types
+        Element indices, shape (N,).
+    pairs
+        Its neighbours inside the cutoff.
+    volume
+        Of the cell in Å³, or None without one.
+    """
+
+    types: np.ndarray
+    pairs: Pairs
+    volume: float | None
+
+
+class Evaluator:
+    """Evaluates one potential in one precision.
+
+    Compiled functions are shared by all evaluators of the same architecture; parameters are arguments.
+
+    Parameters
+    ----------
+    potential
+        The potential.
+    dtype
+        Precision of descriptor and networks, "float32" or "float64".
+
+    Attributes
+    ----------
+    compilations
+        Number of compilations that calls of this evaluator have caused.
+    """
+
+    def __init__(self, potential: Potential, dtype: Dtype = "float32") -> None:
+        if dtype not in get_args(Dtype):
+            raise ConfigError(
+                f"unknown dtype {dtype!r}; choose one of {', '.join(get_args(Dtype))}"
+            )
+        self.potential = potential
+        self.dtype: Dtype = dtype
+        self.compilations = 0
+        self._params: Params | None = None
+        self._pair_capacities: dict[int, list[int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_params": None}
+
+    def evaluate(self, systems: Sequence[System], level: Level) -> list[Prediction]:
+        """Predictions for several structures, evaluated together as one disconnected graph."""
+        merged = _merge(systems)
+        device = self._run(self._pad(merged.types, merged.pairs), level)
+        n_atoms = len(merged.types)
+        host = jax.tree.map(lambda x: np.asarray(x)[..., :n_atoms, :].astype(float), device)
+        ends = np.cumsum([len(system.types) for system in systems])
+        return [
+            self._prediction(
+                system, jax.tree.map(lambda x: x[..., end - len(system.types) : end, :], host)
+            )
+            for system, end in zip(systems, ends, strict=True)
+        ]
+
+    def descriptors(self, system: System) -> np.ndarray:
+        """Power spectrum of every atom, shape (N, features), in Å^-3."""
+        graph = self._pad(system.types, system.pairs)
+        with precision(self.dtype):
+            features = _descriptors(self.potential.config.descriptor, graph)
+        return np.asarray(features)[: len(system.types)].astype(float)
+
+    def hessian(self, system: System) -> np.ndarray:
+        """Second derivatives of the mean energy in eV/Å², shape (N, 3, N, 3)."""
+        graph, n = self._pad(system.types, system.pairs), len(system.types)
+        with precision(self.dtype):
+            matrix = _hessian(self.potential.config, n, self._device_params(), graph)
+        return np.asarray(matrix).astype(float)
+
+    def _device_params(self) -> Params:
+        if self._params is None:
+            self._params = jax.device_put(cast_params(self.potential.params, self.dtype))
+        return self._params
+
+    def _run(self, graph: Graph, level: Level) -> Derivatives:
+        function = compiled(self.potential.config, level)
+        with precision(self.dtype):
+            before = function.traces
+            result = function(self._device_params(), graph)
+            self.compilations += function.traces - before
+        return result
+
+    def _pad(self, types: np.ndarray, pairs: Pairs) -> Graph:
+        n_atoms = bucket(len(types))
+        return pad_graph(
+            *pairs,
+            types,
+            n_atoms=n_atoms,
+            n_pairs=self._pair_capacity(n_atoms, len(pairs.centers)),
+            r_cut=self.potential.r_cut,
+            dtype=self.dtype,
+        )
+
+    def _pair_capacity(self, n_atoms: int, n_pairs: int) -> int:
+        """The smallest length in use that holds the pairs without much waste, or a new one with 5 % to spare."""
+        known = self._pair_capacities.setdefault(n_atoms, [])
+        for capacity in known:
+            if n_pairs <= capacity <= 1.3 * n_pairs + 64:
+                return capacity
+        capacity = bucket(n_pairs + n_pairs // 20 + 1)
+        self._pair_capacities[n_atoms] = sorted([*known, capacity])
+        return capacity
+
+    def _prediction(self, system: System, values: Derivatives) -> Prediction:
+        """Add the energy reference, sum over atoms in float64, and turn virials into stresses."""
+        outputs = values.outputs
+        members = outputs[..., 0] + self.potential.energy_reference[system.types]
+        record: dict[str, Any] = {"energies": members.mean(axis=0), "forces": values.forces}
+        record["energy"] = float(record["energies"].sum())
+        if system.volume is not None:
+            record["stresses"] = values.virials / system.volume
+            record["stress"] = record["stresses"].sum(axis=0)
+        if len(members) == self.potential.n_members:
+            record |= _energy_level(members, outputs)
+        if values.member_forces is not None:
+            record["member_forces"] = values.member_forces
+            if system.volume is not None and values.member_virials is not None:
+                record["member_stresses"] = values.member_virials.sum(axis=1) / system.volume
+        return Prediction(**record)
+
+
+def _energy_level(members: np.ndarray, outputs: np.ndarray) -> dict[str, Any]:
+    """Members' energies, spread of the atomic energies, and the predicted noise of deep ensembles."""
+    record: dict[str, Any] = {"member_energies": members.sum(axis=1)}
+    if len(members) > 1:
+        record["energies_std"] = members.std(axis=0, ddof=1)
+    if outputs.shape[-1] == 3:
+        record["energy_aleatoric_std"] = float(np.sqrt(outputs[..., 1].sum(axis=1).mean()))
+        record["forces_aleatoric_std"] = np.sqrt(3 * outputs[..., 2].mean(axis=0))
+    return record
+
+
+class CompiledEvaluation:
+    """``derivatives.evaluate`` of one architecture and level under jit, counting its compilations."""
+
+    def __init__(self, config: ModelConfig, level: Level) -> None:
+        self.traces = 0
+
+        def traced(params: Params, graph: Graph) -> Derivatives:
+            self.traces += 1  # Python runs this line only while JAX traces: once per compilation.
+            return evaluate(config, level, params, graph)
+
+        self._jitted = jax.jit(traced)
+
+    def __call__(self, params: Params, graph: Graph) -> Derivatives:
+        return self._jitted(params, graph)
+
+
+@lru_cache(maxsize=64)
+def compiled(config: ModelConfig, level: Level) -> CompiledEvaluation:
+    """The compiled evaluation of an architecture, one for all who ask."""
+    return CompiledEvaluation(config, level)
+
+
+_descriptors = jax.jit(descriptors, static_argnums=0)
+_hessian = jax.jit(hessian, static_argnums=(0, 1))
+
+
+def precision(dtype: Dtype) -> AbstractContextManager[Any]:
+    """64-bit JAX for the calls inside only: no global flag is touched."""
+    return jax.enable_x64(dtype == "float64")
+
+
+def _merge(systems: Sequence[System]) -> System:
+    if len(systems) == 1:
+        return systems[0]
+    sizes = [len(system.types) for system in systems]
+    starts = np.cumsum([0, *sizes[:-1]], dtype=np.int32)
+    pairs = Pairs(
+        np.concatenate([s.pairs.vectors for s in systems]),
+        np.concatenate([s.pairs.centers + start for s, start in zip(systems, starts, strict=True)]),
+        np.concatenate(
+            [s.pairs.neighbors + start for s, start in zip(systems, starts, strict=True)]
+        ),
+    )
+    return System(np.concatenate([s.types for s in systems]), pairs, None)

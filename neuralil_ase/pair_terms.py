@@ -1,0 +1,112 @@
+"""Pair energies added to the network: screened nuclear repulsion, and the Morse terms of the published files."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.data import atomic_numbers
+from jax import Array
+
+from neuralil_ase.graph import Graph
+
+COULOMB = 14.399645478425668
+"""e²/(4πε₀) in eV Å (CODATA 2018)."""
+SOFTENING = 0.02
+"""In Å: ZBL sees sqrt(r² + SOFTENING²), so that two atoms on one spot have a finite energy and no force."""
+_ZBL_WEIGHTS = (0.18175, 0.50986, 0.28022, 0.02817)
+_ZBL_DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
+
+
+def zbl(graph: Graph, elements: Sequence[str], radii: Sequence[float]) -> Array:
+    """Ziegler-Biersack-Littmark repulsion, shape (N,), in eV; half of each pair to either atom.
+
+    Parameters
+    ----------
+    graph
+        The graph.
+    elements
+        Chemical symbol of every type.
+    radii
+        Distance in Å at which the repulsion of each pair of elements has been switched off smoothly (C²),
+        ordered as ``np.triu_indices(len(elements))``.
+
+    References
+    ----------
+    Ziegler, Biersack, Littmark, The Stopping and Range of Ions in Matter (1985).
+    """
+    i, j = graph.types[graph.centers], graph.types[graph.neighbors]
+    dtype = graph.vectors.dtype
+    z = jnp.asarray([atomic_numbers[symbol] for symbol in elements], dtype)
+    z_i, z_j = z[i], z[j]
+    r = jnp.sqrt(jnp.sum(graph.vectors**2, axis=-1) + SOFTENING**2)
+    a = 0.46850 / (z_i**0.23 + z_j**0.23)
+    x = r / a
+    screening = sum(w * jnp.exp(-d * x) for w, d in zip(_ZBL_WEIGHTS, _ZBL_DECAYS, strict=True))
+    t = jnp.minimum(r / jnp.asarray(_symmetric(radii, len(elements)), dtype)[i, j], 1)
+    envelope = 1 - t**3 * (10 - 15 * t + 6 * t**2)
+    energy = 0.5 * COULOMB * z_i * z_j / r * screening * envelope
+    return _per_atom(energy, graph)
+
+
+def morse(parameters: Mapping[str, Any], graph: Graph, r_cut: float, is_repulsive: bool) -> Array:
+    """Morse term of one member of a published model, shape (N,), in eV.
+
+    E_i = ½ Σ_j S(r_ij) φ_i(r_ij), with the mixing radius and the switch of the original code.
+
+    Parameters
+    ----------
+    parameters
+        "embedding" (elements, 3), from which a, b and d of every element follow, and "switch" (1, 1).
+    graph
+        The graph.
+    r_cut
+        Cutoff radius in Å.
+    is_repulsive
+        True for φ = d exp(-2a(2 rm - b)) with (a, b, d) = 0.01 + v²; False for φ = d x (x - 2),
+        x = exp(-a(rm - b)), with (a, b, d) = softplus(v).
+    """
+    v = jnp.asarray(parameters["embedding"])
+    a, b, d = (0.01 + v**2 if is_repulsive else jax.nn.softplus(v)).T
+    i, j = graph.types[graph.centers], graph.types[graph.neighbors]
+    r_squared = jnp.sum(graph.vectors**2, axis=-1)
+    r = _safe_sqrt(r_squared)
+    mixed = a[j] * r + jnp.log(a[i] * d[i] / (a[j] * d[j])) / 4 + (a[i] * b[i] - a[j] * b[j]) / 2
+    rm = mixed / (a[i] + a[j])
+    if is_repulsive:
+        phi = d[i] * jnp.exp(-2 * a[i] * (2 * rm - b[i]))
+    else:
+        x = jnp.exp(-a[i] * (rm - b[i]))
+        phi = d[i] * x * (x - 2)
+    switch_on = 0.5 * (1 + jax.nn.sigmoid(jnp.ravel(parameters["switch"])[0])) * r_cut
+    t = (r_squared - switch_on**2) / (r_cut**2 - switch_on**2)
+    return _per_atom(0.5 * (1 - _smooth_step(t)) * phi, graph)
+
+
+def _symmetric(upper: Sequence[float], n: int) -> np.ndarray:
+    matrix = np.zeros((n, n))
+    matrix[np.triu_indices(n)] = upper
+    return np.maximum(matrix, matrix.T)
+
+
+def _per_atom(pair_values: Array, graph: Graph) -> Array:
+    return jax.ops.segment_sum(
+        pair_values, graph.centers, len(graph.types), indices_are_sorted=True
+    )
+
+
+def _safe_sqrt(x: Array) -> Array:
+    """Square root whose derivative at zero is zero instead of infinite."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+def _smooth_step(t: Array) -> Array:
+    """f(t) / (f(t) + f(1-t)), f(t) = exp(-1/t) for t > 0, else 0: from 0 to 1 with all derivatives zero."""
+
+    def f(u: Array) -> Array:
+        positive = u > 0
+        return jnp.where(positive, jnp.exp(-1 / jnp.where(positive, u, 1)), 0)
+
+    return f(t) / (f(t) + f(1 - t))

@@ -1,0 +1,114 @@
+"""The record of one evaluation, with units."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from neuralil_ase.errors import UncertaintyError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Means and spreads over the M members of an ensemble, for a structure of N atoms.
+
+    All arrays are float64 and read-only. Every mean is the plain mean over members, so that forces and stress
+    are derivatives of the energy. Every spread is the standard deviation over members with ddof = 1; for a force, the
+    norm over x, y, z of the three component deviations. A field that the level of uncertainty does not
+    hold raises :class:`~neuralil_ase.errors.UncertaintyError` when read; ``holds(name)`` asks beforehand.
+
+    Attributes
+    ----------
+    energy
+        Potential energy in eV.
+    energies
+        Atomic energies in eV, shape (N,); they add up to ``energy``.
+    forces
+        In eV/Å, shape (N, 3).
+    stress
+        (1/V) dE/dε in eV/Å³, tension positive, shape (6,), order xx yy zz yz xz xy. Needs a cell with a volume.
+    stresses
+        Each atom's share of ``stress``, shape (N, 6); every pair counts with its central atom.
+    member_energies
+        In eV, shape (M,). From level "energy" on.
+    energies_std
+        Spread of the atomic energies in eV, shape (N,). From level "energy" on, two members or more.
+    member_forces
+        In eV/Å, shape (M, N, 3). Level "forces".
+    member_stresses
+        Stress of every member in eV/Å³, shape (M, 6). Level "forces", a cell with a volume.
+    energy_aleatoric_std, forces_aleatoric_std
+        Noise that a deep ensemble itself predicts: sqrt of the mean over members of σ²_E, in eV, and of
+        3 σ²_F per atom (three components), in eV/Å, shape (N,). From level "energy" on, heteroscedastic models.
+    """
+
+    energy: float
+    energies: np.ndarray
+    forces: np.ndarray
+    stress: np.ndarray | None = None
+    stresses: np.ndarray | None = None
+    member_energies: np.ndarray | None = None
+    energies_std: np.ndarray | None = None
+    member_forces: np.ndarray | None = None
+    member_stresses: np.ndarray | None = None
+    energy_aleatoric_std: float | None = None
+    forces_aleatoric_std: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = object.__getattribute__(self, field.name)
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
+
+    def __getattribute__(self, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        if value is None and name in _REASONS:
+            raise UncertaintyError(f"this prediction holds no {name}: {_REASONS[name]}")
+        return value
+
+    def holds(self, name: str) -> bool:
+        """Whether a field or a spread derived from it can be read."""
+        try:
+            getattr(self, name)
+        except UncertaintyError:
+            return False
+        return True
+
+    @property
+    def energy_std(self) -> float:
+        """Spread of the energy in eV. From level "energy" on."""
+        return float(_spread(self.member_energies, "energy_std"))
+
+    @property
+    def forces_std(self) -> np.ndarray:
+        """Spread of the forces in eV/Å, shape (N,): norm of the component deviations. Level "forces"."""
+        return np.linalg.norm(_spread(self.member_forces, "forces_std"), axis=-1)
+
+    @property
+    def stress_std(self) -> np.ndarray:
+        """Spread of the stress components in eV/Å³, shape (6,). Level "forces"."""
+        return _spread(self.member_stresses, "stress_std")
+
+
+_ENERGY = 'ask for prediction(atoms, uncertainty="energy"), or build the calculator with it'
+_FORCES = 'ask for prediction(atoms, uncertainty="forces"), or build the calculator with it'
+_VOLUME = "the cell has no volume; give the structure three lattice vectors"
+_HETEROSCEDASTIC = "only deep ensembles (network kind 'heteroscedastic') predict their own noise"
+_REASONS = {
+    "stress": _VOLUME,
+    "stresses": _VOLUME,
+    "member_energies": _ENERGY,
+    "energies_std": f"the model has one member, or {_ENERGY}",
+    "member_forces": _FORCES,
+    "member_stresses": f"{_VOLUME}, or {_FORCES}",
+    "energy_aleatoric_std": f"{_HETEROSCEDASTIC}; there, {_ENERGY}",
+    "forces_aleatoric_std": f"{_HETEROSCEDASTIC}; there, {_ENERGY}",
+}
+
+
+def _spread(members: Any, name: str) -> np.ndarray:
+    if len(members) < 2:
+        raise UncertaintyError(
+            f"this prediction holds no {name}: the model has one member, and a spread needs two; use an ensemble"
+        )
+    return np.std(members, axis=0, ddof=1)

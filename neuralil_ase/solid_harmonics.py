@@ -1,0 +1,75 @@
+"""Real solid harmonics r^l Y_lm as polynomials of x, y and z.
+
+They are orthonormal on the unit sphere, without the Condon-Shortley phase. The recursion is the one of
+Bigi, Fraux, Browning and Ceriotti, J. Chem. Phys. 159, 064802 (2023), eq. 5-8: no division by r, hence
+finite derivatives of every order everywhere, the origin included.
+"""
+
+from math import factorial, pi, sqrt
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def solid_harmonics(vectors: Array, l_max: int) -> Array:
+    """Evaluate r^l Y_lm for l = 0 … l_max.
+
+    Parameters
+    ----------
+    vectors
+        x, y, z in Å, shape (P, 3).
+    l_max
+        Largest order.
+
+    Returns
+    -------
+    Array, shape ((l_max + 1)², P)
+        Ordered by l, then m = -l … l; in Å^l.
+    """
+    x, y, z = vectors[:, 0], vectors[:, 1], vectors[:, 2]
+    r_squared = x * x + y * y + z * z
+    cosine, sine = _azimuthal(x, y, l_max)
+    legendre = _modified_legendre(z, r_squared, l_max)
+    rows = [_order(order, legendre[order], cosine, sine) for order in range(l_max + 1)]
+    return jnp.stack([value for row in rows for value in row])
+
+
+def _azimuthal(x: Array, y: Array, l_max: int) -> tuple[list[Array], list[Array]]:
+    """Real and imaginary parts of (x + iy)^m."""
+    cosine, sine = [jnp.ones_like(x)], [jnp.zeros_like(x)]
+    for _ in range(l_max):
+        c, s = cosine[-1], sine[-1]
+        cosine.append(x * c - y * s)
+        sine.append(x * s + y * c)
+    return cosine, sine
+
+
+def _modified_legendre(z: Array, r_squared: Array, l_max: int) -> list[list[Array]]:
+    """Q_lm = r^(l-m) P_lm(z/r) / sin^m θ, polynomials of z and r², for m = 0 … l."""
+    q: list[list[Array]] = [[jnp.ones_like(z)]]
+    for order in range(1, l_max + 1):
+        row = []
+        for m in range(order):
+            value = (2 * order - 1) * z * q[order - 1][m]
+            if m < order - 1:
+                value = value - (order + m - 1) * r_squared * q[order - 2][m]
+            row.append(value / (order - m))
+        row.append((2 * order - 1) * q[order - 1][order - 1])
+        q.append(row)
+    return q
+
+
+def _order(order: int, q: list[Array], cosine: list[Array], sine: list[Array]) -> list[Array]:
+    norms = [
+        sqrt(
+            (1 if m == 0 else 2)
+            * (2 * order + 1)
+            / (4 * pi)
+            * factorial(order - m)
+            / factorial(order + m)
+        )
+        for m in range(order + 1)
+    ]
+    negative = [norms[m] * q[m] * sine[m] for m in range(order, 0, -1)]
+    positive = [norms[m] * q[m] * cosine[m] for m in range(order + 1)]
+    return negative + positive
