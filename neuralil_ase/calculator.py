@@ -1,0 +1,283 @@
+"""The ASE calculator: reads arrays from ``Atoms``, hands them to the evaluator, fills ASE's results."""
+
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import (
+    Calculator,
+    PropertyNotImplementedError,
+    all_changes,
+)
+from ase.data import atomic_numbers, chemical_symbols
+
+from neuralil_ase.derivatives import Level
+from neuralil_ase.errors import ConfigError, StructureError
+from neuralil_ase.evaluator import Dtype, Evaluator, System
+from neuralil_ase.model_file import load_potential
+from neuralil_ase.neighbors import NeighborList
+from neuralil_ase.potential import Potential
+from neuralil_ase.prediction import Prediction
+
+DEFAULT_MODEL = "ean_gfn1.safetensors"
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+
+class NeuralILCalculator(Calculator):
+    """Energy, forces, stress and their uncertainties from a NeuralIL ensemble.
+
+    >>> from ase.build import molecule
+    >>> from neuralil_ase import NeuralILCalculator
+    >>> atoms = molecule("CH3CH2NH2")
+    >>> atoms.calc = NeuralILCalculator()
+    >>> atoms.get_forces().shape
+    (10, 3)
+    >>> prediction = atoms.calc.prediction(atoms, uncertainty="forces")
+    >>> prediction.forces_std.shape  # eV/Å, one spread per atom
+    (10,)
+
+    Parameters
+    ----------
+    model
+        Path of a model file, a loaded :class:`~neuralil_ase.Potential`, or None for the potential that ships with the
+        package: ethylammonium nitrate, a surrogate of GFN1-xTB (not of DFT).
+    dtype
+        Precision of descriptor and networks, "float32" or "float64". Differences of positions are
+        always taken, and energies always summed, in float64.
+    skin
+        Extra radius in Å of the pair list; the list is rebuilt when an atom may have crossed it.
+    uncertainty
+        What every evaluation yields: "off", the means alone; "energy", also each member's energy and
+        the spread of the atomic energies; "forces", also each member's forces. More can be had for one
+        structure through :meth:`prediction`.
+    label, directory, atoms
+        As for every ASE calculator.
+
+    Notes
+    -----
+    ``results`` holds ASE's properties alone (energy, free_energy, energies in eV, forces in eV/Å, stress and
+    stresses in eV/Å³, tension positive), all filled at every evaluation; stress needs three lattice vectors.
+    Means are plain means over members. Uncertainties are kept apart, in :meth:`prediction`: keys of our
+    own in ``results`` would break ``get_properties``, single-point copies and calculators that add results.
+
+    Raises
+    ------
+    ConfigError
+        If an option is not valid.
+    ModelFileError
+        If the model file cannot be read.
+    StructureError
+        On evaluation, if the structure holds an element the model does not know, or is not finite.
+    """
+
+    implemented_properties = [  # noqa: RUF012 - ASE's convention; set here, never extended in place
+        "energy", "free_energy", "energies", "forces", "stress", "stresses",
+    ]  # fmt: skip
+    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 - ASE's convention
+    name = "neuralil"
+
+    def __init__(
+        self,
+        model: str | Path | Potential | None = None,
+        *,
+        dtype: Dtype = "float32",
+        skin: float = 0.5,
+        uncertainty: Level = "energy",
+        label: str | None = None,
+        directory: str = ".",
+        atoms: Atoms | None = None,
+    ) -> None:
+        if not (np.isfinite(skin) and skin >= 0):
+            raise ConfigError(f"skin must be a length in Å, zero or more, got {skin}")
+        self.uncertainty = check_level(uncertainty)
+        self.potential = model if isinstance(model, Potential) else load_potential(_path(model))
+        self._evaluator = Evaluator(self.potential, dtype)
+        self._neighbor_list = NeighborList(self.potential.r_cut, skin)
+        self._last: _Evaluated | None = None
+        super().__init__(label=label, directory=directory, atoms=atoms)
+
+    @property
+    def compilations(self) -> int:
+        """Number of compilations this calculator has caused; constant while atoms move."""
+        return self._evaluator.compilations
+
+    @property
+    def neighbor_list_builds(self) -> int:
+        """How often the pair list was built."""
+        return self._neighbor_list.builds
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Evaluate all properties; called by ASE."""
+        Calculator.calculate(self, atoms, properties, system_changes)
+        prediction = self.prediction(self.atoms)
+        self.results = _ase_results(prediction)
+        if "stress" in properties and "stress" not in self.results:
+            raise PropertyNotImplementedError(
+                "stress needs a cell with a volume; give the structure three lattice vectors"
+            )
+
+    def prediction(
+        self, atoms: Atoms | None = None, uncertainty: Level | None = None
+    ) -> Prediction:
+        """The whole record of a structure: means, members and spreads.
+
+        Costs nothing for the structure evaluated last, if that held what is asked for.
+
+        Parameters
+        ----------
+        atoms
+            The structure; by default the one evaluated last.
+        uncertainty
+            Level for this call; by default that of the calculator.
+
+        Returns
+        -------
+        Prediction
+            See there for fields, shapes and units.
+        """
+        level = self.uncertainty if uncertainty is None else check_level(uncertainty)
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise StructureError("no structure has been evaluated yet: pass atoms to prediction()")
+        if self._last is None or not self._last.serves(atoms, level):
+            system = to_system(atoms, self.potential, self._neighbor_list)
+            (prediction,) = self._evaluator.evaluate([system], level)
+            self._last = _Evaluated(atoms.copy(), level, prediction)
+        return self._last.prediction
+
+    def descriptors(self, atoms: Atoms | None = None) -> np.ndarray:
+        """Power spectrum of every atom, shape (N, features), in Å^-3, float64."""
+        return self._evaluator.descriptors(self._system(atoms))
+
+    def hessian(self, atoms: Atoms | None = None) -> np.ndarray:
+        """Second derivatives of the mean energy in eV/Å², shape (N, 3, N, 3), by automatic differentiation.
+
+        Build the calculator with dtype="float64" where small frequencies matter. Fits
+        ``ase.vibrations.VibrationsData(atoms, hessian)``.
+        """
+        return self._evaluator.hessian(self._system(atoms))
+
+    def _system(self, atoms: Atoms | None) -> System:
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise StructureError("no structure has been evaluated yet: pass atoms")
+        return to_system(atoms, self.potential, self._neighbor_list)
+
+
+class _Evaluated(NamedTuple):
+    """The structure evaluated last, and what came out."""
+
+    atoms: Atoms
+    level: Level
+    prediction: Prediction
+
+    def serves(self, atoms: Atoms, level: Level) -> bool:
+        mine = self.atoms
+        return (
+            LEVELS.index(level) <= LEVELS.index(self.level)
+            and np.array_equal(mine.positions, atoms.positions)
+            and np.array_equal(mine.numbers, atoms.numbers)
+            and np.array_equal(mine.cell.array, atoms.cell.array)
+            and np.array_equal(mine.pbc, atoms.pbc)
+        )
+
+
+def predict_many(
+    potential: Potential | str | Path,
+    structures: Iterable[Atoms],
+    *,
+    dtype: Dtype = "float32",
+    uncertainty: Level = "energy",
+    batch_atoms: int = 4096,
+) -> list[Prediction]:
+    """Evaluate many structures in batches, each batch as one disconnected graph.
+
+    Parameters
+    ----------
+    potential
+        A loaded potential or the path of its model file.
+    structures
+        Structures of any sizes and cells.
+    dtype, uncertainty
+        As for :class:`NeuralILCalculator`.
+    batch_atoms
+        A batch is closed when it holds this many atoms.
+
+    Returns
+    -------
+    list of Prediction
+        One for each structure, in their order.
+    """
+    if not isinstance(potential, Potential):
+        potential = load_potential(potential)
+    evaluator, level = Evaluator(potential, dtype), check_level(uncertainty)
+    predictions: list[Prediction] = []
+    batch: list[System] = []
+    for atoms in structures:
+        batch.append(to_system(atoms, potential, NeighborList(potential.r_cut, skin=0)))
+        if sum(len(system.types) for system in batch) >= batch_atoms:
+            predictions += evaluator.evaluate(batch, level)
+            batch = []
+    return predictions + (evaluator.evaluate(batch, level) if batch else [])
+
+
+def to_system(atoms: Atoms, potential: Potential, neighbor_list: NeighborList) -> System:
+    """Element indices, pair list and volume of a structure.
+
+    Raises
+    ------
+    StructureError
+        If the potential does not know an element, or the geometry is not finite or degenerate.
+    """
+    types = element_types(atoms.numbers, potential.elements)
+    pairs = neighbor_list.pairs(atoms.positions, atoms.cell.array, atoms.pbc, types)
+    return System(types, pairs, atoms.cell.volume if atoms.cell.rank == 3 else None)
+
+
+def element_types(numbers: np.ndarray, elements: Sequence[str]) -> np.ndarray:
+    """Index in ``elements`` of every atomic number, shape (N,).
+
+    Raises
+    ------
+    StructureError
+        Naming the elements that are not known, and the first atom of each.
+    """
+    table = np.full(len(chemical_symbols), -1)
+    table[[atomic_numbers[symbol] for symbol in elements]] = np.arange(len(elements))
+    types = table[numbers]
+    if (types < 0).any():
+        unknown, first = np.unique(numbers[types < 0], return_index=True)
+        atoms = np.flatnonzero(types < 0)[first]
+        named = ", ".join(f"{chemical_symbols[z]} (atom {k})" for z, k in zip(unknown, atoms, strict=True))
+        raise StructureError(
+            f"the model does not know {named}; it was trained on {', '.join(elements)}. "
+            "Use a model trained with these elements"
+        )
+    return types
+
+
+def check_level(level: Any) -> Level:
+    """Refuse an unknown level of uncertainty with a ConfigError."""
+    if level not in LEVELS:
+        raise ConfigError(f"unknown uncertainty {level!r}; choose one of {', '.join(LEVELS)}")
+    return level
+
+
+def _path(model: str | Path | None) -> Path:
+    return Path(str(files("neuralil_ase") / "models" / DEFAULT_MODEL)) if model is None else Path(model)
+
+
+def _ase_results(prediction: Prediction) -> dict[str, Any]:
+    names = ["energies", "forces"]
+    if prediction.holds("stress"):
+        names += ["stress", "stresses"]
+    results: dict[str, Any] = {name: getattr(prediction, name).copy() for name in names}
+    return results | {"energy": prediction.energy, "free_energy": prediction.energy}
