@@ -1,0 +1,236 @@
+"""Criteria read what they say, bands and patience work, thresholds come from the calibration."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.neighborlist import neighbor_list
+from hypothesis import given
+from hypothesis import strategies as st
+from lj_ensemble import LJEnsemble, argon
+
+from neuralil_ase.errors import ConfigError, MonitorError
+from neuralil_ase.monitor import (
+    EnergySpreadPerAtom,
+    ExtrapolationMonitor,
+    Level,
+    MaxEnergySpread,
+    MaxForceSpread,
+    MeanForceSpread,
+    Reading,
+    RelativeForceSpread,
+    ShortestDistance,
+    shortest_distances,
+)
+from neuralil_ase.monitor.checks import Streaks
+
+ETHANOL = molecule("CH3CH2OH")
+
+
+def prediction(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return SimpleNamespace(
+        forces_std=rng.random(n), energies_std=rng.random(n), energy_std=0.7, energy=1.0
+    )
+
+
+def test_largest_force_spread_names_value_and_atom():
+    p = prediction(9)
+    reading = MaxForceSpread(0.1).read(ETHANOL, p)
+    assert reading.value == p.forces_std.max()
+    assert reading.atom == p.forces_std.argmax()
+    assert (reading.low, reading.high, reading.threshold) == (0.1, None, 0.1)
+
+
+def test_per_element_and_selection():
+    p = prediction(9)
+    of_h = MaxForceSpread(0.1, elements=("H",)).read(ETHANOL, p)
+    hydrogens = np.flatnonzero(ETHANOL.numbers == 1)
+    assert of_h.value == p.forces_std[hydrogens].max()
+    assert ETHANOL.symbols[of_h.atom] == "H"
+    chosen = MaxForceSpread(0.1, indices=(7, 2), elements=("C", "O", "H")).read(ETHANOL, p)
+    assert chosen.value == max(p.forces_std[7], p.forces_std[2])
+    assert MaxForceSpread(0.1, indices=(-1,)).read(ETHANOL, p).value == p.forces_std[8]
+
+
+def test_means_and_energies():
+    p = prediction(9)
+    mean = MeanForceSpread(0.1, elements=("C",)).read(ETHANOL, p)
+    assert mean.value == pytest.approx(p.forces_std[ETHANOL.numbers == 6].mean())
+    assert mean.atom is None
+    assert EnergySpreadPerAtom(0.1).read(ETHANOL, p).value == pytest.approx(0.7 / 9)
+    assert MaxEnergySpread(0.1).read(ETHANOL, p).atom == p.energies_std.argmax()
+
+
+def test_relative_spread_weighs_elements():
+    p = prediction(9)
+    p.forces_std[:] = 0.2
+    reference = {"C": 1.0, "H": 0.1, "O": 0.4}
+    reading = RelativeForceSpread(reference=reference).read(ETHANOL, p)
+    assert reading.value == pytest.approx(2.0)
+    assert ETHANOL.symbols[reading.atom] == "H"
+    assert reading.level == Level.CANDIDATE
+
+
+@given(
+    value=st.floats(allow_nan=True, allow_infinity=True),
+    low=st.floats(0.01, 1.0),
+    width=st.floats(0.0, 3.0),
+)
+def test_levels_of_all_values(value, low, width):
+    level = Reading("x", "", value, None, low, low + width).level
+    if np.isnan(value) or np.isposinf(value) or value >= low + width:
+        assert level == Level.HIGH
+    elif value >= low:
+        assert level == Level.CANDIDATE
+    elif np.isfinite(value):
+        assert level == Level.TRUSTED
+
+
+def test_not_a_number_is_never_trusted():
+    p = prediction(9)
+    p.forces_std[4] = np.nan
+    for criterion in (MaxForceSpread(5.0), MeanForceSpread(5.0)):
+        assert criterion.read(ETHANOL, p).level == Level.HIGH
+        assert criterion.read(ETHANOL, p).top
+    assert MaxForceSpread(5.0).read(ETHANOL, p).atom == 4
+
+
+@pytest.mark.parametrize("pbc", [False, True, (True, False, True)])
+def test_shortest_distance_agrees_with_ase(pbc):
+    atoms = argon()
+    atoms.rattle(0.4, seed=2)
+    atoms.pbc = pbc
+    criterion = ShortestDistance(reference={"Ar-Ar": 3.5})
+    reading = criterion.read(atoms, None)
+    i, d = neighbor_list("id", atoms, 6.0)
+    assert reading.value == pytest.approx(d.min() / 3.5, rel=1e-12)
+    assert reading.atom in i[d == d.min()]
+
+
+def test_short_is_bad_and_absent_is_good():
+    dimer = Atoms("H2", [[0, 0, 0], [0, 0, 0.7]])
+    criterion = ShortestDistance(0.9, 0.6, reference={"H-H": 0.74})
+    assert criterion.read(dimer, None).level == Level.TRUSTED
+    dimer.positions[1, 2] = 0.5
+    assert criterion.read(dimer, None).level == Level.CANDIDATE
+    dimer.positions[1, 2] = 0.3
+    assert criterion.read(dimer, None).level == Level.HIGH
+    dimer.positions[1, 2] = 40.0
+    far = criterion.read(dimer, None)
+    assert np.isposinf(far.value)
+    assert far.level == Level.TRUSTED
+    dimer.positions[1, 2] = np.nan
+    assert criterion.read(dimer, None).level == Level.HIGH
+
+
+def test_shortest_distances_of_a_training_set():
+    stretched = ETHANOL.copy()
+    stretched.positions *= 1.1
+    table = shortest_distances([stretched, ETHANOL], cutoff=2.5)
+    distances = ETHANOL.get_all_distances()
+    for pair, value in table.items():
+        a, b = pair.split("-")
+        block = distances[np.ix_(ETHANOL.symbols == a, ETHANOL.symbols == b)]
+        expected = min(block[block > 0].min(initial=np.inf), 2.5)
+        assert value == pytest.approx(expected)
+    assert set(table) == {"C-C", "C-H", "C-O", "H-H", "H-O", "O-O"}
+    own = ShortestDistance(0.99, reference=table).read(ETHANOL, None)
+    assert own.value == pytest.approx(1.0)
+    assert own.level == Level.TRUSTED
+
+
+def test_patience_counts_each_criterion_in_a_row():
+    streaks = Streaks(patience=2)
+
+    def step(value):
+        lasting = streaks.update([Reading("x", "", value, None, 1.0, 2.0)])
+        return streaks.level(lasting), streaks.stop(lasting)
+
+    assert step(1.5) == (Level.TRUSTED, False)
+    assert step(2.5) == (Level.CANDIDATE, False)  # flagged twice, high once
+    assert step(2.5) == (Level.HIGH, True)
+    assert step(0.5) == (Level.TRUSTED, False)
+    assert step(2.5) == (Level.TRUSTED, False)
+
+
+CALIBRATION = SimpleNamespace(
+    thresholds={"low": 0.02, "high": 0.06},
+    force_std_quantiles={"Ar": {"0.5": 0.004, "0.99": 0.02}},
+    shortest_distances={"Ar-Ar": 3.3},
+)
+
+
+@pytest.mark.parametrize("calibration", [CALIBRATION, vars(CALIBRATION)])
+def test_thresholds_come_from_the_calibration(calibration):
+    atoms = argon()
+    atoms.calc = LJEnsemble(calibration=calibration)
+    (criterion,) = ExtrapolationMonitor(atoms).criteria
+    assert (criterion.low, criterion.high) == (0.02, 0.06)
+    own = [RelativeForceSpread(quantile=0.99), ShortestDistance()]
+    relative, distance = ExtrapolationMonitor(atoms, criteria=own).criteria
+    assert relative.reference == {"Ar": 0.02}
+    assert distance.reference == {"Ar-Ar": 3.3}
+    (kept,) = ExtrapolationMonitor(atoms, 0.5).criteria
+    assert (kept.low, kept.high) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("criteria", "calibration", "message"),
+    [
+        (None, None, r"not calibrated. Give threshold= \(in eV/Å\)"),
+        (None, SimpleNamespace(), "has no thresholds in its calibration"),
+        ([RelativeForceSpread()], None, "Give reference="),
+        ([RelativeForceSpread(quantile=0.7)], CALIBRATION, "no 0.7 quantile for Ar, but 0.5, 0.99"),
+        ([ShortestDistance()], None, "Give reference="),
+        ([MeanForceSpread()], CALIBRATION, "mean_force_std has no threshold.*give low="),
+    ],
+)
+def test_open_thresholds_are_asked_for(criteria, calibration, message):
+    atoms = argon()
+    atoms.calc = LJEnsemble(calibration=calibration)
+    with pytest.raises(MonitorError, match=message):
+        ExtrapolationMonitor(atoms, criteria=criteria)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MaxForceSpread(-1.0), "low = -1.0 is not a threshold"),
+        (lambda: MaxForceSpread(float("nan")), "not a threshold"),
+        (lambda: MaxForceSpread(2.0, 1.0), "high = 1.0 comes before low = 2.0"),
+        (lambda: ShortestDistance(0.8, 0.9), "the smaller ones"),
+        (lambda: MaxForceSpread(1.0, elements="H"), r"give elements as a tuple, \('H',\)"),
+        (lambda: MaxForceSpread(1.0, label="a b"), "no blanks"),
+        (lambda: EnergySpreadPerAtom(1.0, elements=("H",)), "belongs to the whole frame"),
+    ],
+)
+def test_senseless_criteria_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (MaxForceSpread(1.0, elements=("Xe",)), "no atom to look at.*misspelled"),
+        (MaxForceSpread(1.0, indices=(9,)), "reach beyond the 9 atoms"),
+        (RelativeForceSpread(reference={"H": 1.0}), "no reference spread for C, O"),
+        (ShortestDistance(reference={"H-H": 1.0}), "no reference distance for C-C, C-H, C-O, H-O"),
+        (MeanForceSpread(), "no threshold; give low= to MeanForceSpread"),
+    ],
+)
+def test_what_does_not_fit_the_structure_is_refused(criterion, message):
+    with pytest.raises(MonitorError, match=message):
+        criterion.read(ETHANOL, prediction(9))
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [({"HO": 1.0}, "not a pair of elements"), ({"H-O": -1.0}, "not a distance")],
+)
+def test_bad_reference_distances_are_refused(reference, message):
+    with pytest.raises(ConfigError, match=message):
+        ShortestDistance(reference=reference).read(ETHANOL, None)
