@@ -1,0 +1,215 @@
+"""From the spread of an ensemble to an error bar: fitted on held-out frames, stored in the model file.
+
+Members of an ensemble err together, so that their spread is smaller than their error. Per element, the force
+error of an atom with spread s is taken as Gaussian with
+
+    σ² = (scale · s)² + floor²
+
+(σ² summed over x, y, z, as s² is; the floor stands for noise of the labels and for errors all members share), and
+scale and floor maximise the likelihood of the held-out errors. The energy of a frame of N atoms likewise has
+σ² = (scale · s)² + N floor². See arXiv:2302.08805 for why spreads need this.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.stats import norm, rankdata, spearmanr
+
+from neuralil_ase.errors import DataError
+
+QUANTILES = (0.5, 0.68, 0.9, 0.95, 0.99, 0.999, 1.0)
+ESTIMATOR = (
+    "spread: standard deviation over members, ddof 1; of a force, the norm over x, y, z. "
+    "error bar: sqrt((scale * spread)^2 + floor^2), per element; of an energy, floor * sqrt(atoms)"
+)
+MIN_ATOMS = 30
+
+
+class HeldOut(NamedTuple):
+    """Errors and raw spreads on frames that took no part in training.
+
+    Attributes
+    ----------
+    symbols
+        Chemical symbol of every atom of every frame, shape (atoms,).
+    force_errors
+        Mean prediction minus label, eV/Å, shape (atoms, 3).
+    force_spreads
+        In eV/Å, shape (atoms,).
+    frame_sizes
+        Atoms in every frame, shape (frames,).
+    energy_errors, energy_spreads
+        In eV, shape (frames,); errors after removing the mean offset per atom. NaN where a label is missing.
+    """
+
+    symbols: np.ndarray
+    force_errors: np.ndarray
+    force_spreads: np.ndarray
+    frame_sizes: np.ndarray
+    energy_errors: np.ndarray
+    energy_spreads: np.ndarray
+
+
+def calibrate(
+    held_out: HeldOut, shortest_distances: Mapping[str, float], data: str
+) -> dict[str, Any]:
+    """Fit error bars and thresholds.
+
+    Parameters
+    ----------
+    held_out
+        Errors and spreads.
+    shortest_distances
+        Shortest distance in Å of every pair of elements, "A-B", in the training data.
+    data
+        What the held-out frames are, for the record.
+
+    Returns
+    -------
+    dict
+        JSON data for ``Potential.calibration``; thresholds and quantiles in eV/Å.
+
+    Raises
+    ------
+    DataError
+        If there are too few atoms of any element, or values that are not finite.
+    """
+    _check(held_out)
+    elements = sorted(set(held_out.symbols.tolist()))
+    force = {element: _fit_element(held_out, element) for element in elements}
+    spreads = {e: held_out.force_spreads[held_out.symbols == e] for e in elements}
+    largest = np.maximum.reduceat(held_out.force_spreads, _starts(held_out.frame_sizes))
+    low = float(1.25 * np.quantile(largest, 0.99))
+    return {
+        "estimator": ESTIMATOR,
+        "ddof": 1,
+        "units": {"force": "eV/Å", "energy": "eV", "distance": "Å"},
+        "data": data,
+        "n_frames": len(held_out.frame_sizes),
+        "n_atoms": len(held_out.symbols),
+        "force_scale": {e: scale for e, (scale, _) in force.items()},
+        "force_floor": {e: floor for e, (_, floor) in force.items()},
+        **_fit_energy(held_out),
+        "force_std_quantiles": {
+            e: {str(q): float(np.quantile(spreads[e], q)) for q in QUANTILES} for e in elements
+        },
+        "thresholds": {"low": low, "high": 2 * low},
+        "shortest_distances": dict(shortest_distances),
+    }
+
+
+def force_error_bars(
+    calibration: Mapping[str, Any], symbols: Sequence[str], spreads: np.ndarray
+) -> np.ndarray:
+    """Expected size (root mean square norm) of the force error of every atom, eV/Å, shape (N,)."""
+    scale = np.array([calibration["force_scale"].get(s, np.nan) for s in symbols])
+    floor = np.array([calibration["force_floor"].get(s, np.nan) for s in symbols])
+    return np.hypot(scale * spreads, floor)
+
+
+def energy_error_bar(calibration: Mapping[str, Any], n_atoms: int, spread: float) -> float:
+    """Expected root mean square error of the energy in eV, up to a constant per atom."""
+    floor = calibration["energy_floor"] * np.sqrt(n_atoms)
+    return float(np.hypot(calibration["energy_scale"] * spread, floor))
+
+
+def quality(errors: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
+    """How well error bars describe errors.
+
+    Parameters
+    ----------
+    errors
+        Shape (n, d): d = 3 for forces, 1 for energies.
+    sigma
+        Error bars of the norm over the d components, shape (n,).
+
+    Returns
+    -------
+    dict
+        rms error / rms sigma (1 is right); the share of components within 1 and 1.96 component sigmas (0.683 and
+        0.950 for Gaussian errors); Spearman's rank correlation of norm and sigma; the area between observed and
+        expected coverage (0 is right, 0.5 the worst); AUROC of telling the largest 10 % of the errors.
+    """
+    size = np.linalg.norm(errors, axis=1)
+    ratio = np.abs(errors) / (sigma / np.sqrt(errors.shape[1]))[:, None]
+    expected = np.linspace(0.01, 0.99, 99)
+    observed = (ratio.reshape(-1, 1) <= norm.ppf(0.5 + expected / 2)).mean(axis=0)
+    return {
+        "rms_error_over_rms_sigma": float(np.sqrt(np.mean(size**2) / np.mean(sigma**2))),
+        "coverage_68": float((ratio <= 1).mean()),
+        "coverage_95": float((ratio <= 1.959964).mean()),
+        "spearman": float(spearmanr(size, sigma).statistic),
+        "miscalibration_area": float(np.abs(observed - expected).mean()),
+        "auroc_largest_tenth": auroc(sigma, size > np.quantile(size, 0.9)),
+    }
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Probability that a positive case has the higher score (Mann-Whitney)."""
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if n_positive == 0 or n_negative == 0:
+        return float("nan")
+    rank_sum = rankdata(scores)[positive].sum()
+    return float((rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+
+
+def _fit_element(held_out: HeldOut, element: str) -> tuple[float, float]:
+    chosen = held_out.symbols == element
+    squared = (held_out.force_errors[chosen] ** 2).sum(axis=1)
+    return fit_scale_and_floor(squared, held_out.force_spreads[chosen], 3)
+
+
+def _fit_energy(held_out: HeldOut) -> dict[str, float]:
+    known = np.isfinite(held_out.energy_errors)
+    if known.sum() < 2:
+        return {"energy_scale": float("nan"), "energy_floor": float("nan")}
+    root = np.sqrt(held_out.frame_sizes[known])
+    squared = (held_out.energy_errors[known] / root) ** 2
+    scale, floor = fit_scale_and_floor(squared, held_out.energy_spreads[known] / root, 1)
+    return {"energy_scale": scale, "energy_floor": floor}
+
+
+def fit_scale_and_floor(
+    squared_errors: np.ndarray, spreads: np.ndarray, components: int
+) -> tuple[float, float]:
+    """Maximise the Gaussian likelihood of errors with σ² = (scale · spread)² + floor².
+
+    Parameters
+    ----------
+    squared_errors
+        Sum over components, shape (n,).
+    spreads
+        Norm over components, shape (n,).
+    components
+        Number of components of each error.
+    """
+    scale = np.sqrt(squared_errors.mean() / max((spreads**2).mean(), 1e-30))
+    start = np.log([max(scale, 1e-6), max(0.3 * np.sqrt(squared_errors.mean()), 1e-9)])
+
+    def negative_log_likelihood(logs: np.ndarray) -> float:
+        variance = np.exp(2 * logs[0]) * spreads**2 + np.exp(2 * logs[1])
+        return float(np.mean(np.log(variance) + squared_errors / variance) * components)
+
+    best = minimize(negative_log_likelihood, start, method="Nelder-Mead")
+    return float(np.exp(best.x[0])), float(np.exp(best.x[1]))
+
+
+def _check(held_out: HeldOut) -> None:
+    if not (np.isfinite(held_out.force_errors).all() and np.isfinite(held_out.force_spreads).all()):
+        raise DataError(
+            "held-out force errors or spreads are not finite; evaluate the model on these frames first"
+        )
+    symbols, counts = np.unique(held_out.symbols, return_counts=True)
+    few = [f"{s} ({n})" for s, n in zip(symbols, counts, strict=True) if n < MIN_ATOMS]
+    if few or len(symbols) == 0:
+        raise DataError(
+            f"too few held-out atoms to calibrate: {', '.join(few) or 'none at all'}; each element needs "
+            f"{MIN_ATOMS}. Hold more frames out, or give a larger data set to calibrate on"
+        )
+
+
+def _starts(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)

@@ -1,0 +1,253 @@
+"""The loop: epochs of steps, validation, the best model so far, checkpoints, orderly ends."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from neuralil_ase.errors import TrainingError
+from neuralil_ase.potential import Params, Potential, init_params
+from neuralil_ase.training.batches import Sample
+from neuralil_ase.training.folding import fold
+from neuralil_ase.training.loss import SHAPES, Norms, Sums
+from neuralil_ase.training.objective import Batch
+from neuralil_ase.training.optimizer import build_optimizer
+from neuralil_ase.training.steps import Functions, State
+from neuralil_ase.training.task import Task
+
+logger = logging.getLogger(__name__)
+History = list[dict[str, Any]]
+
+
+@dataclass
+class Run:
+    """A run between two epochs.
+
+    Attributes
+    ----------
+    state
+        On the device.
+    best
+        The averaged parameters of the smallest validation loss so far; the latest ones without validation.
+    best_loss
+        That loss; None before the first validation.
+    epoch
+        Epochs done.
+    history
+        One record per epoch.
+    """
+
+    state: State
+    best: Params
+    best_loss: float | None = None
+    epoch: int = 0
+    history: History = field(default_factory=list)
+
+
+class Trainer:
+    """Runs epochs of one task."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.steps_per_epoch = -(-len(task.train) // task.settings.batch_size)
+        n_steps = self.steps_per_epoch * task.settings.epochs
+        self._optimizer = build_optimizer(task.settings, n_steps)
+        self._functions = Functions(task, self._optimizer)
+        self._n_steps = n_steps
+
+    def start(self) -> Run:
+        """A run with fresh parameters."""
+        params = jax.tree.map(jnp.asarray, init_params(self.task.config, self.task.settings.seed))
+        state = State(params, params, self._optimizer.init(params), jnp.zeros((), jnp.int32))
+        return Run(state, params)
+
+    def epoch(self, run: Run) -> Run:
+        """One pass over the training samples, and validation when it is due.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is no longer finite; ``run`` is then untouched.
+        """
+        began = time.perf_counter()
+        state, losses, sums, norms = self._pass(run)
+        epoch = run.epoch + 1
+        record: dict[str, Any] = {
+            "epoch": epoch,
+            "step": int(state.step),
+            "loss": _finite_mean(losses, epoch),
+            "energy_mae": float(np.mean(sums.energy_error)) / max(norms.energy, 1),
+            "force_mae": float(np.mean(sums.force_error)) / max(norms.forces, 1),
+        }
+        best, best_loss = (state.average if not self.task.validation else run.best), run.best_loss
+        settings = self.task.settings
+        if self.task.validation and (
+            epoch % settings.validate_every == 0 or epoch == settings.epochs
+        ):
+            errors = self.validate(state.average)
+            record |= {f"validation_{key}": value for key, value in errors.items()}
+            if best_loss is None or errors["loss"] <= best_loss:
+                best, best_loss = state.average, errors["loss"]
+        record["seconds"] = time.perf_counter() - began
+        return Run(state, best, best_loss, epoch, [*run.history, record])
+
+    def validate(self, params: Params) -> dict[str, float]:
+        """Errors of the mean over members on the validation samples: eV/atom, eV/Å, and the loss."""
+        energy, forces, stress = self._residuals(params, self.task.validation)
+        s = self.task.settings
+        shape = SHAPES[s.loss]
+        parts = (
+            (s.energy_weight, energy / s.energy_scale),
+            (s.force_weight, forces / s.force_scale),
+            (s.stress_weight, stress / s.stress_scale),
+        )
+        loss = sum(weight * float(np.mean(shape(x))) for weight, x in parts if x.size)
+        return {"loss": loss, "energy_mae": _mae(energy), "force_mae": _mae(forces)}
+
+    def potential(self, params: Params, provenance: dict[str, Any] | None = None) -> Potential:
+        """The potential with normalisation folded into its layers."""
+        folded = jax.tree.map(np.asarray, fold(self.task.config, self.task.scaling, params))
+        return Potential(self.task.config, folded, self.task.reference, provenance or {})
+
+    def _pass(self, run: Run) -> tuple[State, list[jax.Array], Sums, Norms]:
+        task, state = self.task, run.state
+        batch_size = task.settings.batch_size
+        order = np.random.default_rng((task.settings.seed, 2, run.epoch)).permutation(
+            len(task.train)
+        )
+        losses: list[jax.Array] = []
+        parts: list[Sums] = []
+        norms = []
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            state, loss, sums, norm = self._step(state, chosen)
+            losses.append(loss)
+            parts.extend(sums)
+            norms.append(norm)
+        totals = jax.tree.map(lambda *x: np.sum(np.asarray(x), axis=0), *parts)
+        return state, losses, totals, Norms(*map(sum, zip(*norms, strict=True)))
+
+    def _step(self, state: State, chosen: np.ndarray) -> tuple[State, jax.Array, list[Sums], Norms]:
+        task, functions = self.task, self._functions
+        samples = [task.train[k] for k in chosen]
+        norms = norms_of(samples)
+        share = self._nll_share(int(state.step)) if task.config.is_heteroscedastic else 0.0
+        results = [
+            functions.gradient(state.params, batch, _at_least_one(norms), share)
+            for batch in task.packer.pack(samples, task.counts[:, chosen])
+        ]
+        gradient, loss = results[0][0], results[0][1][0]
+        for other, (other_loss, _) in results[1:]:
+            gradient, loss = functions.add((gradient, loss), (other, other_loss))
+        return functions.update(state, gradient), loss, [sums for _, (_, sums) in results], norms
+
+    def _nll_share(self, step: int) -> float:
+        """From the shaped residuals to the likelihood over a tenth of the run."""
+        progress = (step / self._n_steps - self.task.settings.nll_start) / 0.1
+        return float(np.clip(progress, 0, 1))
+
+    def _residuals(
+        self, params: Params, samples: Sequence[Sample]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        weights = np.ones((self.task.config.n_members, len(samples)))
+        parts = [
+            _mean_residuals(self._functions.predict(params, batch), batch)
+            for batch in self.task.packer.pack(samples, weights)
+        ]
+        energy, forces, stress = zip(*parts, strict=True)
+        return np.concatenate(energy), np.concatenate(forces), np.concatenate(stress)
+
+
+def fit(
+    trainer: Trainer,
+    run: Run,
+    after_epoch: Callable[[Run, str | None], None],
+) -> Run:
+    """Train to the last epoch, the time limit, an interrupt or a failure.
+
+    Parameters
+    ----------
+    trainer, run
+        The task and where to go on.
+    after_epoch
+        Called after every epoch with the run, and once more at the end with the reason: "finished", "time limit",
+        "interrupted" or "failed". It writes logs, checkpoints and models.
+
+    Raises
+    ------
+    TrainingError
+        If the loss is no longer finite, after ``after_epoch`` has saved the last good state.
+    """
+    settings = trainer.task.settings
+    began = time.monotonic()
+    try:
+        while run.epoch < settings.epochs:
+            run = trainer.epoch(run)
+            after_epoch(run, None)
+            if 0 < settings.time_limit < time.monotonic() - began:
+                after_epoch(run, "time limit")
+                return run
+    except KeyboardInterrupt:
+        logger.warning("interrupted after epoch %d; keeping the best model so far", run.epoch)
+        after_epoch(run, "interrupted")
+        return run
+    except TrainingError:
+        after_epoch(run, "failed")
+        raise
+    after_epoch(run, "finished")
+    return run
+
+
+def norms_of(samples: Sequence[Sample]) -> Norms:
+    """Numbers of labelled frames, force components and stress components."""
+    labels = [sample.labels for sample in samples]
+    return Norms(
+        float(sum(np.isfinite(label.energy) for label in labels)),
+        float(sum(np.isfinite(label.forces).sum() for label in labels)),
+        float(sum(np.isfinite(label.stress).sum() for label in labels)),
+    )
+
+
+def log_line(record: dict[str, Any]) -> str:
+    """One epoch as a line of JSON."""
+    return json.dumps(
+        {k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in record.items()}
+    )
+
+
+def _at_least_one(norms: Norms) -> Norms:
+    return Norms(*(max(value, 1.0) for value in norms))
+
+
+def _mean_residuals(predicted: Any, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Residuals of the mean over members where labels are: eV/atom, eV/Å, eV/Å³."""
+    energy = (np.mean(predicted.energy, axis=0) - batch.energy) / batch.n_atoms
+    forces = np.mean(predicted.forces, axis=0) - batch.forces
+    stress = np.mean(predicted.stress, axis=0) - batch.stress
+    return (
+        energy[batch.energy_weight > 0],
+        forces[batch.force_weight > 0],
+        stress[batch.stress_weight > 0],
+    )
+
+
+def _finite_mean(losses: Sequence[jax.Array], epoch: int) -> float:
+    array = np.asarray(losses)
+    if not np.isfinite(array).all():
+        step, member = np.argwhere(~np.isfinite(array))[0]
+        raise TrainingError(
+            f"the loss of member {member} became {array[step, member]} in epoch {epoch}, step {step + 1} of it. "
+            "Usually the learning rate is too high or a frame has absurd labels; the last good model was kept. "
+            "Lower learning_rate, or look at the frames with the largest forces"
+        )
+    return float(array.mean())
+
+
+def _mae(values: np.ndarray) -> float:
+    return float(np.abs(values).mean()) if values.size else float("nan")

@@ -1,0 +1,89 @@
+"""Scales that make training easy, and how they disappear into the first and last layers.
+
+Training works on normalised descriptors and energies. Both scalings are linear, so that they fold into the layers
+that read the descriptor and into the last one: the potential that is evaluated and saved has the published
+architecture, without any normalisation.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from neuralil_ase.config import ModelConfig
+from neuralil_ase.errors import ConfigError
+from neuralil_ase.potential import Params, flatten, unflatten
+
+
+class Scaling(NamedTuple):
+    """Affine map of the descriptor and factor of the energy.
+
+    Attributes
+    ----------
+    mean
+        Subtracted from the features, shape (F,), in Å^-3.
+    factor
+        Then multiplied, shape (F,), in Å^3.
+    energy
+        Factor from the network's output to eV.
+    """
+
+    mean: np.ndarray
+    factor: np.ndarray
+    energy: float
+
+
+def scaling_of(features: np.ndarray, force_rms: float) -> Scaling:
+    """Unit variance for every feature that varies, energies in units of the forces times 1 Å.
+
+    Parameters
+    ----------
+    features
+        Descriptors of many atoms, shape (N, F).
+    force_rms
+        Root mean square of the force components in eV/Å; NaN or 0 counts as 1.
+    """
+    deviation = features.std(axis=0, dtype=np.float64)
+    floor = 1e-3 * max(float(deviation.max(initial=0)), 1e-12)
+    return Scaling(
+        features.mean(axis=0, dtype=np.float64).astype(np.float32),
+        (1 / np.maximum(deviation, floor)).astype(np.float32),
+        float(force_rms) if np.isfinite(force_rms) and force_rms > 0 else 1.0,
+    )
+
+
+def fold(config: ModelConfig, scaling: Scaling, params: Params) -> Params:
+    """Parameters of the published architecture from those that training works on."""
+    flat: dict[str, Any] = dict(flatten(params))
+    n_features = config.descriptor.n_features
+    for layer in _inlets(config):
+        kernel = flat[f"{layer}/kernel"]
+        scaled = kernel[..., :n_features, :] * scaling.factor[:, None]
+        shift = jnp.einsum("f,...fh->...h", scaling.mean, scaled)
+        flat[f"{layer}/kernel"] = jnp.concatenate([scaled, kernel[..., n_features:, :]], axis=-2)
+        flat[f"{layer}/bias"] = flat[f"{layer}/bias"] - shift
+    for name in ("kernel", "bias"):
+        outlet: Array = flat[f"{_outlet(config)}/{name}"]
+        flat[f"{_outlet(config)}/{name}"] = outlet * scaling.energy
+    return unflatten(flat)
+
+
+def _inlets(config: ModelConfig) -> list[str]:
+    """Layers that read the descriptor."""
+    network = config.network
+    if network.kind == "core":
+        return ["network/body/Dense_0"]
+    n_inputs = config.descriptor.n_features + network.embed_d
+    if network.widths[:2] == (n_inputs, n_inputs):
+        raise ConfigError(
+            f"a residual network whose first two widths equal its {n_inputs} inputs passes the raw descriptor on, "
+            "which training cannot normalise; choose another width"
+        )
+    block = f"network/body/{'blocks' if network.kind == 'resnet' else 'trunk'}/block_0"
+    return [f"{block}/Dense_0", f"{block}/Dense_3"]
+
+
+def _outlet(config: ModelConfig) -> str:
+    name = "energy_denormalizer" if config.is_heteroscedastic else "denormalizer"
+    return f"network/body/{name}"

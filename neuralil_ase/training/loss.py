@@ -1,0 +1,117 @@
+"""What training minimises: how far energies, forces and stresses are from their labels."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from neuralil_ase.training.objective import Batch, Predicted
+from neuralil_ase.training.settings import TrainingSettings
+
+
+class Sums(NamedTuple):
+    """Sums over a microbatch for every member, shape (M,); divided by ``Norms`` they are the loss and its parts.
+
+    Attributes
+    ----------
+    energy, forces, stress
+        Shaped residuals, without unit.
+    likelihood
+        Negative log-likelihood of energies and forces, for heteroscedastic networks; else 0.
+    energy_error, force_error
+        Absolute residuals in eV/atom and eV/Å, for the progress report.
+    """
+
+    energy: Array
+    forces: Array
+    stress: Array
+    likelihood: Array
+    energy_error: Array
+    force_error: Array
+
+
+class Norms(NamedTuple):
+    """Numbers of labelled frames, force components and stress components in the whole batch."""
+
+    energy: float
+    forces: float
+    stress: float
+
+
+def log_cosh(x: Array) -> Array:
+    """log cosh x = |x| + log(1 + exp(-2|x|)) - log 2: x²/2 near 0, |x| - log 2 far out."""
+    size = jnp.abs(x)
+    return size + jnp.log1p(jnp.exp(-2 * size)) - jnp.log(2.0)
+
+
+def huber(x: Array) -> Array:
+    """x²/2 for |x| < 1, |x| - 1/2 beyond."""
+    size = jnp.minimum(jnp.abs(x), 1)
+    return size * (jnp.abs(x) - size / 2)
+
+
+def half_square(x: Array) -> Array:
+    """x²/2."""
+    return x * x / 2
+
+
+SHAPES: dict[str, Callable[[Array], Array]] = {
+    "log-cosh": log_cosh,
+    "huber": huber,
+    "mse": half_square,
+}
+
+
+def loss_sums(settings: TrainingSettings, predicted: Predicted, batch: Batch) -> Sums:
+    """Weighted sums of the shaped residuals, for every member.
+
+    The energy residual is taken per atom.
+    """
+    shape = SHAPES[settings.loss]
+    of_frame, of_atom = batch.member_weight, batch.member_weight[:, batch.frame]
+    energy_residual = predicted.energy - batch.energy
+    force_residual = predicted.forces - batch.forces
+    energy = shape(energy_residual / batch.n_atoms / settings.energy_scale) * batch.energy_weight
+    forces = shape(force_residual / settings.force_scale) * batch.force_weight[:, None]
+    stress = (
+        shape((predicted.stress - batch.stress) / settings.stress_scale)
+        * batch.stress_weight[:, None]
+    )
+    return Sums(
+        (energy * of_frame).sum(axis=1),
+        (forces * of_atom[..., None]).sum(axis=(1, 2)),
+        (stress * of_frame[..., None]).sum(axis=(1, 2)),
+        _likelihood(predicted, batch, energy_residual, force_residual),
+        (jnp.abs(energy_residual) / batch.n_atoms * batch.energy_weight).sum(axis=1),
+        (jnp.abs(force_residual) * batch.force_weight[:, None]).sum(axis=(1, 2)),
+    )
+
+
+def _likelihood(
+    predicted: Predicted, batch: Batch, energy_residual: Array, force_residual: Array
+) -> Array:
+    """Gaussian negative log-likelihood ½(log σ² + residual²/σ²) of forces and energies, arXiv:2302.08805."""
+    if predicted.variance_energy is None or predicted.variance_forces is None:
+        return jnp.zeros(len(batch.member_weight))
+    variance_e = predicted.variance_energy + 1e-6
+    variance_f = predicted.variance_forces[..., None] + 1e-6
+    of_energy = 0.5 * (jnp.log(variance_e) + energy_residual**2 / variance_e) * batch.energy_weight
+    of_forces = 0.5 * (jnp.log(variance_f) + force_residual**2 / variance_f)
+    of_forces = of_forces * batch.force_weight[:, None]
+    weight = batch.member_weight
+    return (of_energy * weight).sum(1) + (of_forces * weight[:, batch.frame, None]).sum((1, 2))
+
+
+def total(settings: TrainingSettings, sums: Sums, norms: Norms, nll_share: Array | float) -> Array:
+    """The loss of every member, shape (M,).
+
+    ``nll_share`` blends from the shaped residuals (0) to the likelihood (1).
+    """
+    plain = (
+        settings.energy_weight * sums.energy / norms.energy
+        + settings.force_weight * sums.forces / norms.forces
+        + settings.stress_weight * sums.stress / norms.stress
+    )
+    likelihood = sums.likelihood / (norms.forces + norms.energy)
+    return (1 - nll_share) * plain + nll_share * likelihood

@@ -1,0 +1,168 @@
+"""Energies, forces and stresses of all members on a microbatch, from precomputed descriptors and Jacobians."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from neuralil_ase.config import ModelConfig
+from neuralil_ase.potential import Params, network_outputs
+from neuralil_ase.training.precompute import columns
+
+
+class Batch(NamedTuple):
+    """Frames side by side, padded; N atoms, S slots, B frames, M members.
+
+    Labels that are missing, padding atoms and padding frames have weight zero (and a finite label).
+
+    Attributes
+    ----------
+    features, types, jacobian, vectors, reverse
+        As in ``precompute.FrameArrays``.
+    frame
+        Frame of every atom, shape (N,).
+    energy, energy_weight
+        In eV, shape (B,).
+    forces, force_weight
+        In eV/Å, shape (N, 3), and (N,).
+    stress, stress_weight
+        In eV/Å³, shape (B, 6), and (B,).
+    n_atoms, volume
+        Of every frame, shape (B,); 1 for padding.
+    member_weight
+        How much every member cares for each frame, shape (M, B).
+    """
+
+    features: np.ndarray
+    types: np.ndarray
+    jacobian: np.ndarray
+    vectors: np.ndarray
+    reverse: np.ndarray
+    frame: np.ndarray
+    energy: np.ndarray
+    energy_weight: np.ndarray
+    forces: np.ndarray
+    force_weight: np.ndarray
+    stress: np.ndarray
+    stress_weight: np.ndarray
+    n_atoms: np.ndarray
+    volume: np.ndarray
+    member_weight: np.ndarray
+
+
+class Predicted(NamedTuple):
+    """Outputs of all members.
+
+    Attributes
+    ----------
+    energy
+        In eV, shape (M, B).
+    forces
+        In eV/Å, shape (M, N, 3).
+    stress
+        In eV/Å³, shape (M, B, 6).
+    variance_energy, variance_forces
+        σ² in eV², shape (M, B), and of a force component in eV²/Å², shape (M, N); None without such outputs.
+    """
+
+    energy: Array
+    forces: Array
+    stress: Array
+    variance_energy: Array | None
+    variance_forces: Array | None
+
+
+def predict(
+    config: ModelConfig, slots: tuple[int, ...], params: Params, batch: Batch, with_stress: bool
+) -> Predicted:
+    """Energies, forces and stresses of the networks (pair term and energy reference not included)."""
+    outputs, gradient = _outputs_and_gradient(config, params, batch)
+    pair_gradient = _pair_gradient(config, slots, gradient, batch)
+    n_frames = len(batch.energy)
+
+    def per_frame(values: Array) -> Array:
+        return jax.ops.segment_sum(values, batch.frame, n_frames, indices_are_sorted=True)
+
+    stress = jnp.zeros((config.n_members, n_frames, 6), outputs.dtype)
+    if with_stress:
+        virials = per_frame(_virials(pair_gradient, batch.vectors))
+        stress = virials.transpose(2, 0, 1) / batch.volume[:, None]
+    sums = jax.vmap(per_frame)(outputs)
+    has_variance = config.is_heteroscedastic
+    return Predicted(
+        sums[..., 0],
+        _forces(pair_gradient, batch.reverse),
+        stress,
+        sums[..., 1] if has_variance else None,
+        outputs[..., 2] if has_variance else None,
+    )
+
+
+def _outputs_and_gradient(config: ModelConfig, params: Params, batch: Batch) -> tuple[Array, Array]:
+    """Network outputs (M, N, outputs) and dE/dD (M, N, F)."""
+
+    def summed(features: Array) -> tuple[Array, Array]:
+        outputs = network_outputs(config, params, features, batch.types)
+        return outputs[..., 0].sum(), outputs
+
+    shape = (config.n_members, *batch.features.shape)
+    gradient, outputs = jax.grad(summed, has_aux=True)(jnp.broadcast_to(batch.features, shape))
+    return outputs, gradient
+
+
+def _pair_gradient(
+    config: ModelConfig, slots: tuple[int, ...], gradient: Array, batch: Batch
+) -> Array:
+    """dE_i/dr_ij for every slot, shape (N, S, 3, M)."""
+    n_atoms, n_slots, _, n_columns = batch.jacobian.shape
+    by_atom = gradient.swapaxes(0, 1)
+    starts = np.cumsum((0, *slots))
+    parts = []
+    for element, chosen in enumerate(columns(config.descriptor)):
+        jacobian = batch.jacobian[:, starts[element] : starts[element + 1]]
+        if slots[element] == 0:
+            continue
+        flat = jacobian.reshape(n_atoms, -1, n_columns)
+        parts.append(jnp.einsum("nsk,nmk->nsm", flat, _select(by_atom, chosen)))
+    return jnp.concatenate(parts, axis=1).reshape(n_atoms, n_slots, 3, -1)
+
+
+def _select(values: Array, chosen: np.ndarray) -> Array:
+    """Columns of the last axis, as concatenated slices: cheaper than a gather, and than its scatter backwards."""
+    breaks = np.flatnonzero(np.diff(chosen) != 1) + 1
+    runs = np.split(chosen, breaks)
+    return jnp.concatenate([values[..., run[0] : run[-1] + 1] for run in runs], axis=-1)
+
+
+def _forces(pair_gradient: Array, reverse: Array) -> Array:
+    """F_i = Σ_j g_ij - g_ji, shape (M, N, 3)."""
+    n_atoms, n_slots, _, n_members = pair_gradient.shape
+    rows = pair_gradient.reshape(n_atoms * n_slots, 3 * n_members)
+    antisymmetric = rows - permute(rows, reverse.reshape(-1))
+    return antisymmetric.reshape(n_atoms, n_slots, 3, n_members).sum(axis=1).transpose(2, 0, 1)
+
+
+@jax.custom_vjp
+def permute(rows: Array, involution: Array) -> Array:
+    """rows[involution]; backwards the same gather again instead of a scatter, as it is its own inverse."""
+    return rows[involution]
+
+
+def _permute_forward(rows: Array, involution: Array) -> tuple[Array, Array]:
+    return rows[involution], involution
+
+
+def _permute_backward(involution: Array, cotangent: Array) -> tuple[Array, None]:
+    return cotangent[involution], None
+
+
+permute.defvjp(_permute_forward, _permute_backward)
+
+
+def _virials(pair_gradient: Array, vectors: Array) -> Array:
+    """Σ_j r_ij ⊗ g_ij, symmetrised, in Voigt order: shape (N, 6, M)."""
+    tensor = jnp.einsum("nsx,nsym->nxym", vectors, pair_gradient)
+    symmetric = (tensor + tensor.swapaxes(1, 2)) / 2
+    return symmetric[:, (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]

@@ -1,0 +1,88 @@
+"""The optimiser: one-cycle schedule, clipping of each member by itself, moving average of the weights."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from neuralil_ase.config import NetworkConfig
+from neuralil_ase.network import member_axes
+from neuralil_ase.potential import Params
+from neuralil_ase.training.settings import TrainingSettings
+
+
+def build_optimizer(settings: TrainingSettings, n_steps: int) -> optax.GradientTransformation:
+    """The optax transformation of the settings, for a run of ``n_steps`` steps."""
+    rate = schedule(settings, n_steps)
+    if settings.optimizer == "adam":
+        return optax.adam(rate)
+    if settings.optimizer == "muon":
+        return optax.contrib.muon(
+            rate,
+            weight_decay=settings.weight_decay,
+            adam_weight_decay=settings.weight_decay,
+            muon_weight_dimension_numbers=_matrix_axes,
+        )
+    if settings.optimizer == "schedule-free":
+        warmup = max(1, round(settings.warmup * n_steps))
+        rising = optax.linear_schedule(0.0, settings.learning_rate, warmup)
+        return optax.contrib.schedule_free_adamw(
+            rising, warmup_steps=warmup, weight_decay=settings.weight_decay
+        )
+    return optax.adamw(rate, weight_decay=settings.weight_decay)
+
+
+def schedule(settings: TrainingSettings, n_steps: int) -> optax.Schedule:
+    """One cycle: a linear rise to the peak, then half a cosine down to ``final_rate`` times the peak."""
+    warmup = max(1, round(settings.warmup * n_steps))
+    return optax.warmup_cosine_decay_schedule(
+        settings.learning_rate / 25,
+        settings.learning_rate,
+        warmup,
+        max(n_steps, warmup + 1),
+        settings.learning_rate * settings.final_rate,
+    )
+
+
+def clip_members(network: NetworkConfig, gradient: Params, limit: float) -> Params:
+    """Scale the gradient of every member to a norm of at most ``limit``; layers that all share count as one more."""
+    axes = member_axes(network, gradient["network"])
+    leaves, tree = jax.tree.flatten(gradient["network"])
+    flags = jax.tree.flatten(axes, is_leaf=lambda x: x is None)[0]
+    own = [_squares(leaf, 1) for leaf, axis in zip(leaves, flags, strict=True) if axis == 0]
+    shared = [_squares(leaf, 0) for leaf, axis in zip(leaves, flags, strict=True) if axis is None]
+    own_factor, shared_factor = _factor(own, limit), _factor(shared, limit)
+    clipped = [
+        leaf * (own_factor.reshape(-1, *[1] * (leaf.ndim - 1)) if axis == 0 else shared_factor)
+        for leaf, axis in zip(leaves, flags, strict=True)
+    ]
+    return {"network": jax.tree.unflatten(tree, clipped)}
+
+
+def averaged(average: Params, params: Params, decay: float, step: Array) -> Params:
+    """Exponential moving average whose memory grows with the step, so that the start leaves no trace."""
+    effective = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, p: effective * a + (1 - effective) * p, average, params)
+
+
+def _squares(leaf: Array, first: int) -> Array:
+    return jnp.sum(leaf * leaf, axis=tuple(range(first, leaf.ndim)))
+
+
+def _factor(squares: list[Array], limit: float) -> Array:
+    norm = jnp.sqrt(sum(squares, start=jnp.zeros(())))
+    return jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-30))
+
+
+def _matrix_axes(params: Params) -> Any:
+    """Kernels of the members are matrices with a leading axis; all else goes to Adam."""
+
+    def axes(path: tuple[Any, ...], leaf: Array) -> Any:
+        is_kernel = getattr(path[-1], "key", None) == "kernel" and min(leaf.shape[-2:]) > 1
+        if not is_kernel:
+            return None
+        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)

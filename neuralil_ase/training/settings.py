@@ -1,0 +1,221 @@
+"""Every option of a training run, validated, and read from one TOML table."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from neuralil_ase.config import NetworkKind
+from neuralil_ase.errors import ConfigError
+
+Loss = Literal["log-cosh", "huber", "mse"]
+Optimizer = Literal["adamw", "adam", "muon", "schedule-free"]
+DefaultPairTerm = Literal["zbl", "none"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a training run does; the defaults train well without a single option.
+
+    Attributes
+    ----------
+    energy_key, forces_key, stress_key
+        Names under which the data hold the labels; None takes what ASE recognises as energy, forces and stress.
+        The energy is in eV, forces in eV/Å, stress in eV/Å³ with tension positive (ASE's convention).
+    validation_files
+        Data sets to validate on. Without them ``validation_fraction`` of the data is held back.
+    validation_fraction
+        Part of the frames (of the groups, with ``split_by``) held back for validation; 0 trains on everything.
+    split_by
+        Key in ``atoms.info``; frames that share its value stay on one side of the split.
+    max_frames
+        Train on a random subset of this many frames; 0 for all.
+    isolated_atoms
+        Energy in eV of one atom of each element; without it the reference is a least-squares fit.
+    max_force
+        Frames with a force component above this, in eV/Å, are named and left out.
+    network, widths, head_widths, activation, embed_d, shared_layers, n_max, r_cut, cross_terms, members, pair_term
+        The architecture; see ``neuralil_ase.config``.
+    loss, force_scale, energy_scale, stress_scale
+        Shape of the loss, and the residual at which log-cosh and Huber turn from quadratic to linear, in eV/Å,
+        eV/atom and eV/Å³.
+    force_weight, energy_weight, stress_weight
+        Weights of the three parts, each measured in its own scale.
+    nll_start
+        For heteroscedastic networks: part of the run after which the Gaussian likelihood takes over.
+    bootstrap
+        Each member trains on its own resampling of the frames.
+    optimizer, learning_rate, weight_decay, clip_norm, warmup, final_rate
+        ``learning_rate`` is the peak of a one-cycle schedule that rises over ``warmup`` (part of the run) and ends
+        at ``final_rate`` times the peak.
+    ema
+        Decay per step of the moving average of the weights that is validated and saved; 0 for none.
+    epochs, batch_size
+        Passes over the data, and frames per step.
+    time_limit
+        Stop in an orderly way after this many seconds; 0 for no limit. The schedule does not know of it.
+    validate_every, checkpoint_every
+        In epochs.
+    seed
+        Of the split, the initial parameters and the order of the frames.
+    memory_budget
+        Bytes that precomputed Jacobians may take; beyond it they are computed anew for every step.
+    """
+
+    energy_key: str | None = None
+    forces_key: str | None = None
+    stress_key: str | None = None
+    validation_files: tuple[str, ...] = ()
+    validation_fraction: float = 0.1
+    split_by: str | None = None
+    max_frames: int = 0
+    isolated_atoms: Mapping[str, float] | None = None
+    max_force: float = 50.0
+    network: NetworkKind = "core"
+    widths: tuple[int, ...] = (64, 32, 16, 16, 16)
+    head_widths: tuple[int, ...] = ()
+    activation: str = "swish"
+    embed_d: int = 2
+    shared_layers: int = 0
+    n_max: int = 4
+    r_cut: float = 3.5
+    cross_terms: bool = False
+    members: int = 8
+    pair_term: DefaultPairTerm = "zbl"
+    loss: Loss = "log-cosh"
+    force_scale: float = 0.2
+    energy_scale: float = 0.01
+    stress_scale: float = 0.01
+    force_weight: float = 1.0
+    energy_weight: float = 0.1
+    stress_weight: float = 0.1
+    nll_start: float = 0.3
+    bootstrap: bool = False
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 5e-3
+    weight_decay: float = 1e-4
+    clip_norm: float = 10.0
+    warmup: float = 0.1
+    final_rate: float = 1e-3
+    ema: float = 0.99
+    epochs: int = 200
+    batch_size: int = 5
+    time_limit: float = 0.0
+    validate_every: int = 5
+    checkpoint_every: int = 20
+    seed: int = 0
+    memory_budget: int = 4 * 2**30
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(choices)}"
+                )
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name} must lie between {low:g} and {high:g}, got {value}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON and TOML (unset options left out)."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "TrainingSettings":
+        """Inverse of :meth:`to_dict`.
+
+        Raises
+        ------
+        ConfigError
+            If a key is unknown or a value is of the wrong type or out of range.
+        """
+        return cls(**_checked(data))
+
+    def updated(self, options: Mapping[str, Any]) -> "TrainingSettings":
+        """A copy with some options changed, validated."""
+        return replace(self, **_checked(options))
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Options from a TOML file, checked.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read or parsed, or holds an unknown or wrong option.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the settings file {path} is not valid TOML: {error}") from error
+    return _checked(data)
+
+
+def _checked(data: Mapping[str, Any]) -> dict[str, Any]:
+    known = {field.name: field.type for field in fields(TrainingSettings)}
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        raise ConfigError(f"unknown training options {unknown}; known are {', '.join(known)}")
+    return {key: _coerce(known[key], key, value) for key, value in data.items()}
+
+
+def _coerce(kind: Any, key: str, value: Any) -> Any:
+    """TOML and command-line values to the declared type: lists become tuples, an int serves as a float."""
+    items = {tuple[str, ...]: str, tuple[int, ...]: int}
+    if kind in items:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{key} must be a list, got {value!r}")
+        return tuple(_coerce(items[kind], key, item) for item in value)
+    if kind == Mapping[str, float] | None:
+        if not isinstance(value, Mapping | None):
+            raise ConfigError(f"{key} must be a table of energies by element, got {value!r}")
+        return (
+            None
+            if value is None
+            else {k: _coerce(float, f"{key}.{k}", v) for k, v in value.items()}
+        )
+    if kind == str | None and value is None:
+        return None
+    plain = {str | None: str}.get(kind, kind if kind in (int, float, bool, str) else str)
+    if plain is float and type(value) is int:
+        return float(value)
+    if type(value) is not plain:
+        raise ConfigError(f"{key} must be of type {plain.__name__}, got {value!r}")
+    return value
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "loss": get_args(Loss),
+    "optimizer": get_args(Optimizer),
+    "pair_term": get_args(DefaultPairTerm),
+    "network": get_args(NetworkKind),
+}
+_RANGES: dict[str, tuple[float, float]] = {
+    "validation_fraction": (0, 0.9),
+    "max_frames": (0, 10**9),
+    "max_force": (1e-3, 1e9),
+    "members": (1, 1024),
+    "force_scale": (1e-6, 1e6),
+    "energy_scale": (1e-9, 1e6),
+    "stress_scale": (1e-9, 1e6),
+    "force_weight": (0, 1e9),
+    "energy_weight": (0, 1e9),
+    "stress_weight": (0, 1e9),
+    "nll_start": (0, 1),
+    "learning_rate": (1e-12, 10),
+    "weight_decay": (0, 10),
+    "clip_norm": (1e-9, 1e12),
+    "warmup": (0, 1),
+    "final_rate": (0, 1),
+    "ema": (0, 0.999999),
+    "epochs": (1, 10**7),
+    "batch_size": (1, 10**6),
+    "time_limit": (0, 1e9),
+    "validate_every": (1, 10**7),
+    "checkpoint_every": (1, 10**7),
+    "memory_budget": (0, 2**50),
+}
