@@ -101,7 +101,7 @@ def model_calculator(path: str) -> Calculator:
     """The sampling model, once per process: its compiled functions serve all seeds."""
     from neuralil_ase import NeuralILCalculator  # lazily: the bootstrap does without
 
-    return NeuralILCalculator(path, uncertainty="energy")
+    return NeuralILCalculator(path, uncertainty="off")
 
 
 def sampling_calculator(task: Task) -> Calculator:
