@@ -2,7 +2,9 @@
 
 try:
     from ase._4.plugins.plugin import CalculatorPlugin
-except ImportError:  # ase._4 is announced as subject to change; without it ASE lists no plugins at all.
+except (
+    ImportError
+):  # ase._4 is announced as subject to change; without it ASE lists no plugins at all.
     __ase_plugins__ = set()
 else:
     __ase_plugins__ = {

@@ -150,7 +150,7 @@ class NeuralILCalculator(Calculator):
         if self._last is None or not self._last.serves(atoms, level):
             system = to_system(atoms, self.potential, self._neighbor_list)
             (prediction,) = self._evaluator.evaluate([system], level)
-            self._last = _Evaluated(atoms.copy(), level, prediction)
+            self._last = _Evaluated.of(atoms, level, prediction)
         return self._last.prediction
 
     def descriptors(self, atoms: Atoms | None = None) -> np.ndarray:
@@ -173,20 +173,27 @@ class NeuralILCalculator(Calculator):
 
 
 class _Evaluated(NamedTuple):
-    """The structure evaluated last, and what came out."""
+    """The geometry evaluated last, and what came out."""
 
-    atoms: Atoms
+    positions: np.ndarray
+    numbers: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
     level: Level
     prediction: Prediction
 
+    @classmethod
+    def of(cls, atoms: Atoms, level: Level, prediction: Prediction) -> "_Evaluated":
+        positions, numbers = atoms.positions.copy(), atoms.numbers.copy()
+        return cls(positions, numbers, atoms.cell.array.copy(), atoms.pbc.copy(), level, prediction)
+
     def serves(self, atoms: Atoms, level: Level) -> bool:
-        mine = self.atoms
         return (
             LEVELS.index(level) <= LEVELS.index(self.level)
-            and np.array_equal(mine.positions, atoms.positions)
-            and np.array_equal(mine.numbers, atoms.numbers)
-            and np.array_equal(mine.cell.array, atoms.cell.array)
-            and np.array_equal(mine.pbc, atoms.pbc)
+            and np.array_equal(self.positions, atoms.positions)
+            and np.array_equal(self.numbers, atoms.numbers)
+            and np.array_equal(self.cell, atoms.cell.array)
+            and np.array_equal(self.pbc, atoms.pbc)
         )
 
 
@@ -256,7 +263,9 @@ def element_types(numbers: np.ndarray, elements: Sequence[str]) -> np.ndarray:
     if (types < 0).any():
         unknown, first = np.unique(numbers[types < 0], return_index=True)
         atoms = np.flatnonzero(types < 0)[first]
-        named = ", ".join(f"{chemical_symbols[z]} (atom {k})" for z, k in zip(unknown, atoms, strict=True))
+        named = ", ".join(
+            f"{chemical_symbols[z]} (atom {k})" for z, k in zip(unknown, atoms, strict=True)
+        )
         raise StructureError(
             f"the model does not know {named}; it was trained on {', '.join(elements)}. "
             "Use a model trained with these elements"
@@ -272,7 +281,11 @@ def check_level(level: Any) -> Level:
 
 
 def _path(model: str | Path | None) -> Path:
-    return Path(str(files("neuralil_ase") / "models" / DEFAULT_MODEL)) if model is None else Path(model)
+    return (
+        Path(str(files("neuralil_ase") / "models" / DEFAULT_MODEL))
+        if model is None
+        else Path(model)
+    )
 
 
 def _ase_results(prediction: Prediction) -> dict[str, Any]:

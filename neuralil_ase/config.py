@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from ase.data import chemical_symbols
+
 from neuralil_ase.errors import ConfigError
 
 NetworkKind = Literal["core", "resnet", "heteroscedastic"]
@@ -45,7 +47,9 @@ class DescriptorConfig:
             tuple(sorted(set(self.elements))) == tuple(self.elements),
             f"elements must be unique and in alphabetical order, got {list(self.elements)}",
         )
-        _require(0 <= self.n_max <= 16, f"n_max must lie between 0 and 16, got {self.n_max}")
+        unknown = sorted(set(self.elements) - set(chemical_symbols[1:]))
+        _require(not unknown, f"unknown chemical symbols among the elements: {unknown}")
+        _require(0 <= self.n_max <= 13, f"n_max must lie between 0 and 13, got {self.n_max}")
         _require(0.1 <= self.r_cut <= 50, f"r_cut must lie between 0.1 and 50 Å, got {self.r_cut}")
 
     @property

@@ -75,9 +75,10 @@ class NeighborList:
         """
         if len(positions) == 0:
             return Pairs(np.empty((0, 3)), np.empty(0, np.int32), np.empty(0, np.int32))
-        check_geometry(positions, cell, pbc, self.r_cut + self.skin)
         reference = self._reference
+        # Positions that are not finite are never covered, so that checks at a rebuild suffice.
         if reference is None or not reference.covers(positions, cell, pbc, types, self.r_cut):
+            check_geometry(positions, cell, pbc, self.r_cut + self.skin)
             reference = _Reference.build(positions, cell, pbc, types, self.r_cut + self.skin)
             self._reference = reference
             self.builds += 1
@@ -105,7 +106,8 @@ class _Reference(NamedTuple):
         types: np.ndarray,
         radius: float,
     ) -> "_Reference":
-        searcher = vesin.NeighborList(cutoff=radius, full_list=True)
+        # One thread: a rebuild takes well under a millisecond, and waiting for busy cores far longer.
+        searcher = vesin.NeighborList(cutoff=radius, full_list=True, n_threads=1)
         i, j, shifts = searcher.compute(
             points=positions, box=_complete(cell, pbc), periodic=pbc, quantities="ijS"
         )
@@ -143,6 +145,8 @@ class _Reference(NamedTuple):
             return False
         reach, moved = self.radius, self.positions
         if not np.array_equal(cell, self.cell):
+            if not np.isfinite(cell).all():
+                return False
             deformation = np.linalg.solve(_complete(self.cell, pbc), _complete(cell, pbc))
             reach *= np.linalg.svd(deformation, compute_uv=False)[-1]
             moved = moved @ deformation

@@ -151,12 +151,16 @@ def member_axes(config: NetworkConfig, params: Mapping[str, Any]) -> dict[str, A
     evaluates them once for the whole ensemble.
     """
     if config.shared_layers == 0:
-        return jax.tree.map(lambda _: 0, dict(params))
-    shared = {"embed"} | {
-        f"{kind}_{k}" for kind in ("Dense", "LayerNorm") for k in range(config.shared_layers)
-    }
+        return _filled(params, 0)
+    numbers = range(config.shared_layers)
+    shared = {"embed"} | {f"{kind}_{k}" for kind in ("Dense", "LayerNorm") for k in numbers}
     return {
-        name: member_axes(config, value) if name == "body" else jax.tree.map(lambda _: axis, value)
+        name: member_axes(config, value)
+        if name == "body"
+        else _filled(value, None if name in shared else 0)
         for name, value in params.items()
-        for axis in [None if name in shared else 0]
     }
+
+
+def _filled(tree: Mapping[str, Any], axis: int | None) -> dict[str, Any]:
+    return jax.tree.map(lambda _: axis, dict(tree))

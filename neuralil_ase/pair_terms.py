@@ -81,7 +81,8 @@ def morse(parameters: Mapping[str, Any], graph: Graph, r_cut: float, is_repulsiv
         phi = d[i] * x * (x - 2)
     switch_on = 0.5 * (1 + jax.nn.sigmoid(jnp.ravel(parameters["switch"])[0])) * r_cut
     t = (r_squared - switch_on**2) / (r_cut**2 - switch_on**2)
-    return _per_atom(0.5 * (1 - _smooth_step(t)) * phi, graph)
+    # Not 1 - step(t): this way value and derivative are exactly zero beyond the cutoff.
+    return _per_atom(0.5 * _smooth_step(1 - t) * phi, graph)
 
 
 def _symmetric(upper: Sequence[float], n: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from neuralil_ase.config import ModelConfig
 from neuralil_ase.errors import ConfigError
@@ -74,7 +75,9 @@ class Potential:
         return self.config.n_members
 
 
-def network_outputs(config: ModelConfig, params: Params, features: Array, types: Array) -> Array:
+def network_outputs(
+    config: ModelConfig, params: Params, features: Array, types: ArrayLike
+) -> Array:
     """Apply the networks of all members to descriptors they share.
 
     Parameters
@@ -130,7 +133,7 @@ def init_params(config: ModelConfig, seed: int) -> Params:
             f"pair term {config.pair_term!r} comes with published files; train with 'zbl'"
         )
     keys = jax.random.split(jax.random.key(seed), config.n_members)
-    stacked = jax.vmap(lambda key: _init_member(config, key))(keys)
+    stacked = jax.jit(jax.vmap(lambda key: _init_member(config, key)))(keys)
     axes = member_axes(config.network, stacked)
     network = jax.tree.map(
         lambda leaf, axis: np.asarray(leaf if axis == 0 else leaf[0]),
@@ -200,7 +203,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _apply(config: ModelConfig) -> Callable[[Params, Array, Array], Array]:
+def _apply(config: ModelConfig) -> Callable[[Params, Array, ArrayLike], Any]:
     network = build_network(config.network, len(config.descriptor.elements))
     return lambda params, features, types: network.apply({"params": params}, features, types)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from neuralil_ase.calibration import energy_error_bar, force_error_bars
 from neuralil_ase.errors import UncertaintyError
 
 
@@ -40,6 +41,8 @@ class Prediction:
     energy_aleatoric_std, forces_aleatoric_std
         Noise that a deep ensemble itself predicts: sqrt of the mean over members of σ²_E, in eV, and of
         3 σ²_F per atom (three components), in eV/Å, shape (N,). From level "energy" on, heteroscedastic models.
+    symbols, calibration
+        Chemical symbols, shape (N,), and the model's calibration; what the error bars are made from.
     """
 
     energy: float
@@ -53,6 +56,8 @@ class Prediction:
     member_stresses: np.ndarray | None = None
     energy_aleatoric_std: float | None = None
     forces_aleatoric_std: np.ndarray | None = None
+    symbols: Any = None
+    calibration: Any = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -89,12 +94,30 @@ class Prediction:
         """Spread of the stress components in eV/Å³, shape (6,). Level "forces"."""
         return _spread(self.member_stresses, "stress_std")
 
+    @property
+    def forces_error(self) -> np.ndarray:
+        """Calibrated error bar of the forces in eV/Å, shape (N,): expected rms norm of the error of each atom.
+
+        Level "forces", calibrated models. It describes structures like the held-out ones it was fitted on.
+        """
+        return force_error_bars(self.calibration, self.symbols, self.forces_std)
+
+    @property
+    def energy_error(self) -> float:
+        """Calibrated error bar of the energy in eV, up to a constant per atom.
+
+        From level "energy" on, calibrated models.
+        """
+        return energy_error_bar(self.calibration, len(self.forces), self.energy_std)
+
 
 _ENERGY = 'ask for prediction(atoms, uncertainty="energy"), or build the calculator with it'
 _FORCES = 'ask for prediction(atoms, uncertainty="forces"), or build the calculator with it'
 _VOLUME = "the cell has no volume; give the structure three lattice vectors"
 _HETEROSCEDASTIC = "only deep ensembles (network kind 'heteroscedastic') predict their own noise"
 _REASONS = {
+    "symbols": "it was not made by an Evaluator",
+    "calibration": "the model is not calibrated; run neuralil-ase calibrate MODEL DATA on held-out data",
     "stress": _VOLUME,
     "stresses": _VOLUME,
     "member_energies": _ENERGY,

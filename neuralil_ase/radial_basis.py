@@ -12,7 +12,8 @@ and r^l goes into the solid harmonics: no square root and no division is left.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import pairwise
 
 import jax.numpy as jnp
 import numpy as np
@@ -51,14 +52,8 @@ def spherical_bessel_zeros(l_max: int, count: int) -> np.ndarray:
     for order in range(1, l_max + 1):
         # The zeros of j_l lie one each between neighbouring zeros of j_{l-1}.
         brackets = zeros[order - 1, : count + l_max - order + 1]
-        for k, (low, high) in enumerate(zip(brackets[:-1], brackets[1:], strict=True)):
-            zeros[order, k] = brentq(
-                lambda x: spherical_jn(order, x),
-                low,
-                high,
-                xtol=1e-15,
-                rtol=4 * np.finfo(float).eps,
-            )
+        for k, (low, high) in enumerate(pairwise(brackets)):
+            zeros[order, k] = brentq(partial(spherical_jn, order), low, high, xtol=1e-15)
     return zeros
 
 

@@ -1,0 +1,122 @@
+"""Cost of one MD step through ASE: our models and, if installed, peers, as a table and two pictures.
+
+    python tests/benchmarks/speed.py --output speed [--peers /path/to/environment/bin/python]
+
+Calculators take turns, round by round, so that a busy machine slows all of them alike: compare ratios
+within one run. The peers' environment is made from tests/benchmarks/requirements-peers.txt.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+STEP = Path(__file__).with_name("ase_step.py")
+OURS = ["neuralil-1", "neuralil-resnet-1", "neuralil-10", "neuralil-10-shared", "neuralil-resnet-10",
+        "neuralil-10-forces"]  # fmt: skip
+PEERS = ["nep"]
+Medians = dict[str, dict[int, dict[str, float]]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("speed"), help="folder")
+    parser.add_argument("--peers", help="Python interpreter of the environment with the peers")
+    parser.add_argument("--repeat", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100)
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    interpreters = {name: sys.executable for name in OURS}
+    if options.peers:
+        interpreters |= dict.fromkeys(PEERS, options.peers)
+    records: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for _ in range(options.rounds):
+        for name, interpreter in interpreters.items():
+            for record in run(name, interpreter, options):
+                records[name, record["atoms"]].append(record)
+    medians = summarise(records)
+    text = table(medians)
+    (options.output / "speed.md").write_text(text, encoding="utf-8")
+    (options.output / "speed.json").write_text(json.dumps(medians, indent=1), encoding="utf-8")
+    plot(medians).savefig(options.output / "speed.png", dpi=150)
+    print(text)
+
+
+def run(name: str, interpreter: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    repeat = [str(r) for r in options.repeat]
+    command = [interpreter, str(STEP), name, "--repeat", *repeat, "--steps", str(options.steps)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def summarise(records: dict[tuple[str, int], list[dict[str, Any]]]) -> Medians:
+    medians: Medians = defaultdict(dict)
+    for (name, atoms), rounds in records.items():
+        keys = ("cpu_ms", "cpu_mean_ms", "wall_ms", "first_call_s")
+        medians[name][atoms] = {k: float(np.median([r[k] for r in rounds])) for k in keys}
+    return dict(medians)
+
+
+def table(medians: Medians) -> str:
+    """Markdown: CPU ms (mean over steps, rebuilds included), µs per atom, wall, first call, ratio to one member."""
+    lines = [
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, jax {version('jax')}, {time.strftime('%Y-%m-%d')}; float32 matrix product "
+        f"{matmul_rate():.0f} GFLOP/s of CPU time",
+        "",
+        "| calculator | atoms | CPU ms a step | µs per atom | wall ms | first call s | CPU / neuralil-1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, sizes in medians.items():
+        for atoms, m in sorted(sizes.items()):
+            ratio = m["cpu_mean_ms"] / medians["neuralil-1"][atoms]["cpu_mean_ms"]
+            lines.append(
+                f"| {name} | {atoms} | {m['cpu_mean_ms']:.2f} | {1e3 * m['cpu_mean_ms'] / atoms:.1f} "
+                f"| {m['wall_ms']:.2f} | {m['first_call_s']:.1f} | {ratio:.2f} |"
+            )
+    return "\n".join([*lines, ""])
+
+
+def matmul_rate(size: int = 1024, repeats: int = 10) -> float:
+    """Rate of XLA's own float32 matrix product, in GFLOP per second of CPU time."""
+    import jax
+    import jax.numpy as jnp
+
+    matrix = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda x: x @ x)
+    product(matrix).block_until_ready()
+    start = time.process_time()
+    for _ in range(repeats):
+        product(matrix).block_until_ready()
+    return 2e-9 * size**3 * repeats / (time.process_time() - start)
+
+
+def plot(medians: Medians) -> Figure:
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, sizes in medians.items():
+        atoms = np.array(sorted(sizes))
+        cost = np.array([sizes[n]["cpu_mean_ms"] for n in atoms.tolist()])
+        label = name
+        if len(atoms) > 1:
+            label += f" (slope {np.polyfit(np.log(atoms), np.log(cost), 1)[0]:.2f})"
+        axes.loglog(atoms, cost, "o-", label=label)
+    axes.set_xlabel("atoms")
+    axes.set_ylabel("CPU time of one MD step through ASE (ms)")
+    axes.legend(fontsize="small", frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Which room may know which: imports go down only, and importing costs and changes nothing."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import neuralil_ase
+
+ROOT = Path(neuralil_ase.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+LAYERS = (
+    ("errors",),
+    ("config", "radial_basis", "solid_harmonics", "graph", "neighbors"),
+    ("descriptors", "network", "pair_terms", "calibration", "pair_kernel"),
+    ("potential", "prediction"),
+    ("derivatives",),
+    ("evaluator",),
+    ("model_file", "published_pickle", "published_files"),
+    ("calculator",),
+    ("bias",),
+    ("monitor", "training"),
+    ("cli",),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+ALLOWED = {
+    "ase": {"calculator", "bias", "monitor", "training", "cli", "ase_plugin"},
+    "flax": {"network"},
+    "vesin": {"neighbors", "monitor"},
+    "optax": {"training"},
+}
+WITHOUT_JAX = {
+    "__init__", "ase_plugin", "bias", "calculator", "calibration", "config", "errors", "model_file", "monitor",
+    "neighbors", "prediction", "published_pickle",
+}  # fmt: skip
+
+
+def room(path: Path) -> str:
+    """``calculator`` for calculator.py, ``monitor`` for everything in the folder monitor."""
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all modules a file imports; those under TYPE_CHECKING are no imports."""
+    names: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively"
+            assert node.module is not None
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_import_only_rooms_below(path: Path) -> None:
+    mine = room(path)
+    if mine not in LEVEL:
+        pytest.skip(f"{mine} stands outside the layers")
+    others = {name.split(".")[1] for name in imports(path) if name.startswith("neuralil_ase.")}
+    # A folder of the same name is the same room; the package's own lazy names are checked by their room.
+    others -= {mine, *neuralil_ase.__all__, "__version__"}
+    above = {other for other in others if LEVEL.get(other, -1) > LEVEL[mine]}
+    assert not above, f"{mine} must not know {sorted(above)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_libraries_are_known_only_where_they_belong(path: Path) -> None:
+    found = {name for name in imports(path) if not name.startswith("ase.data")}
+    found.discard("ase" if imports(path) & {"ase.data"} else "")
+    for library, rooms in ALLOWED.items():
+        if any(name.split(".")[0] == library for name in found):
+            assert room(path) in rooms, f"{path.name} must not know {library}"
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_JAX))
+def test_host_code_does_without_jax(name: str) -> None:
+    for path in (path for path in MODULES if room(path) == name):
+        assert not {n for n in imports(path) if n.split(".")[0] == "jax"}, path
+
+
+def fresh(code: str, **environment: str) -> str:
+    """What a new interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env=os.environ | environment,
+    )
+    return done.stdout.strip()
+
+
+def test_importing_the_package_or_its_plugin_loads_nothing_heavy() -> None:
+    """ASE imports the plugin at every start of ``ase``."""
+    code = (
+        "import sys, neuralil_ase, neuralil_ase.ase_plugin; "
+        "print([m for m in ('jax', 'flax', 'optax', 'matplotlib', 'vesin') if m in sys.modules])"
+    )
+    assert fresh(code) == "[]"
+
+
+CONSTRUCTION = """
+import os, sys
+before = dict(os.environ)
+import jax
+flags = dict(jax.config.values)
+import numpy as np
+from ase.calculators.calculator import Calculator, external_calculators, names
+classes = list(Calculator.implemented_properties)
+known = (list(names), dict(external_calculators))
+printing, errors = np.get_printoptions(), np.geterr()
+import neuralil_ase
+from neuralil_ase import NeuralILCalculator, Potential, Prediction, load_potential, save_potential, predict_many
+sys.path.insert(0, TESTS)
+from systems import ensemble
+calc = NeuralILCalculator(ensemble(), dtype='float64')
+now = (list(names), dict(external_calculators))
+print(dict(os.environ) == before, dict(jax.config.values) == flags, now == known,
+      Calculator.implemented_properties == classes, np.geterr() == errors,
+      np.get_printoptions() == printing, calc.compilations)
+"""
+
+
+def test_construction_changes_no_flag_no_environment_and_compiles_nothing() -> None:
+    tests = str(Path(__file__).parent)
+    assert fresh(f"TESTS = {tests!r}\n{CONSTRUCTION}") == " ".join(["True"] * 6 + ["0"])
+
+
+def test_public_names_are_listed_and_found() -> None:
+    for name in neuralil_ase.__all__:
+        assert name in dir(neuralil_ase)
+    assert neuralil_ase.NeuralILCalculator.__module__ == "neuralil_ase.calculator"
+    with pytest.raises(AttributeError, match="has no attribute 'NeuralIL'"):
+        _ = neuralil_ase.NeuralIL
+
+
+def test_the_library_does_not_print() -> None:
+    """Only the command line may."""
+    for path in MODULES:
+        if room(path) in ("cli",):
+            continue
+        calls = [
+            node.lineno
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "print"
+        ]
+        assert not calls, f"{path.name} prints on lines {calls}"
