@@ -7,15 +7,17 @@ With r_ij = r_j - r_i and g_ij = dE/dr_ij over all directed pairs, the chain rul
 so that positions and strain never enter the compiled function.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from neuralil_ase import pair_kernel
 from neuralil_ase.config import ModelConfig
-from neuralil_ase.descriptors import descriptors
+from neuralil_ase.descriptors import descriptors, descriptors_with_pull_back
 from neuralil_ase.graph import Graph
+from neuralil_ase.head import feature_gradients
 from neuralil_ase.potential import Params, network_outputs, pair_energies
 
 Level = Literal["off", "energy", "forces"]
@@ -37,27 +39,31 @@ class Derivatives(NamedTuple):
         Shapes (M, N, 3) and (M, N, 6); at level "forces", else None.
     """
 
-    outputs: Array
-    forces: Array
-    virials: Array
-    member_forces: Array | None
-    member_virials: Array | None
+    outputs: Any
+    forces: Any
+    virials: Any
+    member_forces: Any
+    member_virials: Any
 
 
-def evaluate(config: ModelConfig, level: Level, params: Params, graph: Graph) -> Derivatives:
-    """Energies, forces and virials of a padded graph."""
+def evaluate(
+    config: ModelConfig, level: Level, params: Params, graph: Graph, kernel: bool = False
+) -> Derivatives:
+    """Energies, forces and virials of a padded graph.
+
+    ``kernel`` calls the compiled pair kernel (see ``pair_kernel.supports``), whose results JAX cannot differentiate
+    further.
+    """
     member_forces = member_virials = None
+    outputs, gradients = _pair_gradients(config, level == "forces", params, graph, kernel)
+    forces, virials = _scatter(gradients, graph, kernel)
     if level == "forces":
-        outputs, member_gradients = _member_gradients(config, params, graph)
-        gradient = member_gradients.mean(axis=0)
-        member_forces = jax.vmap(forces_from_pairs, (0, None))(member_gradients, graph)
-        member_virials = jax.vmap(virials_from_pairs, (0, None))(member_gradients, graph)
-    else:
-        outputs, gradient = _mean_gradient(config, params, graph)
+        member_forces, member_virials = forces, virials
     if level == "off":
         outputs = outputs.mean(axis=0, keepdims=True)
-    forces, virials = forces_from_pairs(gradient, graph), virials_from_pairs(gradient, graph)
-    return Derivatives(outputs, forces, virials, member_forces, member_virials)
+    return Derivatives(
+        outputs, forces.mean(axis=0), virials.mean(axis=0), member_forces, member_virials
+    )
 
 
 def hessian(config: ModelConfig, n_atoms: int, params: Params, graph: Graph) -> Array:
@@ -69,7 +75,8 @@ def hessian(config: ModelConfig, n_atoms: int, params: Params, graph: Graph) -> 
 
     def gradient(moves: Array) -> Array:
         moved = graph._replace(vectors=vectors + moves[graph.neighbors] - moves[graph.centers])
-        return -forces_from_pairs(_mean_gradient(config, params, moved)[1], graph)[:n_atoms]
+        _, gradients = _pair_gradients(config, False, params, moved)
+        return -forces_from_pairs(gradients[0], graph)[:n_atoms]
 
     def column(index: Array) -> Array:
         unit = jnp.zeros(still.size, still.dtype).at[index].set(1).reshape(still.shape)
@@ -101,46 +108,30 @@ def virials_from_pairs(gradient: Array, graph: Graph) -> Array:
     return jax.ops.segment_sum(products, graph.centers, len(graph.types), indices_are_sorted=True)
 
 
-def _mean_gradient(config: ModelConfig, params: Params, graph: Graph) -> tuple[Array, Array]:
-    """Outputs, and dE/dr_ij of the mean over members: one backward pass for the whole ensemble."""
-
-    def mean_energy(vectors: Array) -> tuple[Array, Array]:
-        outputs = atomic_outputs(config, params, graph._replace(vectors=vectors))
-        return outputs[..., 0].sum() / config.n_members, outputs
-
-    gradient, outputs = jax.grad(mean_energy, has_aux=True)(jnp.asarray(graph.vectors))
-    return outputs, gradient
-
-
-def _member_gradients(config: ModelConfig, params: Params, graph: Graph) -> tuple[Array, Array]:
-    """Outputs, and dE_m/dr_ij of every member, shape (M, P, 3).
-
-    The networks are differentiated with respect to the shared descriptor first, each member by itself; the M
-    cotangents then go through one linearised descriptor.
-    """
-
-    def describe(vectors: Array) -> Array:
-        return descriptors(config.descriptor, graph._replace(vectors=vectors))
-
-    def member_energies(features: Array) -> tuple[Array, Array]:
-        outputs = network_outputs(config, params, features, graph.types)
-        return outputs[..., 0].sum(), outputs
-
-    vectors = jnp.asarray(graph.vectors)
-    features, pull_back = jax.vjp(describe, vectors)
-    repeated = jnp.broadcast_to(features, (config.n_members, *features.shape))
-    cotangents, outputs = jax.grad(member_energies, has_aux=True)(repeated)
-    (gradients,) = jax.lax.map(pull_back, cotangents)  # one after another: faster on a CPU than vmap
-    pair, pair_gradients = _pair_gradients(config, params, graph)
-    return _add_pair_energies(outputs, pair), gradients + pair_gradients
-
-
 def _pair_gradients(
-    config: ModelConfig, params: Params, graph: Graph
-) -> tuple[Array | None, Array]:
-    """Pair energies, and their gradients by member, shape (1 or M, P, 3)."""
+    config: ModelConfig, by_member: bool, params: Params, graph: Graph, kernel: bool = False
+) -> tuple[Array, Array]:
+    """Outputs (M, N, outputs), and dE/dr_ij: of every member, (M, P, 3), or of their mean, (1, P, 3).
+
+    The descriptors stand between pairs and atoms. One backward pass serves the whole ensemble when only the mean
+    is asked for; else the members' cotangents share one linearised descriptor.
+    """
+    features, pull_back = descriptors_with_pull_back(config.descriptor, graph, kernel)
+    types = jnp.asarray(graph.types)
+    outputs, cotangents = feature_gradients(
+        config, by_member, params, features, types, sequential=kernel
+    )
+    gradients = pull_back(cotangents)
     if config.pair_term == "none":
-        return None, jnp.zeros((1, 1, 3), graph.vectors.dtype)
+        return outputs, gradients
+    energies, pair_gradients = _pair_term(config, by_member, params, graph)
+    return outputs.at[..., 0].add(energies), gradients + pair_gradients
+
+
+def _pair_term(
+    config: ModelConfig, by_member: bool, params: Params, graph: Graph
+) -> tuple[Array, Array]:
+    """Pair energies, (1 or M, N), and their gradients by member or of the mean, (1 or M, P, 3)."""
 
     def summed(vectors: Array) -> tuple[Array, Array]:
         pair = pair_energies(config, params, graph._replace(vectors=vectors))
@@ -148,8 +139,18 @@ def _pair_gradients(
         return pair.sum(axis=1), pair
 
     _, pull_back, pair = jax.vjp(summed, jnp.asarray(graph.vectors), has_aux=True)
-    (gradients,) = jax.vmap(pull_back)(jnp.eye(len(pair), dtype=pair.dtype))
+    count = len(pair)
+    cotangents = jnp.eye(count) if by_member else jnp.full((1, count), 1 / count)
+    (gradients,) = jax.vmap(pull_back)(cotangents.astype(pair.dtype))
     return pair, gradients
+
+
+def _scatter(gradients: Array, graph: Graph, kernel: bool) -> tuple[Array, Array]:
+    """Forces (M, N, 3) and virials (M, N, 6) from pair gradients (M, P, 3)."""
+    if kernel:
+        return pair_kernel.scatter_pairs(graph, gradients)
+    forces = jax.vmap(forces_from_pairs, (0, None))(gradients, graph)
+    return forces, jax.vmap(virials_from_pairs, (0, None))(gradients, graph)
 
 
 def _add_pair_energies(outputs: Array, pair: Array | None) -> Array:

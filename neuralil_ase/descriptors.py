@@ -8,12 +8,15 @@ constant 0/1 matrices, and optimisation barriers stand around them: XLA then run
 instead of recomputing their inputs inside every consumer, which halves the time on a CPU.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.lax import optimization_barrier
 
+from neuralil_ase import pair_kernel
 from neuralil_ase.config import DescriptorConfig
 from neuralil_ase.graph import Graph
 from neuralil_ase.radial_basis import radial_series
@@ -34,12 +37,77 @@ def descriptors(config: DescriptorConfig, graph: Graph) -> Array:
 def density_coefficients(config: DescriptorConfig, graph: Graph) -> Array:
     """Expansion c_{a,nlm} of the neighbour density of every element: (N, elements, channels), in Å^(-3/2)."""
     n_atoms, n_elements = len(graph.types), len(config.elements)
-    segments = graph.centers * n_elements + graph.types[graph.neighbors]
     sums = jax.ops.segment_sum(
         pair_products(config, jnp.asarray(graph.vectors)),
-        segments, n_atoms * n_elements, indices_are_sorted=True,
+        _segments(config, graph), n_atoms * n_elements, indices_are_sorted=True,
     )  # fmt: skip
     return optimization_barrier(sums).reshape(n_atoms, n_elements, -1)
+
+
+def descriptors_with_pull_back(
+    config: DescriptorConfig, graph: Graph, kernel: bool = False
+) -> tuple[Array, Callable[[Array], Array]]:
+    """Power spectrum, and the function from M cotangents of it to gradients by the pair vectors.
+
+    Parameters
+    ----------
+    config, graph
+        As in :func:`descriptors`.
+    kernel
+        Whether to call the compiled pair kernel; its results carry no derivatives in JAX.
+
+    Returns
+    -------
+    features : Array, shape (N, n_features)
+        In Å^-3.
+    pull_back : callable
+        From (M, N, n_features) to (M, P, 3); the members share one linearised descriptor.
+    """
+    if kernel:
+        return _compiled_with_pull_back(config, graph)
+
+    def describe(vectors: Array) -> Array:
+        return descriptors(config, graph._replace(vectors=vectors))
+
+    features, pull_back = jax.vjp(describe, jnp.asarray(graph.vectors))
+    return features, lambda cotangents: _one_by_one(pull_back, cotangents)
+
+
+def _compiled_with_pull_back(
+    config: DescriptorConfig, graph: Graph
+) -> tuple[Array, Callable[[Array], Array]]:
+    vectors = jnp.asarray(graph.vectors)
+    series = radial_series(config.n_max, config.r_cut, SERIES_TOLERANCE[vectors.dtype.name])
+    n_atoms, n_elements = len(graph.types), len(config.elements)
+    pairs = config, series, vectors, _segments(config, graph)
+    sums = pair_kernel.sum_pairs(*pairs, n_atoms * n_elements)
+    density = sums.reshape(n_atoms, n_elements, -1)
+    if config.cross_terms:
+        features, to_density = jax.vjp(lambda c: power_spectrum(config, c), density)
+    else:
+        features = pair_kernel.power_spectrum(config, density)
+
+    def pull_back(cotangents: Array) -> Array:
+        if config.cross_terms:
+            by_density = _one_by_one(to_density, cotangents)
+        else:
+            by_density = pair_kernel.pull_back_spectrum(config, density, cotangents)
+        return pair_kernel.pull_back_pairs(*pairs, by_density.reshape(-1, *sums.shape))
+
+    return features, pull_back
+
+
+def _one_by_one(pull_back: Callable[[Array], tuple[Array]], cotangents: Array) -> Array:
+    """Apply the function of ``jax.vjp`` to every cotangent in turn: faster on a CPU than vmap."""
+    if len(cotangents) == 1:
+        return pull_back(cotangents[0])[0][None]
+    return jax.lax.map(lambda cotangent: pull_back(cotangent)[0], cotangents)
+
+
+def _segments(config: DescriptorConfig, graph: Graph) -> Array:
+    """One number for every pair's center and neighbour element."""
+    centers = jnp.asarray(graph.centers)
+    return centers * len(config.elements) + jnp.asarray(graph.types)[graph.neighbors]
 
 
 def pair_products(config: DescriptorConfig, vectors: Array) -> Array:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
+from neuralil_ase import pair_kernel
 from neuralil_ase.config import ModelConfig
 from neuralil_ase.derivatives import Derivatives, Level, evaluate, hessian
 from neuralil_ase.descriptors import descriptors
@@ -52,6 +53,9 @@ class Evaluator:
         The potential.
     dtype
         Precision of descriptor and networks, "float32" or "float64".
+    kernel
+        Whether to use the compiled pair kernel where it was built, fits the descriptor and JAX computes on a CPU;
+        False always takes the pure JAX functions. Second derivatives take them anyway.
 
     Attributes
     ----------
@@ -59,14 +63,16 @@ class Evaluator:
         Number of compilations that calls of this evaluator have caused.
     """
 
-    def __init__(self, potential: Potential, dtype: Dtype = "float32") -> None:
+    def __init__(self, potential: Potential, dtype: Dtype = "float32", kernel: bool = True) -> None:
         if dtype not in get_args(Dtype):
             raise ConfigError(
                 f"unknown dtype {dtype!r}; choose one of {', '.join(get_args(Dtype))}"
             )
         self.potential = potential
         self.dtype: Dtype = dtype
+        self.kernel = kernel
         self.compilations = 0
+        self._elements = np.array(potential.elements)
         self._params: Params | None = None
         self._pair_capacities: dict[int, list[int]] = {}
 
@@ -77,13 +83,10 @@ class Evaluator:
         """Predictions for several structures, evaluated together as one disconnected graph."""
         merged = _merge(systems)
         device = self._run(self._pad(merged.types, merged.pairs), level)
-        n_atoms = len(merged.types)
-        host = jax.tree.map(lambda x: np.asarray(x)[..., :n_atoms, :].astype(float), device)
+        host = jax.tree.map(np.asarray, device)
         ends = np.cumsum([len(system.types) for system in systems])
         return [
-            self._prediction(
-                system, jax.tree.map(lambda x: x[..., end - len(system.types) : end, :], host)
-            )
+            self._prediction(system, _rows(host, end - len(system.types), end))
             for system, end in zip(systems, ends, strict=True)
         ]
 
@@ -107,12 +110,16 @@ class Evaluator:
         return self._params
 
     def _run(self, graph: Graph, level: Level) -> Derivatives:
-        function = compiled(self.potential.config, level)
+        function = compiled(self.potential.config, level, self._uses_kernel())
         with precision(self.dtype):
             before = function.traces
             result = function(self._device_params(), graph)
             self.compilations += function.traces - before
         return result
+
+    def _uses_kernel(self) -> bool:
+        is_cpu = jax.default_backend() == "cpu"
+        return self.kernel and is_cpu and pair_kernel.supports(self.potential.config.descriptor)
 
     def _pad(self, types: np.ndarray, pairs: Pairs) -> Graph:
         n_atoms = bucket(len(types))
@@ -140,6 +147,8 @@ class Evaluator:
         outputs = values.outputs
         members = outputs[..., 0] + self.potential.energy_reference[system.types]
         record: dict[str, Any] = {"energies": members.mean(axis=0), "forces": values.forces}
+        record["symbols"] = self._elements[system.types]
+        record["calibration"] = self.potential.calibration
         record["energy"] = float(record["energies"].sum())
         if system.volume is not None:
             record["stresses"] = values.virials / system.volume
@@ -151,6 +160,11 @@ class Evaluator:
             if system.volume is not None and values.member_virials is not None:
                 record["member_stresses"] = values.member_virials.sum(axis=1) / system.volume
         return Prediction(**record)
+
+
+def _rows(values: Derivatives, start: int, stop: int) -> Derivatives:
+    """The atoms of one structure, without padding, in float64."""
+    return jax.tree.map(lambda x: x[..., start:stop, :].astype(float), values)
 
 
 def _energy_level(members: np.ndarray, outputs: np.ndarray) -> dict[str, Any]:
@@ -167,12 +181,12 @@ def _energy_level(members: np.ndarray, outputs: np.ndarray) -> dict[str, Any]:
 class CompiledEvaluation:
     """``derivatives.evaluate`` of one architecture and level under jit, counting its compilations."""
 
-    def __init__(self, config: ModelConfig, level: Level) -> None:
+    def __init__(self, config: ModelConfig, level: Level, kernel: bool) -> None:
         self.traces = 0
 
         def traced(params: Params, graph: Graph) -> Derivatives:
             self.traces += 1  # Python runs this line only while JAX traces: once per compilation.
-            return evaluate(config, level, params, graph)
+            return evaluate(config, level, params, graph, kernel)
 
         self._jitted = jax.jit(traced)
 
@@ -181,9 +195,9 @@ class CompiledEvaluation:
 
 
 @lru_cache(maxsize=64)
-def compiled(config: ModelConfig, level: Level) -> CompiledEvaluation:
+def compiled(config: ModelConfig, level: Level, kernel: bool = False) -> CompiledEvaluation:
     """The compiled evaluation of an architecture, one for all who ask."""
-    return CompiledEvaluation(config, level)
+    return CompiledEvaluation(config, level, kernel)
 
 
 _descriptors = jax.jit(descriptors, static_argnums=0)

@@ -7,11 +7,11 @@ from ase.build import molecule
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.mixing import SumCalculator
 from ase.optimize import FIRE
+from conftest import random_potential
 
-from neuralil_ase import NeuralILCalculator, Potential
+from neuralil_ase import NeuralILCalculator
 from neuralil_ase.bias import UncertaintyBias
 from neuralil_ase.errors import ConfigError, MonitorError
-from conftest import random_potential
 
 
 @pytest.fixture
