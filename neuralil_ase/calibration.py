@@ -17,7 +17,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import norm, rankdata, spearmanr
 
-from neuralil_ase.errors import DataError
+from neuralil_ase.errors import DataError, UncertaintyError
 
 QUANTILES = (0.5, 0.68, 0.9, 0.95, 0.99, 0.999, 1.0)
 ESTIMATOR = (
@@ -110,7 +110,18 @@ def force_error_bars(
 
 
 def energy_error_bar(calibration: Mapping[str, Any], n_atoms: int, spread: float) -> float:
-    """Expected root mean square error of the energy in eV, up to a constant per atom."""
+    """Expected root mean square error of the energy in eV, up to a constant per atom.
+
+    Raises
+    ------
+    UncertaintyError
+        If the frames of the calibration had no energies.
+    """
+    if "energy_floor" not in calibration:
+        raise UncertaintyError(
+            "this model was calibrated without energies, so that it has error bars for forces alone; run "
+            "neuralil-ase calibrate MODEL DATA on held-out data with energies"
+        )
     floor = calibration["energy_floor"] * np.sqrt(n_atoms)
     return float(np.hypot(calibration["energy_scale"] * spread, floor))
 
@@ -165,7 +176,7 @@ def _fit_element(held_out: HeldOut, element: str) -> tuple[float, float]:
 def _fit_energy(held_out: HeldOut) -> dict[str, float]:
     known = np.isfinite(held_out.energy_errors)
     if known.sum() < 2:
-        return {"energy_scale": float("nan"), "energy_floor": float("nan")}
+        return {}
     root = np.sqrt(held_out.frame_sizes[known])
     squared = (held_out.energy_errors[known] / root) ** 2
     scale, floor = fit_scale_and_floor(squared, held_out.energy_spreads[known] / root, 1)

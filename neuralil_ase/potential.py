@@ -6,7 +6,7 @@ without touching a device.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -133,7 +133,7 @@ def init_params(config: ModelConfig, seed: int) -> Params:
             f"pair term {config.pair_term!r} comes with published files; train with 'zbl'"
         )
     keys = jax.random.split(jax.random.key(seed), config.n_members)
-    stacked = jax.jit(jax.vmap(lambda key: _init_member(config, key)))(keys)
+    stacked = _init_members(config, keys)
     axes = member_axes(config.network, stacked)
     network = jax.tree.map(
         lambda leaf, axis: np.asarray(leaf if axis == 0 else leaf[0]),
@@ -206,6 +206,11 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _apply(config: ModelConfig) -> Callable[[Params, Array, ArrayLike], Any]:
     network = build_network(config.network, len(config.descriptor.elements))
     return lambda params, features, types: network.apply({"params": params}, features, types)
+
+
+@partial(jax.jit, static_argnums=0)
+def _init_members(config: ModelConfig, keys: Array) -> Params:
+    return jax.vmap(lambda key: _init_member(config, key))(keys)
 
 
 def _init_member(config: ModelConfig, key: Array) -> Params:

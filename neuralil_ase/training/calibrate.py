@@ -1,23 +1,25 @@
 """Calibrate the spreads of a potential on frames that it was not trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from neuralil_ase.calibration import HeldOut, calibrate, energy_error_bar, force_error_bars, quality
 from neuralil_ase.errors import DataError
-from neuralil_ase.evaluator import Evaluator, System
 from neuralil_ase.potential import Potential
-from neuralil_ase.prediction import Prediction
 from neuralil_ase.training.dataset import Frame
+from neuralil_ase.training.evaluate import evaluate
 from neuralil_ase.training.labels import pairs_of, types_of
-
-BATCH_ATOMS = 4096
+from neuralil_ase.training.metrics import Comparison
 
 
 def calibrate_potential(
-    potential: Potential, held_out: Sequence[Frame], training: Sequence[Frame], data: str
+    potential: Potential,
+    held_out: Sequence[Frame],
+    training: Sequence[Frame],
+    data: str,
+    comparison: Comparison | None = None,
 ) -> Potential:
     """The same potential with error bars, thresholds and shortest distances in its ``calibration``.
 
@@ -32,6 +34,8 @@ def calibrate_potential(
         else to take the held-out ones.
     data
         What the held-out frames are, for the record.
+    comparison
+        Of the held-out frames, if it has been made already.
 
     Raises
     ------
@@ -42,79 +46,55 @@ def calibrate_potential(
         raise DataError(
             "a model with one member has no spread to calibrate; train an ensemble (--members 8)"
         )
-    labelled = [frame for frame in held_out if frame.forces is not None]
-    if not labelled:
-        raise DataError("no held-out frame has forces; calibration compares their errors to spreads")
-    predictions = predict_frames(potential, labelled)
+    if all(frame.forces is None for frame in held_out):
+        raise DataError(
+            "no held-out frame has forces; calibration compares their errors to spreads"
+        )
+    comparison = comparison or evaluate(potential, held_out).comparison
     kept = (potential.calibration or {}).get("shortest_distances")
-    distances = (
-        shortest_distances(training or labelled, potential) if training or not kept else kept
+    distances = kept
+    if training or not kept:
+        distances = shortest_distances(training or held_out, potential)
+    return replace(
+        potential, calibration=calibrate(held_out_errors(comparison), distances or {}, data)
     )
-    record = calibrate(held_out_errors(labelled, predictions), distances, data)
-    return replace(potential, calibration=record)
 
 
 def calibration_report(
-    potential: Potential, frames: Sequence[Frame]
+    calibration: Mapping[str, object] | None, comparison: Comparison
 ) -> dict[str, dict[str, float]]:
     """``calibration.quality`` of forces and energies, by raw spread and by calibrated error bar."""
-    labelled = [frame for frame in frames if frame.forces is not None]
-    predictions = predict_frames(potential, labelled)
-    errors = held_out_errors(labelled, predictions)
-    report = {"force spread": quality(errors.force_errors, errors.force_spreads)}
+    errors = held_out_errors(comparison)
     known = np.isfinite(errors.energy_errors)
     energy_errors = errors.energy_errors[known, None]
+    report = {"force spread": quality(errors.force_errors, errors.force_spreads)}
     if known.sum() > 2:
         report["energy spread"] = quality(energy_errors, errors.energy_spreads[known])
-    if potential.calibration is not None:
-        bars = force_error_bars(
-            potential.calibration, errors.symbols.tolist(), errors.force_spreads
-        )
-        report["force error bar"] = quality(errors.force_errors, bars)
-        energy_bars = np.array(
-            [
-                energy_error_bar(potential.calibration, n, s)
-                for n, s in zip(errors.frame_sizes, errors.energy_spreads, strict=True)
-            ]
-        )
-        if known.sum() > 2:
-            report["energy error bar"] = quality(energy_errors, energy_bars[known])
+    if calibration is None:
+        return report
+    bars = force_error_bars(calibration, errors.symbols.tolist(), errors.force_spreads)
+    report["force error bar"] = quality(errors.force_errors, bars)
+    if known.sum() > 2 and "energy_floor" in calibration:
+        energy_bars = [
+            energy_error_bar(calibration, size, spread)
+            for size, spread in zip(errors.frame_sizes, errors.energy_spreads, strict=True)
+        ]
+        report["energy error bar"] = quality(energy_errors, np.array(energy_bars)[known])
     return report
 
 
-def predict_frames(potential: Potential, frames: Sequence[Frame]) -> list[Prediction]:
-    """Predictions with members' forces, evaluated in batches."""
-    evaluator, predictions = Evaluator(potential), []
-    batch: list[System] = []
-    for k, frame in enumerate(frames):
-        types = types_of(frame, potential.elements)
-        batch.append(System(types, pairs_of(frame, types, potential.r_cut), frame.volume))
-        if k + 1 == len(frames) or sum(len(s.types) for s in batch) >= BATCH_ATOMS:
-            predictions += evaluator.evaluate(batch, "forces")
-            batch = []
-    return predictions
-
-
-def held_out_errors(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> HeldOut:
-    """Errors and raw spreads of labelled frames; energies after removing the mean offset per atom."""
-    sizes = np.array([len(frame.symbols) for frame in frames])
-    energy_errors = np.array(
-        [
-            np.nan if frame.energy is None else p.energy - frame.energy
-            for frame, p in zip(frames, predictions, strict=True)
-        ]
-    )
-    if np.isfinite(energy_errors).any():
-        energy_errors = energy_errors - sizes * np.nanmean(energy_errors / sizes)
+def held_out_errors(comparison: Comparison) -> HeldOut:
+    """Errors and raw spreads of the frames with forces; energies after removing the mean offset per atom."""
+    of_frame = np.repeat(np.arange(len(comparison.sizes)), comparison.sizes)
+    with_forces = np.isfinite(comparison.forces).all(axis=1)
+    frames = np.unique(of_frame[with_forces])
     return HeldOut(
-        np.concatenate([frame.symbols for frame in frames]),
-        np.concatenate(
-            [p.forces - frame.forces for frame, p in zip(frames, predictions, strict=True)]
-        ),
-        np.concatenate([p.forces_std for p in predictions]),
-        sizes,
-        energy_errors,
-        np.array([p.energy_std for p in predictions]),
+        comparison.symbols[with_forces],
+        comparison.force_errors[with_forces],
+        comparison.force_spreads[with_forces],
+        comparison.sizes[frames],
+        comparison.without_offset(comparison.energy_errors)[frames],
+        comparison.energy_spreads[frames],
     )
 
 

@@ -10,10 +10,11 @@ import ase.io
 import numpy as np
 from ase import Atoms
 
-from neuralil_ase.errors import DataError
+from neuralil_ase.errors import DataError, StructureError
 from neuralil_ase.neighbors import check_geometry
 
 logger = logging.getLogger(__name__)
+VALIDATION_NAMES = ("valid", "validation")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Keys:
     stress: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frame:
     """One labelled structure; a label that the data lack is None.
 
@@ -126,7 +127,7 @@ def drop_absurd(frames: Sequence[Frame], max_force: float) -> list[Frame]:
     for k in bad:
         logger.warning(
             "%s left out: its largest force component is %.3g eV/Å (max_force %g)",
-            frames[k].source, largest[k], max_force,
+            frames[int(k)].source, largest[k], max_force,
         )  # fmt: skip
     return [frame for frame, force in zip(frames, largest, strict=True) if force <= max_force]
 
@@ -134,11 +135,17 @@ def drop_absurd(frames: Sequence[Frame], max_force: float) -> list[Frame]:
 def split(frames: Sequence[Frame], fraction: float, seed: int) -> tuple[list[Frame], list[Frame]]:
     """Random split into training and validation frames; frames of one group stay together.
 
+    Groups named "train", "valid" (or "validation") and "test" are taken at their word: the data come with
+    their split, and test frames stay out of training.
+
     Raises
     ------
     DataError
         If there are too few frames or groups to hold any back.
     """
+    names = {frame.group for frame in frames}
+    if "train" in names and names <= {"train", *VALIDATION_NAMES, "test"}:
+        return _named(frames, ("train",)), _named(frames, VALIDATION_NAMES)
     if fraction == 0:
         return list(frames), []
     labels = [frame.source if frame.group is None else frame.group for frame in frames]
@@ -152,6 +159,10 @@ def split(frames: Sequence[Frame], fraction: float, seed: int) -> tuple[list[Fra
     held = set(np.random.default_rng(seed).permutation(groups)[:count].tolist())
     train = [f for f, label in zip(frames, labels, strict=True) if label not in held]
     return train, [f for f, label in zip(frames, labels, strict=True) if label in held]
+
+
+def _named(frames: Sequence[Frame], names: Sequence[str]) -> list[Frame]:
+    return [frame for frame in frames if frame.group in names]
 
 
 def _read_file(path: str | Path) -> Iterator[tuple[str, Atoms]]:
@@ -174,7 +185,10 @@ def _frame(atoms: Atoms, source: str, keys: Keys, split_by: str | None) -> Frame
     if len(atoms) == 0:
         raise DataError(f"{source} holds no atoms")
     cell, pbc = atoms.cell.array, np.asarray(atoms.pbc)
-    check_geometry(atoms.positions, cell, pbc, 0.1)
+    try:
+        check_geometry(atoms.positions, cell, pbc, 0.1)
+    except StructureError as error:
+        raise DataError(f"{source} cannot be used: {error}") from error
     if split_by is not None and split_by not in atoms.info:
         raise DataError(
             f"{source} has no info key {split_by!r} to split by; it has {sorted(atoms.info)}"

@@ -1,6 +1,5 @@
 """The loop: epochs of steps, validation, the best model so far, checkpoints, orderly ends."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,10 @@ from neuralil_ase.training.task import Task
 
 logger = logging.getLogger(__name__)
 History = list[dict[str, Any]]
+_DIVERGED = (
+    "Usually the learning rate is too high or a frame has absurd labels; the last good model was kept. Lower "
+    "learning_rate, or look at the frames with the largest forces"
+)
 
 
 @dataclass
@@ -73,23 +76,21 @@ class Trainer:
         Raises
         ------
         TrainingError
-            If the loss is no longer finite; ``run`` is then untouched.
+            If loss or parameters are no longer finite; ``run`` is then untouched.
         """
         began = time.perf_counter()
         state, losses, sums, norms = self._pass(run)
         epoch = run.epoch + 1
-        record: dict[str, Any] = {
-            "epoch": epoch,
-            "step": int(state.step),
-            "loss": _finite_mean(losses, epoch),
-            "energy_mae": float(np.mean(sums.energy_error)) / max(norms.energy, 1),
-            "force_mae": float(np.mean(sums.force_error)) / max(norms.forces, 1),
-        }
-        best, best_loss = (state.average if not self.task.validation else run.best), run.best_loss
-        settings = self.task.settings
-        if self.task.validation and (
-            epoch % settings.validate_every == 0 or epoch == settings.epochs
-        ):
+        loss = _finite_mean(losses, epoch)
+        _check_finite(state, epoch)
+        record: dict[str, Any] = {"epoch": epoch, "step": int(state.step), "loss": loss}
+        if norms.energy:
+            record["energy_mae"] = float(np.mean(sums.energy_error)) / norms.energy
+        if norms.forces:
+            record["force_mae"] = float(np.mean(sums.force_error)) / norms.forces
+        # Before the first validation, the latest state is the best there is.
+        best, best_loss = (state.average if run.best_loss is None else run.best), run.best_loss
+        if self._is_validation_due(epoch):
             errors = self.validate(state.average)
             record |= {f"validation_{key}": value for key, value in errors.items()}
             if best_loss is None or errors["loss"] <= best_loss:
@@ -98,7 +99,7 @@ class Trainer:
         return Run(state, best, best_loss, epoch, [*run.history, record])
 
     def validate(self, params: Params) -> dict[str, float]:
-        """Errors of the mean over members on the validation samples: eV/atom, eV/Å, and the loss."""
+        """The loss of the mean over members on the validation samples, and its errors in eV/atom and eV/Å."""
         energy, forces, stress = self._residuals(params, self.task.validation)
         s = self.task.settings
         shape = SHAPES[s.loss]
@@ -107,8 +108,16 @@ class Trainer:
             (s.force_weight, forces / s.force_scale),
             (s.stress_weight, stress / s.stress_scale),
         )
-        loss = sum(weight * float(np.mean(shape(x))) for weight, x in parts if x.size)
-        return {"loss": loss, "energy_mae": _mae(energy), "force_mae": _mae(forces)}
+        losses = [w * float(np.mean(np.asarray(shape(jnp.asarray(x))))) for w, x in parts if x.size]
+        errors = {"energy_mae": energy, "force_mae": forces}
+        return {"loss": sum(losses)} | {
+            name: float(np.abs(values).mean()) for name, values in errors.items() if values.size
+        }
+
+    def _is_validation_due(self, epoch: int) -> bool:
+        settings = self.task.settings
+        is_last = epoch == settings.epochs
+        return bool(self.task.validation) and (epoch % settings.validate_every == 0 or is_last)
 
     def potential(self, params: Params, provenance: dict[str, Any] | None = None) -> Potential:
         """The potential with normalisation folded into its layers."""
@@ -187,20 +196,20 @@ def fit(
     settings = trainer.task.settings
     began = time.monotonic()
     try:
+        reason = "finished"
         while run.epoch < settings.epochs:
             run = trainer.epoch(run)
             after_epoch(run, None)
             if 0 < settings.time_limit < time.monotonic() - began:
-                after_epoch(run, "time limit")
-                return run
+                reason = "time limit" if run.epoch < settings.epochs else reason
+                break
+        after_epoch(run, reason)
     except KeyboardInterrupt:
         logger.warning("interrupted after epoch %d; keeping the best model so far", run.epoch)
         after_epoch(run, "interrupted")
-        return run
     except TrainingError:
         after_epoch(run, "failed")
         raise
-    after_epoch(run, "finished")
     return run
 
 
@@ -211,13 +220,6 @@ def norms_of(samples: Sequence[Sample]) -> Norms:
         float(sum(np.isfinite(label.energy) for label in labels)),
         float(sum(np.isfinite(label.forces).sum() for label in labels)),
         float(sum(np.isfinite(label.stress).sum() for label in labels)),
-    )
-
-
-def log_line(record: dict[str, Any]) -> str:
-    """One epoch as a line of JSON."""
-    return json.dumps(
-        {k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in record.items()}
     )
 
 
@@ -243,11 +245,11 @@ def _finite_mean(losses: Sequence[jax.Array], epoch: int) -> float:
         step, member = np.argwhere(~np.isfinite(array))[0]
         raise TrainingError(
             f"the loss of member {member} became {array[step, member]} in epoch {epoch}, step {step + 1} of it. "
-            "Usually the learning rate is too high or a frame has absurd labels; the last good model was kept. "
-            "Lower learning_rate, or look at the frames with the largest forces"
+            f"{_DIVERGED}"
         )
     return float(array.mean())
 
 
-def _mae(values: np.ndarray) -> float:
-    return float(np.abs(values).mean()) if values.size else float("nan")
+def _check_finite(state: State, epoch: int) -> None:
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.average))):
+        raise TrainingError(f"the parameters are no longer finite after epoch {epoch}. {_DIVERGED}")

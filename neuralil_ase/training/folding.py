@@ -57,7 +57,7 @@ def fold(config: ModelConfig, scaling: Scaling, params: Params) -> Params:
     """Parameters of the published architecture from those that training works on."""
     flat: dict[str, Any] = dict(flatten(params))
     n_features = config.descriptor.n_features
-    for layer in _inlets(config):
+    for layer in inlets(config):
         kernel = flat[f"{layer}/kernel"]
         scaled = kernel[..., :n_features, :] * scaling.factor[:, None]
         shift = jnp.einsum("f,...fh->...h", scaling.mean, scaled)
@@ -69,8 +69,14 @@ def fold(config: ModelConfig, scaling: Scaling, params: Params) -> Params:
     return unflatten(flat)
 
 
-def _inlets(config: ModelConfig) -> list[str]:
-    """Layers that read the descriptor."""
+def inlets(config: ModelConfig) -> list[str]:
+    """Layers that read the descriptor.
+
+    Raises
+    ------
+    ConfigError
+        If it also goes past them, so that training cannot normalise it.
+    """
     network = config.network
     if network.kind == "core":
         return ["network/body/Dense_0"]

@@ -87,13 +87,13 @@ def predict(
 
     stress = jnp.zeros((config.n_members, n_frames, 6), outputs.dtype)
     if with_stress:
-        virials = per_frame(_virials(pair_gradient, batch.vectors))
+        virials = per_frame(_virials(pair_gradient, jnp.asarray(batch.vectors)))
         stress = virials.transpose(2, 0, 1) / batch.volume[:, None]
     sums = jax.vmap(per_frame)(outputs)
     has_variance = config.is_heteroscedastic
     return Predicted(
         sums[..., 0],
-        _forces(pair_gradient, batch.reverse),
+        _forces(pair_gradient, jnp.asarray(batch.reverse)),
         stress,
         sums[..., 1] if has_variance else None,
         outputs[..., 2] if has_variance else None,

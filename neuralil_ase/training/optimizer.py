@@ -12,6 +12,10 @@ from neuralil_ase.network import member_axes
 from neuralil_ase.potential import Params
 from neuralil_ase.training.settings import TrainingSettings
 
+MUON_RMS = 0.5
+"""Root mean square of a Muon update in units of the learning rate, whatever the shape
+of the matrix; Adam's is about 1."""
+
 
 def build_optimizer(settings: TrainingSettings, n_steps: int) -> optax.GradientTransformation:
     """The optax transformation of the settings, for a run of ``n_steps`` steps."""
@@ -22,16 +26,15 @@ def build_optimizer(settings: TrainingSettings, n_steps: int) -> optax.GradientT
         return optax.contrib.muon(
             rate,
             weight_decay=settings.weight_decay,
-            adam_weight_decay=settings.weight_decay,
             muon_weight_dimension_numbers=_matrix_axes,
+            consistent_rms=MUON_RMS,
         )
     if settings.optimizer == "schedule-free":
         warmup = max(1, round(settings.warmup * n_steps))
-        rising = optax.linear_schedule(0.0, settings.learning_rate, warmup)
         return optax.contrib.schedule_free_adamw(
-            rising, warmup_steps=warmup, weight_decay=settings.weight_decay
+            settings.learning_rate, warmup_steps=warmup, weight_decay=settings.weight_decay
         )
-    return optax.adamw(rate, weight_decay=settings.weight_decay)
+    return optax.adamw(rate, weight_decay=settings.weight_decay, mask=_is_kernel)
 
 
 def schedule(settings: TrainingSettings, n_steps: int) -> optax.Schedule:
@@ -61,6 +64,15 @@ def clip_members(network: NetworkConfig, gradient: Params, limit: float) -> Para
     return {"network": jax.tree.unflatten(tree, clipped)}
 
 
+def evaluated(
+    settings: TrainingSettings, average: Params, params: Params, optimizer_state: Any, step: Array
+) -> Params:
+    """The parameters to validate and save: those schedule-free training evaluates at, else their moving average."""
+    if settings.optimizer == "schedule-free":
+        return optax.contrib.schedule_free_eval_params(optimizer_state, params)
+    return averaged(average, params, settings.ema, step)
+
+
 def averaged(average: Params, params: Params, decay: float, step: Array) -> Params:
     """Exponential moving average whose memory grows with the step, so that the start leaves no trace."""
     effective = jnp.minimum(decay, (1 + step) / (10 + step))
@@ -78,11 +90,23 @@ def _factor(squares: list[Array], limit: float) -> Array:
 
 def _matrix_axes(params: Params) -> Any:
     """Kernels of the members are matrices with a leading axis; all else goes to Adam."""
+    return jax.tree.map(
+        lambda leaf, chosen: (
+            optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if chosen else None
+        ),
+        params,
+        _is_kernel(params),
+    )
 
-    def axes(path: tuple[Any, ...], leaf: Array) -> Any:
-        is_kernel = getattr(path[-1], "key", None) == "kernel" and min(leaf.shape[-2:]) > 1
-        if not is_kernel:
-            return None
-        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
 
-    return jax.tree_util.tree_map_with_path(axes, params)
+def _is_kernel(params: Params) -> Any:
+    """Which parameters decay, and go to Muon: matrices, but not the last ones, which set the range of energies.
+
+    Decay of biases, of scales behind a normalisation and of the outlet only keeps a network from reaching rare
+    frames of high energy.
+    """
+
+    def chosen(path: tuple[Any, ...], leaf: Array) -> bool:
+        return getattr(path[-1], "key", None) == "kernel" and min(leaf.shape[-2:]) > 1
+
+    return jax.tree_util.tree_map_with_path(chosen, params)

@@ -125,7 +125,7 @@ def _features_and_jacobian(config: DescriptorConfig, graph: Graph) -> tuple[Arra
         _, moved = jax.jvp(lambda c: power_spectrum(config, c), (of_center,), (tangent,))
         return jnp.take_along_axis(moved, jnp.asarray(columns(config))[element], axis=1)
 
-    jacobian = jnp.stack([along(direction) for direction in np.eye(3, dtype=np.float32)], axis=1)
+    jacobian = jnp.stack([along(direction) for direction in jnp.eye(3, dtype=jnp.float32)], axis=1)
     return power_spectrum(config, density), jacobian
 
 

@@ -21,42 +21,77 @@ class TrainingSettings:
     Attributes
     ----------
     energy_key, forces_key, stress_key
-        Names under which the data hold the labels; None takes what ASE recognises as energy, forces and stress.
-        The energy is in eV, forces in eV/Å, stress in eV/Å³ with tension positive (ASE's convention).
+        Name of this label in the data; without it, what ASE recognises as energy, forces and stress. Energies are
+        in eV, forces in eV/Å, stresses in eV/Å³ with tension positive (ASE's convention).
     validation_files
         Data sets to validate on. Without them ``validation_fraction`` of the data is held back.
     validation_fraction
         Part of the frames (of the groups, with ``split_by``) held back for validation; 0 trains on everything.
     split_by
-        Key in ``atoms.info``; frames that share its value stay on one side of the split.
+        Key in ``atoms.info``; frames that share its value stay on one side of the split. Values "train", "valid" and
+        "test" are the split itself.
     max_frames
         Train on a random subset of this many frames; 0 for all.
     isolated_atoms
         Energy in eV of one atom of each element; without it the reference is a least-squares fit.
     max_force
         Frames with a force component above this, in eV/Å, are named and left out.
-    network, widths, head_widths, activation, embed_d, shared_layers, n_max, r_cut, cross_terms, members, pair_term
-        The architecture; see ``neuralil_ase.config``.
-    loss, force_scale, energy_scale, stress_scale
-        Shape of the loss, and the residual at which log-cosh and Huber turn from quadratic to linear, in eV/Å,
-        eV/atom and eV/Å³.
+    network
+        Kind of network; "heteroscedastic" members predict the variance of their own errors (deep ensembles).
+    widths
+        Widths of the layers.
+    head_widths
+        Widths of the three heads of a heteroscedastic network; (16,) if not given.
+    activation
+        Name of the activation function in jax.nn.
+    embed_d
+        Length of the trainable vector of each element.
+    shared_layers
+        This many first layers are shared by all members; for the network "core".
+    n_max
+        Largest radial index of the descriptor.
+    r_cut
+        Cutoff radius in Å.
+    cross_terms
+        Products of all radial functions in the descriptor, not only of equal ones.
+    members
+        Members of the ensemble; spreads and error bars need two or more.
+    pair_term
+        Short-range repulsion: "zbl" below the distances in the data, or "none".
+    loss
+        Shape of the loss of each residual.
+    force_scale, energy_scale, stress_scale
+        Residual at which log-cosh and Huber turn from quadratic to linear, in eV/Å, eV/atom and eV/Å³.
     force_weight, energy_weight, stress_weight
-        Weights of the three parts, each measured in its own scale.
+        Weight of this part of the loss, measured in its own scale.
     nll_start
         For heteroscedastic networks: part of the run after which the Gaussian likelihood takes over.
     bootstrap
         Each member trains on its own resampling of the frames.
-    optimizer, learning_rate, weight_decay, clip_norm, warmup, final_rate
-        ``learning_rate`` is the peak of a one-cycle schedule that rises over ``warmup`` (part of the run) and ends
-        at ``final_rate`` times the peak.
+    optimizer
+        Which of optax' optimisers.
+    learning_rate
+        Peak of the one-cycle schedule (constant after the rise for "schedule-free").
+    weight_decay
+        Decoupled decay of the weights; not for "adam".
+    clip_norm
+        Largest norm of the gradient of a member.
+    warmup
+        Part of the run over which the learning rate rises.
+    final_rate
+        Last learning rate over the peak.
     ema
         Decay per step of the moving average of the weights that is validated and saved; 0 for none.
-    epochs, batch_size
-        Passes over the data, and frames per step.
+    epochs
+        Passes over the data.
+    batch_size
+        Frames per step.
     time_limit
         Stop in an orderly way after this many seconds; 0 for no limit. The schedule does not know of it.
-    validate_every, checkpoint_every
-        In epochs.
+    validate_every
+        Epochs between validations; the best validated state is kept.
+    checkpoint_every
+        Epochs between checkpoints; one more is written after the first epoch.
     seed
         Of the split, the initial parameters and the order of the frames.
     memory_budget
@@ -88,19 +123,19 @@ class TrainingSettings:
     energy_scale: float = 0.01
     stress_scale: float = 0.01
     force_weight: float = 1.0
-    energy_weight: float = 0.1
+    energy_weight: float = 0.01
     stress_weight: float = 0.1
     nll_start: float = 0.3
     bootstrap: bool = False
-    optimizer: Optimizer = "adamw"
+    optimizer: Optimizer = "muon"
     learning_rate: float = 5e-3
-    weight_decay: float = 1e-4
+    weight_decay: float = 0.5
     clip_norm: float = 10.0
     warmup: float = 0.1
     final_rate: float = 1e-3
     ema: float = 0.99
     epochs: int = 200
-    batch_size: int = 5
+    batch_size: int = 2
     time_limit: float = 0.0
     validate_every: int = 5
     checkpoint_every: int = 20

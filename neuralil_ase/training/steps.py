@@ -12,7 +12,7 @@ from neuralil_ase.potential import Params
 from neuralil_ase.training.folding import fold
 from neuralil_ase.training.loss import Norms, Sums, loss_sums, total
 from neuralil_ase.training.objective import Batch, Predicted, predict
-from neuralil_ase.training.optimizer import averaged, clip_members
+from neuralil_ase.training.optimizer import clip_members, evaluated
 from neuralil_ase.training.task import Task
 
 
@@ -67,7 +67,7 @@ def _update(
     clipped = clip_members(task.config.network, gradient, task.settings.clip_norm)
     updates, optimizer_state = optimizer.update(clipped, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    average = averaged(state.average, params, task.settings.ema, state.step)
+    average = evaluated(task.settings, state.average, params, optimizer_state, state.step)
     return State(params, average, optimizer_state, state.step + 1)
 
 

@@ -1,6 +1,6 @@
 """From frames and settings to everything a run needs: architecture, targets, precomputed arrays, scales."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from neuralil_ase.errors import DataError
 from neuralil_ase.neighbors import Pairs
 from neuralil_ase.training.batches import Packer, Sample, packer_for
 from neuralil_ase.training.dataset import Frame
-from neuralil_ase.training.folding import Scaling, scaling_of
+from neuralil_ase.training.folding import Scaling, inlets, scaling_of
 from neuralil_ase.training.labels import (
     elements_of,
     energy_reference,
@@ -76,6 +76,7 @@ def prepare(
     pairs = [pairs_of(frame, t, settings.r_cut) for frame, t in zip(frames, types, strict=True)]
     n_train = len(train)
     config = model_config(settings, elements, pairs[:n_train], types[:n_train])
+    inlets(config)  # refuses what cannot be trained, before the long work
     reference = energy_reference(train, elements, settings.isolated_atoms)
     slots = _slots(pairs, types, elements)
     samples = _samples(config, settings, frames, types, pairs, reference, slots)
@@ -174,8 +175,3 @@ def _counts(settings: TrainingSettings, n_samples: int) -> np.ndarray:
     return rng.multinomial(n_samples, np.full(n_samples, 1 / n_samples), settings.members).astype(
         float
     )
-
-
-def isolated_atoms_of(values: Mapping[str, float]) -> dict[str, float]:
-    """A plain dictionary of isolated-atom energies."""
-    return dict(values)

@@ -1,0 +1,276 @@
+"""The command line: ``neuralil-ase train | evaluate | calibrate | info | import``.
+
+Thin: it reads options, calls functions of the package and prints. Heavy modules are imported by the command that
+needs them.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from neuralil_ase import __version__
+from neuralil_ase.errors import DataError, NeuralILError
+
+if TYPE_CHECKING:
+    from neuralil_ase.training.dataset import Frame
+
+EXAMPLE = """\
+example:
+  neuralil-ase train data.extxyz -o model.safetensors
+  neuralil-ase evaluate model.safetensors test.extxyz --output report
+  neuralil-ase info model.safetensors
+"""
+OK, FAILED, INTERRUPTED = 0, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    argv
+        Words of the command line; by default those of the process.
+
+    Returns
+    -------
+    int
+        Exit status: 0, 2 after an error (one line on the standard error), 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = build_parser(words).parse_args(words)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    for chatty in ("jax", "matplotlib", "absl"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        return int(options.run(options))
+    except NeuralILError as error:
+        print(f"neuralil-ase: {' '.join(str(error).split())}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("neuralil-ase: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser; only the command that the words name gets its options, so that help loads nothing heavy."""
+    parser = argparse.ArgumentParser(
+        "neuralil-ase",
+        description="Train, judge and look at NeuralIL potentials.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    chosen = next((word for word in words if word in COMMANDS), None)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.help)
+        sub.set_defaults(run=command.run)
+        if name == chosen:
+            command.add_options(sub)
+    return parser
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    from neuralil_ase.training.options import add_options
+
+    parser.epilog = (
+        "Units: eV, Å. Values in brackets are defaults. Example: neuralil-ase train a.extxyz b.extxyz -o "
+        "model.safetensors --energy-key REF_energy --split-by seed --members 8"
+    )
+    _add_data(parser, "data to train on")
+    parser.add_argument("-o", "--output", required=True, metavar="MODEL", help="model file")
+    parser.add_argument(
+        "--settings", metavar="TOML", help="settings from a file; options win over it"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint beside MODEL"
+    )
+    parser.add_argument(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="evaluate, calibrate and draw pictures in MODEL.report at the end",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_options(parser.add_argument_group("settings (also in the TOML file, with _ for -)"))
+
+
+def _train(options: argparse.Namespace) -> int:
+    from neuralil_ase.training import TrainingSettings, train
+    from neuralil_ase.training.metrics import format_table
+    from neuralil_ase.training.options import given_options
+    from neuralil_ase.training.settings import read_settings
+
+    values = read_settings(options.settings) if options.settings else {}
+    settings = TrainingSettings().updated(values | given_options(options))
+    result = train(
+        options.data,
+        options.output,
+        settings=settings,
+        resume=options.resume,
+        progress=not options.quiet,
+        report=options.report,
+    )
+    if result.accuracy:
+        print(format_table(result.accuracy))
+    print(f"{result.reason}; the model is in {options.output}")
+    return INTERRUPTED if result.reason == "interrupted" else OK
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL")
+    _add_data(parser, "labelled data")
+    _add_keys(parser)
+    _add_selection(parser)
+    parser.add_argument("--output", metavar="FOLDER", help="where to put pictures and numbers")
+    parser.add_argument("--write-predictions", metavar="EXTXYZ", help="predictions beside labels")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    import json
+
+    from neuralil_ase.model_file import load_potential, write_atomically
+    from neuralil_ase.training.evaluate import evaluate, write_predictions
+    from neuralil_ase.training.metrics import format_table
+    from neuralil_ase.training.report import write_report
+
+    potential, frames = load_potential(options.model), _frames(options)
+    evaluation = evaluate(potential, frames)
+    name = Path(options.data[0]).stem if len(options.data) == 1 else "all files"
+    print(format_table({name: evaluation.card}))
+    if options.output:
+        folder = Path(options.output)
+        write_report(folder, {name: evaluation.comparison}, calibration=potential.calibration)
+        numbers = json.dumps(evaluation.card, indent=1, ensure_ascii=False)
+        write_atomically(folder / "accuracy.json", numbers.encode())
+        print(f"pictures and accuracy.json are in {folder}")
+    if options.write_predictions:
+        write_predictions(evaluation, options.write_predictions)
+        print(f"predictions are in {options.write_predictions}")
+    return OK
+
+
+def _calibrate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL")
+    _add_data(parser, "held-out data: labelled, and not used in training")
+    _add_keys(parser)
+    _add_selection(parser)
+    parser.add_argument("-o", "--output", metavar="MODEL", help="write here, not over the model")
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from neuralil_ase.model_file import load_potential, save_potential
+    from neuralil_ase.training.calibrate import calibrate_potential, calibration_report
+    from neuralil_ase.training.evaluate import evaluate
+
+    potential, frames = load_potential(options.model), _frames(options)
+    comparison = evaluate(potential, frames).comparison if potential.n_members > 1 else None
+    names = ", ".join(Path(path).name for path in options.data)
+    calibrated = calibrate_potential(potential, frames, [], names, comparison)
+    assert comparison is not None
+    output = options.output or options.model
+    save_potential(calibrated, output)
+    report = calibration_report(calibrated.calibration, comparison)
+    print(_quality_table(report))
+    print(f"the calibrated model is in {output}")
+    return OK
+
+
+def _info_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="model file; without it, the model that ships"
+    )
+
+
+def _info(options: argparse.Namespace) -> int:
+    from importlib.resources import files
+
+    from neuralil_ase.calculator import DEFAULT_MODEL
+    from neuralil_ase.model_file import load_potential
+    from neuralil_ase.training.describe import describe
+
+    shipped = str(files("neuralil_ase") / "models" / DEFAULT_MODEL)
+    print(describe(load_potential(options.model or shipped)))
+    return OK
+
+
+def _import_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("published", metavar="PUBLISHED", help="published parameter file (pickle)")
+    parser.add_argument("-o", "--output", required=True, metavar="MODEL", help="model file")
+
+
+def _import(options: argparse.Namespace) -> int:
+    from neuralil_ase.model_file import save_potential
+    from neuralil_ase.published_files import import_published
+
+    potential = import_published(options.published)
+    save_potential(potential, options.output)
+    elements = " ".join(potential.elements)
+    print(f"{potential.n_members} member(s) for {elements} are in {options.output}")
+    return OK
+
+
+class _Command(NamedTuple):
+    help: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS = {
+    "train": _Command("train an ensemble on labelled structures", _train_options, _train),
+    "evaluate": _Command("compare a model with labelled data", _evaluate_options, _evaluate),
+    "calibrate": _Command(
+        "fit error bars to held-out data and store them in the model",
+        _calibrate_options,
+        _calibrate,
+    ),
+    "info": _Command("say what a model file holds", _info_options, _info),
+    "import": _Command("convert a published NeuralIL file", _import_options, _import),
+}
+
+
+def _add_data(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument(
+        "data",
+        nargs="+",
+        metavar="DATA",
+        help=f"{text}: any files ASE reads; file@0:100 takes a part",
+    )
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    for name in ("energy", "forces", "stress"):
+        parser.add_argument(f"--{name}-key", metavar="NAME", help=f"name of the {name} in the data")
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--select", metavar="KEY=VALUE", help="only frames with this in atoms.info: split=test"
+    )
+
+
+def _frames(options: argparse.Namespace) -> "list[Frame]":
+    from neuralil_ase.training.dataset import Keys, read_frames
+
+    keys = Keys(options.energy_key, options.forces_key, options.stress_key)
+    if not options.select:
+        return read_frames(options.data, keys)
+    name, _, value = options.select.partition("=")
+    frames = [f for f in read_frames(options.data, keys, name) if f.group == value]
+    if not frames:
+        raise DataError(f"no frame has {options.select} in its info")
+    return frames
+
+
+def _quality_table(report: dict[str, dict[str, Any]]) -> str:
+    names = list(next(iter(report.values())))
+    first = max(len(name) for name in names)
+    lines = [" " * first + "".join(f"  {title:>16}" for title in report)]
+    lines += [
+        f"{name:<{first}}" + "".join(f"  {values[name]:>16.3f}" for values in report.values())
+        for name in names
+    ]
+    return "\n".join(lines)

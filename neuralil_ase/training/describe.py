@@ -1,0 +1,89 @@
+"""What a model file holds, in words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from neuralil_ase.potential import Potential, flatten
+from neuralil_ase.training.metrics import format_table
+
+
+def describe(potential: Potential) -> str:
+    """Architecture, origin, accuracy and calibration of a potential, as plain text for a terminal."""
+    parts = [_architecture(potential), _provenance(potential.provenance)]
+    accuracy = potential.provenance.get("accuracy")
+    if isinstance(accuracy, Mapping) and accuracy:
+        parts.append("accuracy\n" + _indent(format_table(accuracy)))
+    parts.append(_calibration(potential))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _architecture(potential: Potential) -> str:
+    config = potential.config
+    descriptor, network = config.descriptor, config.network
+    count = sum(np.size(array) for array in flatten(potential.params).values())
+    products = "with" if descriptor.cross_terms else "without"
+    rows = {
+        "elements": " ".join(potential.elements),
+        "members": config.n_members,
+        "cutoff": f"{descriptor.r_cut:g} Å",
+        "descriptor": f"{descriptor.n_features} features, n_max {descriptor.n_max}, {products} cross terms",
+        "network": f"{network.kind}, widths {_words(network.widths)}, {network.activation}",
+        "heads": _words(network.head_widths),
+        "shared layers": network.shared_layers or "",
+        "repulsion": config.pair_term,
+        "parameters": f"{count:,}".replace(",", " "),
+        "atomic energies": ", ".join(
+            f"{element} {energy:.4f}"
+            for element, energy in zip(potential.elements, potential.energy_reference, strict=True)
+        )
+        + " eV",
+    }
+    return _table("model", rows)
+
+
+def _provenance(provenance: Mapping[str, Any]) -> str:
+    hidden = ("settings", "accuracy", "last_epoch", "history")
+    rows = {key: value for key, value in provenance.items() if key not in hidden}
+    text = _table("origin", {key: _words(value) for key, value in rows.items()})
+    settings = provenance.get("settings")
+    if isinstance(settings, Mapping) and settings:
+        shown = {key: _words(value) for key, value in settings.items()}
+        text += "\n\n" + _table("settings of the training", shown)
+    return text
+
+
+def _calibration(potential: Potential) -> str:
+    record = potential.calibration
+    if record is None:
+        return "calibration\n  none; see neuralil-ase calibrate"
+    rows = {
+        "fitted on": f"{record.get('n_frames')} frames: {record.get('data')}",
+        "force error bar": ", ".join(
+            f"{element} √(({scale:.2f} s)² + {record['force_floor'][element]:.3f}²)"
+            for element, scale in record.get("force_scale", {}).items()
+        )
+        + " eV/Å, s the spread",
+        "thresholds (eV/Å)": _words(record.get("thresholds")),
+        "shortest distances (Å)": _words(record.get("shortest_distances")),
+    }
+    return _table("calibration", rows)
+
+
+def _table(title: str, rows: Mapping[str, Any]) -> str:
+    shown = {name: str(value) for name, value in rows.items() if str(value)}
+    first = max((len(name) for name in shown), default=0)
+    return "\n".join([title, *(f"  {name:<{first}}  {value}" for name, value in shown.items())])
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(_words(item) for item in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

@@ -1,0 +1,118 @@
+"""Evaluate a potential on labelled frames, in batches."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io.extxyz import write_extxyz
+
+from neuralil_ase.calculator import predict_many
+from neuralil_ase.errors import DataError
+from neuralil_ase.model_file import write_atomically
+from neuralil_ase.potential import Potential
+from neuralil_ase.prediction import Prediction
+from neuralil_ase.training.dataset import Frame
+from neuralil_ase.training.labels import types_of
+from neuralil_ase.training.metrics import Card, Comparison, accuracy, compare
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions for a data set, compared with its labels.
+
+    Attributes
+    ----------
+    frames, predictions
+        One prediction, with members' forces, for every frame.
+    comparison
+        Labels and predictions as arrays.
+    card
+        The numbers; see ``metrics.accuracy``.
+    """
+
+    frames: list[Frame]
+    predictions: list[Prediction]
+    comparison: Comparison
+    card: Card
+
+
+def evaluate(potential: Potential, frames: Sequence[Frame]) -> Evaluation:
+    """Predict and compare.
+
+    Raises
+    ------
+    DataError
+        If there are no frames, or one holds an element that the potential does not know.
+    """
+    return evaluation_of(frames, predict_frames(potential, frames))
+
+
+def evaluation_of(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Evaluation:
+    """Compare predictions that are already there."""
+    if not frames:
+        raise DataError("there are no frames to evaluate")
+    comparison = compare(frames, predictions)
+    return Evaluation(list(frames), list(predictions), comparison, accuracy(comparison))
+
+
+def predict_frames(potential: Potential, frames: Sequence[Frame]) -> list[Prediction]:
+    """Predictions with members' forces, evaluated in batches.
+
+    Raises
+    ------
+    DataError
+        If a frame holds an element that the potential does not know.
+    """
+    for frame in frames:
+        types_of(frame, potential.elements)
+    return predict_many(potential, map(_bare_atoms, frames), uncertainty="forces")
+
+
+def write_predictions(evaluation: Evaluation, path: str | Path) -> None:
+    """Write structures with predictions as results and labels beside them to an extended XYZ file.
+
+    ``energy``, ``forces`` and ``stress`` are predictions; ``REF_energy``, ``REF_forces`` and ``REF_stress`` labels;
+    ``energy_std`` and ``forces_std`` spreads over members (ddof 1; of a force the norm over components); and
+    ``energy_error`` and ``forces_error`` calibrated error bars, where the model has them.
+
+    Raises
+    ------
+    ModelFileError
+        If the file cannot be written.
+    """
+    text = io.StringIO()
+    pairs = zip(evaluation.frames, evaluation.predictions, strict=True)
+    write_extxyz(text, [_predicted_atoms(frame, prediction) for frame, prediction in pairs])
+    write_atomically(path, text.getvalue().encode())
+
+
+def _bare_atoms(frame: Frame) -> Atoms:
+    return Atoms(frame.symbols.tolist(), positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+
+
+def _predicted_atoms(frame: Frame, prediction: Prediction) -> Atoms:
+    atoms = _bare_atoms(frame)
+    results: dict[str, Any] = {"energy": prediction.energy, "forces": prediction.forces}
+    if prediction.holds("stress"):
+        results["stress"] = prediction.stress
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    atoms.info["source"] = frame.source
+    if frame.group is not None:
+        atoms.info["group"] = frame.group
+    for name in ("energy", "stress"):
+        if getattr(frame, name) is not None:
+            atoms.info[f"REF_{name}"] = getattr(frame, name)
+    if frame.forces is not None:
+        atoms.arrays["REF_forces"] = frame.forces
+    for name in ("energy_std", "energy_error"):
+        if prediction.holds(name):
+            atoms.info[name] = getattr(prediction, name)
+    for name in ("forces_std", "forces_error"):
+        if prediction.holds(name):
+            atoms.arrays[name] = np.asarray(getattr(prediction, name))
+    return atoms

@@ -1,0 +1,256 @@
+"""How far predictions are from labels: one card of numbers per data set, and its table for a terminal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from neuralil_ase.prediction import Prediction
+from neuralil_ase.training.dataset import Frame
+
+Card = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Labels of F frames with A atoms in all, beside the predictions of M members; NaN where a label is missing.
+
+    Attributes
+    ----------
+    sizes
+        Atoms of every frame, shape (F,).
+    symbols
+        Chemical symbol of every atom, shape (A,).
+    energies, member_energies
+        In eV, shapes (F,) and (M, F).
+    forces, member_forces
+        In eV/Å, shapes (A, 3) and (M, A, 3).
+    stresses, predicted_stresses
+        In eV/Å³, shape (F, 6); the prediction is the mean over members.
+    """
+
+    sizes: np.ndarray
+    symbols: np.ndarray
+    energies: np.ndarray
+    member_energies: np.ndarray
+    forces: np.ndarray
+    member_forces: np.ndarray
+    stresses: np.ndarray
+    predicted_stresses: np.ndarray
+
+    @property
+    def n_members(self) -> int:
+        """Number of members of the ensemble."""
+        return len(self.member_energies)
+
+    @property
+    def energy_spreads(self) -> np.ndarray:
+        """Standard deviation over members, ddof 1, in eV, shape (F,)."""
+        return self.member_energies.std(axis=0, ddof=1)
+
+    @property
+    def force_spreads(self) -> np.ndarray:
+        """Norm over x, y, z of the standard deviations over members, ddof 1, in eV/Å, shape (A,)."""
+        return np.linalg.norm(self.member_forces.std(axis=0, ddof=1), axis=-1)
+
+    @property
+    def energy_errors(self) -> np.ndarray:
+        """Mean over members minus label in eV, shape (F,)."""
+        return self.member_energies.mean(axis=0) - self.energies
+
+    @property
+    def force_errors(self) -> np.ndarray:
+        """Mean over members minus label in eV/Å, shape (A, 3)."""
+        return self.member_forces.mean(axis=0) - self.forces
+
+    def without_offset(self, energy_errors: np.ndarray) -> np.ndarray:
+        """Energy errors in eV after removing their mean per atom; the last axis runs over frames."""
+        per_atom = energy_errors / self.sizes
+        known = np.isfinite(self.energies)
+        if not known.any():
+            return energy_errors
+        offset = per_atom[..., known].mean(axis=-1, keepdims=True)
+        return self.sizes * (per_atom - offset)
+
+
+def compare(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Comparison:
+    """Put labels and predictions (of level "forces") side by side."""
+    none = np.full(6, np.nan)
+    return Comparison(
+        np.array([len(frame.symbols) for frame in frames]),
+        np.concatenate([frame.symbols for frame in frames]),
+        np.array([np.nan if frame.energy is None else frame.energy for frame in frames]),
+        np.stack([np.asarray(p.member_energies) for p in predictions], axis=1),
+        np.concatenate([_or_nan(frame.forces, (len(frame.symbols), 3)) for frame in frames]),
+        np.concatenate([np.asarray(p.member_forces) for p in predictions], axis=1),
+        np.array([_or_nan(frame.stress, (6,)) for frame in frames]),
+        np.array([p.stress if p.holds("stress") else none for p in predictions]),
+    )
+
+
+def accuracy(comparison: Comparison) -> Card:
+    """The card of one data set: JSON data whose keys carry the units; what the labels lack is left out.
+
+    "mae" and "rmse" of forces run over components; "norm" is the mean length of the error vector, which does not
+    depend on the orientation of the axes. "offset_removed" is after subtracting the mean energy error per atom.
+    "members" are means over members of what each member alone would score. "spread" compares the error of the mean
+    with the spread over members (standard deviation, ddof 1; of a force the norm over components).
+    """
+    card: Card = {"frames": len(comparison.sizes), "atoms": int(comparison.sizes.sum())}
+    if np.isfinite(comparison.energies).any():
+        card["energy_meV_per_atom"] = _energy_card(comparison)
+    if np.isfinite(comparison.forces).any():
+        card["force_meV_per_A"] = _force_card(comparison)
+    stress = comparison.predicted_stresses - comparison.stresses
+    if np.isfinite(stress).any():
+        card["stress_meV_per_A3"] = _mae_rmse(stress)
+    if comparison.n_members > 1:
+        card["members"] = _member_card(comparison)
+        card["spread"] = _spread_card(comparison)
+    return card
+
+
+def format_table(cards: Mapping[str, Card]) -> str:
+    """Cards side by side, one column each, as plain text."""
+    rows = [(name, [_cell(card, path) for card in cards.values()]) for name, path in _rows(cards)]
+    rows = [(name, cells) for name, cells in rows if any(cells)]
+    first = max(len(name) for name, _ in rows)
+    widths = [max(9, len(title)) for title in cards]
+    header = " " * first + "".join(
+        f"  {title:>{width}}" for title, width in zip(cards, widths, strict=True)
+    )
+    lines = [
+        f"{name:<{first}}"
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        for name, cells in rows
+    ]
+    return "\n".join([header.rstrip(), *lines, *_notes(cards)])
+
+
+def _energy_card(comparison: Comparison) -> Card:
+    errors = comparison.energy_errors
+    removed = comparison.without_offset(errors)
+    card = _mae_rmse(errors / comparison.sizes)
+    card["offset"] = _milli(np.nanmean(errors / comparison.sizes))
+    card["offset_removed"] = _mae_rmse(removed / comparison.sizes)
+    return card
+
+
+def _force_card(comparison: Comparison) -> Card:
+    errors = comparison.force_errors
+    by_element = {
+        str(symbol): _vector_card(errors[comparison.symbols == symbol])
+        for symbol in np.unique(comparison.symbols[np.isfinite(errors).all(axis=1)])
+    }
+    return {**_vector_card(errors), "by_element": by_element}
+
+
+def _vector_card(errors: np.ndarray) -> Card:
+    return {**_mae_rmse(errors), "norm": _milli(np.nanmean(np.linalg.norm(errors, axis=-1)))}
+
+
+def _member_card(comparison: Comparison) -> Card:
+    """Scores of single members, averaged over them."""
+    card: Card = {"number": comparison.n_members}
+    if np.isfinite(comparison.energies).any():
+        errors = comparison.member_energies - comparison.energies
+        card["energy_mae"] = _mae_rmse(errors / comparison.sizes)["mae"]
+        removed = comparison.without_offset(errors) / comparison.sizes
+        card["energy_mae_offset_removed"] = _mae_rmse(removed)["mae"]
+    if np.isfinite(comparison.forces).any():
+        card["force_mae"] = _mae_rmse(comparison.member_forces - comparison.forces)["mae"]
+    return card
+
+
+def _spread_card(comparison: Comparison) -> Card:
+    card: Card = {}
+    energies = comparison.without_offset(comparison.energy_errors)
+    parts = {
+        "energy": (np.abs(energies), comparison.energy_spreads),
+        "force": (np.linalg.norm(comparison.force_errors, axis=-1), comparison.force_spreads),
+    }
+    for name, (errors, spreads) in parts.items():
+        known = np.isfinite(errors)
+        if known.sum() > 2 and np.ptp(spreads[known]) > 0 and np.ptp(errors[known]) > 0:
+            errors, spreads = errors[known], spreads[known]
+            card[name] = {
+                "spearman": round(float(spearmanr(errors, spreads).statistic), 4),
+                "rms_error_over_rms_spread": _four_digits(
+                    np.sqrt(np.mean(errors**2) / np.mean(spreads**2))
+                ),
+            }
+    return card
+
+
+def _mae_rmse(errors: np.ndarray) -> Card:
+    return {
+        "mae": _milli(np.nanmean(np.abs(errors))),
+        "rmse": _milli(np.sqrt(np.nanmean(errors**2))),
+    }
+
+
+def _milli(value: Any) -> float:
+    return _four_digits(1e3 * value)
+
+
+def _four_digits(value: Any) -> float:
+    return float(f"{float(value):.4g}")
+
+
+def _or_nan(values: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    return np.full(shape, np.nan) if values is None else values
+
+
+def _rows(cards: Mapping[str, Card]) -> list[tuple[str, tuple[str, ...]]]:
+    """Name of every row, and where a card keeps its value."""
+    energy, force, stress = "energy_meV_per_atom", "force_meV_per_A", "stress_meV_per_A3"
+    elements = {e for card in cards.values() for e in card.get(force, {}).get("by_element", {})}
+    rows: list[tuple[str, tuple[str, ...]]] = [
+        ("frames", ("frames",)),
+        ("atoms", ("atoms",)),
+        ("energy MAE (meV/atom)", (energy, "mae")),
+        ("energy RMSE", (energy, "rmse")),
+        ("energy MAE, offset removed", (energy, "offset_removed", "mae")),
+        ("energy RMSE, offset removed", (energy, "offset_removed", "rmse")),
+        ("force MAE (meV/Å)", (force, "mae")),
+        ("force RMSE", (force, "rmse")),
+        ("force error, mean norm", (force, "norm")),
+    ]
+    for element in sorted(elements):
+        rows.append((f"  {element} MAE", (force, "by_element", element, "mae")))
+        rows.append((f"  {element} mean norm", (force, "by_element", element, "norm")))
+    rows += [
+        ("stress MAE (meV/Å³)", (stress, "mae")),
+        ("stress RMSE", (stress, "rmse")),
+        ("one member: energy MAE, offset removed", ("members", "energy_mae_offset_removed")),
+        ("one member: force MAE", ("members", "force_mae")),
+    ]
+    for name in ("energy", "force"):
+        rows.append((f"{name} error and spread: rank correlation", ("spread", name, "spearman")))
+        rows.append(
+            (f"{name} rms error / rms spread", ("spread", name, "rms_error_over_rms_spread"))
+        )
+    return rows
+
+
+def _cell(card: Card, path: tuple[str, ...]) -> str:
+    value: Any = card
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if value is None:
+        return ""
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.3g}"
+
+
+def _notes(cards: Mapping[str, Card]) -> list[str]:
+    members = {card["members"]["number"] for card in cards.values() if "members" in card}
+    if not members:
+        return []
+    return [
+        f"Errors are those of the mean over {members.pop()} members. Spread: standard deviation over members (ddof 1),",
+        "of a force the norm over x, y, z; it is compared with the norm of the force error.",
+    ]

@@ -1,0 +1,181 @@
+"""Pictures of a training run or an evaluation: parity, error histograms, learning curve, spread against error."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from neuralil_ase.calibration import force_error_bars
+from neuralil_ase.errors import ModelFileError
+from neuralil_ase.model_file import write_atomically
+from neuralil_ase.training.metrics import Comparison
+
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")
+MAX_POINTS = 20_000
+BINS = 12
+
+
+def write_report(
+    folder: str | Path,
+    comparisons: Mapping[str, Comparison],
+    history: Sequence[Mapping[str, Any]] = (),
+    calibration: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Draw what the data allow.
+
+    Parameters
+    ----------
+    folder
+        Made if it is not there; pictures of the same names are replaced.
+    comparisons
+        Labels and predictions by the name of the data set; spreads are drawn for the last.
+    history
+        One record per epoch of training.
+    calibration
+        Of the model, for the calibrated error bars.
+
+    Returns
+    -------
+    list of Path
+        The pictures.
+
+    Raises
+    ------
+    ModelFileError
+        If they cannot be written.
+    """
+    figures: dict[str, Figure] = {
+        "parity": draw_parity(comparisons),
+        "errors": draw_errors(comparisons),
+    }
+    if len(history) > 1:
+        figures["learning_curve"] = draw_learning_curve(history)
+    last = list(comparisons.values())[-1]
+    if last.n_members > 1 and np.isfinite(last.forces).any():
+        figures["spread"] = draw_spread(last, calibration)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelFileError(f"cannot make the folder {folder} for pictures: {error}") from error
+    return [_save(figure, Path(folder) / f"{name}.png") for name, figure in figures.items()]
+
+
+def draw_parity(comparisons: Mapping[str, Comparison]) -> Figure:
+    """Predicted against labelled energies (offset removed) and force components."""
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for (name, comparison), color in zip(comparisons.items(), COLORS, strict=False):
+        errors = comparison.without_offset(comparison.energy_errors) / comparison.sizes
+        labels = comparison.energies / comparison.sizes
+        if np.isfinite(labels).any():
+            centered = labels - np.nanmean(labels)
+            left.plot(centered, centered + errors, ".", color=color, label=name, ms=5)
+        forces = comparison.forces.reshape(-1)
+        predicted = forces + comparison.force_errors.reshape(-1)
+        shown = _some(np.flatnonzero(np.isfinite(forces)))
+        right.plot(forces[shown], predicted[shown], ".", color=color, label=name, ms=2, alpha=0.5)
+    _frame(left, "energy label, mean removed (eV/atom)", "prediction (eV/atom)")
+    _frame(right, "force component, label (eV/Å)", "prediction (eV/Å)")
+    for axes in (left, right):
+        axes.axline((0, 0), slope=1, color="black", lw=0.8)
+        axes.set_aspect("equal", adjustable="datalim")
+    return figure
+
+
+def draw_errors(comparisons: Mapping[str, Comparison]) -> Figure:
+    """Distributions of energy errors, and of force errors by element for the last data set."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for (name, comparison), color in zip(comparisons.items(), COLORS, strict=False):
+        errors = comparison.without_offset(comparison.energy_errors) / comparison.sizes
+        _step(left, 1e3 * errors, name, color)
+    last = list(comparisons.values())[-1]
+    for k, symbol in enumerate(np.unique(last.symbols)):
+        errors = last.force_errors[last.symbols == symbol].reshape(-1)
+        _step(right, 1e3 * errors, str(symbol), f"C{k}")
+    right.set_yscale("log")
+    _frame(left, "energy error, offset removed (meV/atom)", "frames")
+    _frame(right, f"force component error (meV/Å), {list(comparisons)[-1]}", "components")
+    return figure
+
+
+def draw_learning_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Loss, force and energy errors over the epochs."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    panels = (
+        ("loss", "loss", 1.0),
+        ("force_mae", "force MAE (meV/Å)", 1e3),
+        ("energy_mae", "energy MAE (meV/atom)", 1e3),
+    )
+    for axes, (key, title, factor) in zip(figure.subplots(1, 3), panels, strict=True):
+        names = ((key, "train, one member"), (f"validation_{key}", "validation, mean of members"))
+        for (found, label), color in zip(names, COLORS, strict=False):
+            points = [(r["epoch"], factor * r[found]) for r in history if found in r]
+            if points:
+                axes.plot(*zip(*points, strict=True), ".-", color=color, label=label, lw=1, ms=3)
+        positive = all(y > 0 for line in axes.lines for y in np.asarray(line.get_ydata()))
+        if axes.lines and positive:
+            axes.set_yscale("log")
+        _frame(axes, "epoch", title)
+    return figure
+
+
+def draw_spread(comparison: Comparison, calibration: Mapping[str, Any] | None) -> Figure:
+    """Rms norm of force errors against the spread, in bins of equal population; also the calibrated error bar."""
+    known = np.isfinite(comparison.force_errors).all(axis=1)
+    errors = np.linalg.norm(comparison.force_errors[known], axis=1)
+    spreads = comparison.force_spreads[known]
+    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    shown = _some(np.arange(len(errors)))
+    axes.plot(spreads[shown], errors[shown], ".", color="0.8", ms=1.5, zorder=0)
+    axes.plot(*binned_rms(spreads, errors), "o-", color=COLORS[0], label="spread of the members")
+    if calibration is not None:
+        bars = force_error_bars(calibration, comparison.symbols[known].tolist(), spreads)
+        known_bars = np.isfinite(bars)
+        points = binned_rms(bars[known_bars], errors[known_bars])
+        axes.plot(*points, "s-", color=COLORS[1], label="calibrated error bar")
+    axes.set(xscale="log", yscale="log")
+    axes.axline((0.1, 0.1), (1, 1), color="black", lw=0.8)
+    _frame(axes, "spread or error bar of the force (eV/Å)", "rms norm of the force error (eV/Å)")
+    return figure
+
+
+def binned_rms(sigma: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rms of sigma and of the errors in up to 12 bins of equal population, ordered by sigma."""
+    bins = [b for b in np.array_split(np.argsort(sigma, kind="stable"), BINS) if len(b)]
+    return (
+        np.array([np.sqrt(np.mean(sigma[b] ** 2)) for b in bins]),
+        np.array([np.sqrt(np.mean(errors[b] ** 2)) for b in bins]),
+    )
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    write_atomically(path, buffer.getvalue())
+    return path
+
+
+def _frame(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlabel=x, ylabel=y)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize="small")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _step(axes: Axes, values: np.ndarray, name: str, color: str) -> None:
+    finite = values[np.isfinite(values)]
+    if finite.size:
+        limit = max(float(np.quantile(np.abs(finite), 0.999)), 1e-9)
+        bins = np.linspace(-limit, limit, min(61, 5 + 2 * round(finite.size**0.5))).tolist()
+        axes.hist(finite, bins, histtype="step", color=color, label=name)
+
+
+def _some(indices: np.ndarray) -> np.ndarray:
+    """At most MAX_POINTS of them, evenly spread."""
+    return indices[:: max(1, -(-len(indices) // MAX_POINTS))]

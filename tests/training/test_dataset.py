@@ -1,0 +1,159 @@
+"""Reading labels: nothing is misread, and every refusal says what to do."""
+
+import logging
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.constraints import FixAtoms
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_runs import alloy, frames, labelled
+
+from neuralil_ase.errors import DataError
+from neuralil_ase.training.dataset import Keys, drop_absurd, frames_from_atoms, read_frames, split
+from neuralil_ase.training.labels import energy_reference, types_of
+
+
+def test_extxyz_survives_the_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "data.extxyz"
+    ase.io.write(path, list(alloy(3)))
+    for read, direct in zip(read_frames([path], split_by="seed"), frames(3), strict=True):
+        assert read.energy == pytest.approx(direct.energy, abs=1e-7)
+        np.testing.assert_allclose(read.forces, direct.forces, atol=1e-7)
+        np.testing.assert_allclose(read.stress, direct.stress, atol=1e-9)
+        assert read.group in "0123"
+    assert len(read_frames([f"{path}@1:"])) == 2
+
+
+def test_constraints_do_not_zero_forces(tmp_path: Path) -> None:
+    atoms = alloy(1)[0].copy()
+    atoms.calc = alloy(1)[0].calc
+    atoms.set_constraint(FixAtoms(range(16)))
+    assert np.abs(atoms.get_forces()).max() == 0
+    (frame,) = frames_from_atoms([atoms])
+    np.testing.assert_array_equal(frame.forces, alloy(1)[0].get_forces())
+    ase.io.write(tmp_path / "fixed.traj", atoms)
+    assert read_frames([tmp_path / "fixed.traj"])[0].forces is not None
+    np.testing.assert_array_equal(read_frames([tmp_path / "fixed.traj"])[0].forces, frame.forces)
+
+
+def test_labels_under_other_names(tmp_path: Path) -> None:
+    atoms = alloy(1)[0].copy()
+    atoms.info |= {"REF_energy": -3.0, "REF_stress": np.arange(9.0).reshape(3, 3)}
+    atoms.arrays["REF_forces"] = np.ones((16, 3))
+    ase.io.write(tmp_path / "named.extxyz", atoms)
+    keys = Keys("REF_energy", "REF_forces", "REF_stress")
+    (frame,) = read_frames([tmp_path / "named.extxyz"], keys)
+    assert frame.energy == -3
+    np.testing.assert_array_equal(frame.forces, 1)
+    np.testing.assert_array_equal(frame.stress, [0, 4, 8, 6, 4, 2])
+    with pytest.raises(
+        DataError, match=r"neither energies nor forces .* energy_key and forces_key"
+    ):
+        read_frames([tmp_path / "named.extxyz"])
+    with pytest.raises(DataError, match=r"no frame of .* has the forces key 'dft_forces'"):
+        read_frames([tmp_path / "named.extxyz"], Keys("REF_energy", "dft_forces"))
+
+
+def test_missing_labels_stay_missing() -> None:
+    found = frames_from_atoms([labelled(alloy(1)[0], "energy"), labelled(alloy(1)[0], "forces")])
+    assert found[0].forces is None
+    assert found[1].energy is None
+    assert found[0].stress is None
+
+
+def with_forces(forces: np.ndarray) -> Atoms:
+    atoms = alloy(1)[0].copy()
+    atoms.arrays["f"] = forces
+    return atoms
+
+
+def test_wrong_values_are_refused() -> None:
+    bad = np.ones((16, 3))
+    bad[3, 1] = np.nan
+    with pytest.raises(DataError, match=r"'f' of structure 0 holds values that are not finite"):
+        frames_from_atoms([with_forces(bad)], Keys(forces="f"))
+    with pytest.raises(DataError, match=r"'f' of structure 0 has shape \(16, 2\)"):
+        frames_from_atoms([with_forces(np.ones((16, 2)))], Keys(forces="f"))
+    atoms = alloy(1)[0].copy()
+    atoms.info["e"] = "many"
+    with pytest.raises(DataError, match="'e' of structure 0 is not numeric"):
+        frames_from_atoms([atoms], Keys(energy="e"))
+    atoms = alloy(1)[0].copy()
+    atoms.positions[4, 2] = np.inf
+    with pytest.raises(DataError, match="structure 0 cannot be used: the position of atom 4"):
+        frames_from_atoms([atoms])
+    with pytest.raises(DataError, match="no structures were given"):
+        frames_from_atoms([])
+    with pytest.raises(DataError, match="holds no atoms"):
+        frames_from_atoms([Atoms()])
+    with pytest.raises(DataError, match=r"no info key 'seeds' to split by; it has .*'seed'"):
+        frames_from_atoms(alloy(1), split_by="seeds")
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no data file"):
+        read_frames([tmp_path / "nothing.extxyz"])
+    path = tmp_path / "cut.extxyz"
+    ase.io.write(path, list(alloy(3)))
+    path.write_text(path.read_text()[:-700])
+    with pytest.raises(DataError, match=r"cannot read .*cut\.extxyz beyond frame 1: .*cut off"):
+        read_frames([path])
+    path.write_text("")
+    with pytest.raises(DataError):
+        read_frames([path])
+
+
+def test_absurd_frames_are_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    data = [frame for frame in frames(4)]
+    forces = np.array(data[2].forces)
+    forces[0, 0] = 400
+    data[2] = frames_from_atoms([with_forces(forces)], Keys(forces="f"))[0]
+    with caplog.at_level(logging.WARNING):
+        kept = drop_absurd(data, 50)
+    assert len(kept) == 3
+    assert "structure 0 left out" in caplog.text
+    assert "400 eV/Å" in caplog.text
+    with pytest.raises(DataError, match=r"Usually the forces are not in eV/Å"):
+        drop_absurd([data[2]], 50)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 40), st.floats(0.01, 0.9), st.integers(0, 5))
+def test_a_split_by_group_never_tears_a_group(count: int, fraction: float, seed: int) -> None:
+    data = frames_from_atoms([alloy()[k % 12] for k in range(count)], split_by="seed")
+    n_groups = len({frame.group for frame in data})
+    if max(1, round(fraction * n_groups)) >= n_groups:
+        with pytest.raises(DataError, match="nothing would be left to train on"):
+            split(data, fraction, seed)
+        return
+    train, validation = split(data, fraction, seed)
+    assert len(train) + len(validation) == count
+    assert not {f.group for f in train} & {f.group for f in validation}
+    assert validation
+
+
+def test_a_fraction_of_zero_holds_nothing_back() -> None:
+    data = frames(3)
+    assert split(data, 0, 0) == (data, [])
+
+
+def test_the_energy_reference_finds_atomic_energies() -> None:
+    """Energies that are sums of atomic energies are reproduced by least squares; given ones are taken."""
+    elements = ("Au", "Cu")
+    structures = []
+    for atoms in alloy():
+        copy = atoms.copy()
+        copy.info["e"] = -3.25 * copy.symbols.count("Au") - 1.5 * copy.symbols.count("Cu")
+        structures.append(copy)
+    data = frames_from_atoms(structures, Keys(energy="e"))
+    np.testing.assert_allclose(energy_reference(data, elements), [-3.25, -1.5], atol=1e-9)
+    given_energies = energy_reference(data, elements, {"Cu": 1.0, "Au": 2.0})
+    np.testing.assert_array_equal(given_energies, [2.0, 1.0])
+    with pytest.raises(DataError, match="isolated_atoms lacks the energy of Au"):
+        energy_reference(data, elements, {"Cu": 1.0})
+    with pytest.raises(DataError, match="holds Au, but the model knows only Cu"):
+        types_of(data[0], ("Cu",))

@@ -1,0 +1,87 @@
+"""Settings: one table, from TOML or the command line, refused when wrong."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from neuralil_ase.errors import ConfigError
+from neuralil_ase.training.options import add_options, given_options, help_texts
+from neuralil_ase.training.settings import TrainingSettings, read_settings
+
+
+def test_toml_is_read_and_unknown_keys_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("widths = [32, 16]\nepochs = 7\nr_cut = 4\n[isolated_atoms]\nH = -13.6\n")
+    settings = TrainingSettings().updated(read_settings(path))
+    assert settings.widths == (32, 16)
+    assert settings.isolated_atoms == {"H": -13.6}
+    assert isinstance(settings.r_cut, float)
+    path.write_text("epoch = 7\n")
+    with pytest.raises(
+        ConfigError, match=r"unknown training options \['epoch'\]; known are .*epochs"
+    ):
+        read_settings(path)
+    path.write_text("epochs = \n")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        read_settings(path)
+    with pytest.raises(ConfigError, match="cannot read the settings file"):
+        read_settings(tmp_path / "none.toml")
+
+
+def test_settings_survive_the_round_trip() -> None:
+    settings = TrainingSettings(widths=(3, 2), isolated_atoms={"H": 1.0}, energy_key="e")
+    assert TrainingSettings.from_dict(settings.to_dict()) == settings
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must lie between 1"),
+        ({"learning_rate": -1.0}, "learning_rate must lie"),
+        ({"loss": "cubic"}, "unknown loss 'cubic'; choose one of log-cosh"),
+        ({"optimizer": "sgd"}, "unknown optimizer"),
+        ({"network": "transformer"}, "unknown network"),
+        ({"epochs": 1.5}, "epochs must be of type int"),
+        ({"widths": 8}, "widths must be a list"),
+        ({"widths": ["a"]}, "widths must be of type int"),
+        ({"isolated_atoms": 3.0}, "isolated_atoms must be a table"),
+        ({"bootstrap": 1}, "bootstrap must be of type bool"),
+        ({"wdths": (8,)}, "unknown training options"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainingSettings().updated(options)
+
+
+def test_every_setting_is_an_option_with_help() -> None:
+    texts = help_texts(TrainingSettings)
+    assert [field.name for field in fields(TrainingSettings) if not texts.get(field.name)] == []
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    words = "--widths 32,16 --isolated-atoms H=-13.6,C=2 --bootstrap --no-cross-terms --epochs 3"
+    namespace = parser.parse_args(f"{words} --r-cut 4 --loss huber --energy-key e".split())
+    assert given_options(namespace) == {
+        "widths": (32, 16),
+        "isolated_atoms": {"H": -13.6, "C": 2.0},
+        "bootstrap": True,
+        "cross_terms": False,
+        "epochs": 3,
+        "r_cut": 4.0,
+        "loss": "huber",
+        "energy_key": "e",
+    }
+    assert given_options(parser.parse_args([])) == {}
+    assert "--learning-rate" in parser.format_help()
+
+
+@pytest.mark.parametrize("words", [["--widths", "a,b"], ["--isolated-atoms", "H"], ["--loss", "x"]])
+def test_unreadable_options_exit_with_a_message(words: list, capsys: pytest.CaptureFixture) -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(words)
+    assert end.value.code == 2
+    assert words[0] in capsys.readouterr().err
