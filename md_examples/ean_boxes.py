@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 from ase import Atoms, units
 from ase.data import atomic_masses, atomic_numbers, vdw_radii
+from ase.neighborlist import neighbor_list
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
@@ -256,3 +257,21 @@ def broken_bonds(atoms: Atoms, stretch: float = 1.5) -> NDArray[np.int64]:
     length = np.linalg.norm(atoms.positions[pairs[:, 0]] - atoms.positions[pairs[:, 1]], axis=1)
     whole = (length < stretch * usual) & (length > 0.6 * usual)
     return pairs[~whole]
+
+
+def fused_hydrogens(atoms: Atoms) -> NDArray[np.int64]:
+    """Hydrogen atoms that no chemistry of this liquid has: held by a carbon and another heavy atom
+    at once (within 1.35 Å), or sitting on the nitrogen of a nitrate.
+
+    No covalent bond need be stretched for this, so `broken_bonds` does not see it; a model trained
+    on few frames can fall into it, at several eV above the liquid.
+    """
+    reach = {("H", "C"): 1.35, ("H", "N"): 1.35, ("H", "O"): 1.35, ("N", "O"): 1.6}
+    i, j = neighbor_list("ij", atoms, reach)
+    z, count = atoms.numbers, len(atoms)
+    heavy = np.bincount(i[(z[i] == 1) & (z[j] > 1)], minlength=count)
+    carbons = np.bincount(i[(z[i] == 1) & (z[j] == 6)], minlength=count)
+    oxygens = np.bincount(i[(z[i] == 7) & (z[j] == 8)], minlength=count)
+    fused = (carbons > 0) & (heavy > 1)
+    fused[i[(z[i] == 1) & (z[j] == 7) & (oxygens[j] >= 2)]] = True
+    return np.flatnonzero(fused)

@@ -24,6 +24,7 @@ from ean_boxes import (
     build_box,
     build_cluster,
     ethylammonium,
+    fused_hydrogens,
     ion_atoms,
     nitrate,
     scale_volume,
@@ -121,13 +122,15 @@ def _built(task: Task, attempt: int) -> Atoms:
 
 
 def check_whole(atoms: Atoms) -> None:
-    """Raise `BrokenTrajectory` for a broken bond, N-H excepted: proton transfer is chemistry."""
+    """Raise `BrokenTrajectory` for broken or fused molecules; N-H may break: that is chemistry."""
     if not np.isfinite(atoms.positions).all():
         raise BrokenTrajectory("positions are not finite")
     for i, j in broken_bonds(atoms):
         ends = atoms.symbols[i], atoms.symbols[j]
         if set(ends) != {"N", "H"}:
             raise BrokenTrajectory(f"bond {ends[0]}{i}-{ends[1]}{j} broke")
+    for hydrogen in fused_hydrogens(atoms):
+        raise BrokenTrajectory(f"H{hydrogen} sits between two heavy atoms")
 
 
 def advance(atoms: Atoms, ps: float, temperature: float, rng: np.random.Generator) -> None:

@@ -1,13 +1,15 @@
 """Fixtures shared by all tests."""
 
-from dataclasses import replace
+import os
 from pathlib import Path
 
-import numpy as np
-import pytest
+# Before NumPy is imported: threads of BLAS only get into each other's way in tests this small.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.potential import Potential, init_params
+import pytest
+from ensembles import random_potential
+
+from neuralil_ase.potential import Potential
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Background data beside the repository, never part of it."""
@@ -27,19 +29,7 @@ def original(shared: Path) -> Path:
     return shared / "original"
 
 
-def random_potential(seed: int = 0, **changes: object) -> Potential:
-    """A small potential of two members for C, H, N, O with random parameters."""
-    config = ModelConfig(
-        DescriptorConfig(("C", "H", "N", "O"), n_max=2, r_cut=3.0),
-        NetworkConfig("core", widths=(8, 6)),
-        n_members=2,
-    )
-    config = replace(config, **changes)  # type: ignore[arg-type]
-    reference = np.linspace(-10, -4, len(config.descriptor.elements))
-    return Potential(config, init_params(config, seed), reference, {"origin": "random"})
-
-
 @pytest.fixture(scope="session")
 def small_potential() -> Potential:
-    """See :func:`random_potential`."""
+    """See :func:`ensembles.random_potential`."""
     return random_potential()

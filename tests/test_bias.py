@@ -7,7 +7,7 @@ from ase.build import molecule
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.mixing import SumCalculator
 from ase.optimize import FIRE
-from conftest import random_potential
+from ensembles import random_potential
 
 from neuralil_ase import NeuralILCalculator
 from neuralil_ase.bias import UncertaintyBias

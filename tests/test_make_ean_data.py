@@ -380,6 +380,7 @@ def test_a_sampler_that_is_no_file_is_refused(tmp_path):
 
 
 def test_a_file_that_is_no_model_is_refused_by_the_package(tmp_path):
+    pytest.importorskip("tblite", reason="labels need tblite: pip install neuralil-ase[data]")
     (tmp_path / "not_a.model").write_text("hello, this is no model")
     result = run(tmp_path / "x.extxyz.xz", "--sampler", str(tmp_path / "not_a.model"))
     assert result.returncode != 0
@@ -434,3 +435,19 @@ def test_the_shipped_start_structure():
     grams = atoms.get_masses().sum() * units._amu * 1e3
     assert grams / (atoms.get_volume() * 1e-24) == pytest.approx(1.21, rel=0.02)
     assert closest_between_ions(atoms) > 1.2
+
+
+def test_a_hydrogen_between_two_heavy_atoms_is_found():
+    atoms = boxes.build_box(2, 0.5, seed=3)
+    assert len(boxes.fused_hydrogens(atoms)) == 0
+    carbon = int(np.flatnonzero(atoms.symbols == "C")[0])
+    nitrate_n = int(np.flatnonzero(atoms.symbols == "N")[-1])
+    hydrogens = np.flatnonzero(atoms.symbols == "H")
+    of_carbon = int(hydrogens[np.argmin(atoms.get_distances(carbon, hydrogens, mic=True))])
+    on_nitrate = int(hydrogens[-1])
+    atoms.positions[of_carbon] = atoms.positions[carbon] + (0, 0, 1.1)
+    oxygen = int(np.flatnonzero(atoms.symbols == "O")[0])
+    atoms.positions[oxygen] = atoms.positions[carbon] + (0, 0, 2.2)
+    assert of_carbon in boxes.fused_hydrogens(atoms)
+    atoms.positions[on_nitrate] = atoms.positions[nitrate_n] + (0, 0, 1.1)
+    assert on_nitrate in boxes.fused_hydrogens(atoms)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-from conftest import random_potential
+from ensembles import random_potential
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -13,6 +13,11 @@ Loss = Literal["log-cosh", "huber", "mse"]
 Optimizer = Literal["adamw", "adam", "muon", "schedule-free"]
 DefaultPairTerm = Literal["zbl", "none"]
 
+DEFAULT_STEPS = 5000
+"""Steps of a run that names no epochs: what optimisation needs is steps, whatever the size of the data set."""
+FEWEST_EPOCHS = 50
+"""Epochs of such a run on many frames, which have more to teach than the steps above can learn."""
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -73,7 +78,7 @@ class TrainingSettings:
     learning_rate
         Peak of the one-cycle schedule (constant after the rise for "schedule-free").
     weight_decay
-        Decoupled decay of the weights; not for "adam".
+        Decoupled decay of the weight matrices; not for "adam".
     clip_norm
         Largest norm of the gradient of a member.
     warmup
@@ -83,7 +88,7 @@ class TrainingSettings:
     ema
         Decay per step of the moving average of the weights that is validated and saved; 0 for none.
     epochs
-        Passes over the data.
+        Passes over the data; 0 for as many as make ``DEFAULT_STEPS`` steps, and at least ``FEWEST_EPOCHS``.
     batch_size
         Frames per step.
     time_limit
@@ -119,22 +124,22 @@ class TrainingSettings:
     members: int = 8
     pair_term: DefaultPairTerm = "zbl"
     loss: Loss = "log-cosh"
-    force_scale: float = 0.2
-    energy_scale: float = 0.01
+    force_scale: float = 0.05
+    energy_scale: float = 0.002
     stress_scale: float = 0.01
     force_weight: float = 1.0
-    energy_weight: float = 0.01
+    energy_weight: float = 0.04
     stress_weight: float = 0.1
     nll_start: float = 0.3
     bootstrap: bool = False
     optimizer: Optimizer = "muon"
-    learning_rate: float = 5e-3
-    weight_decay: float = 0.5
+    learning_rate: float = 2e-3
+    weight_decay: float = 1.0
     clip_norm: float = 10.0
     warmup: float = 0.1
     final_rate: float = 1e-3
     ema: float = 0.99
-    epochs: int = 200
+    epochs: int = 0
     batch_size: int = 2
     time_limit: float = 0.0
     validate_every: int = 5
@@ -167,6 +172,13 @@ class TrainingSettings:
             If a key is unknown or a value is of the wrong type or out of range.
         """
         return cls(**_checked(data))
+
+    def with_epochs(self, n_frames: int) -> "TrainingSettings":
+        """A copy that says how many epochs to run on this many training frames."""
+        if self.epochs:
+            return self
+        steps_per_epoch = -(-n_frames // self.batch_size)
+        return replace(self, epochs=max(FEWEST_EPOCHS, -(-DEFAULT_STEPS // steps_per_epoch)))
 
     def updated(self, options: Mapping[str, Any]) -> "TrainingSettings":
         """A copy with some options changed, validated."""
@@ -247,7 +259,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "warmup": (0, 1),
     "final_rate": (0, 1),
     "ema": (0, 0.999999),
-    "epochs": (1, 10**7),
+    "epochs": (0, 10**7),
     "batch_size": (1, 10**6),
     "time_limit": (0, 1e9),
     "validate_every": (1, 10**7),

@@ -70,6 +70,7 @@ def prepare(
     DataError
         If nothing can be learnt from the frames: no labels, or no neighbours inside the cutoff.
     """
+    settings = settings.with_epochs(len(train))
     elements = elements_of(train)
     frames = [*train, *validation]
     types = [types_of(frame, elements) for frame in frames]

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ def test_the_same_seed_gives_the_same_run_and_it_learns() -> None:
     assert first.history[-1]["loss"] < 0.7 * first.history[0]["loss"]
     for a, b in zip(jax.tree.leaves(first.best), jax.tree.leaves(second.best), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Python's own handler, whatever the test run inherited: background jobs ignore SIGINT."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3, 4])

@@ -8,7 +8,12 @@ import pytest
 
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.training.options import add_options, given_options, help_texts
-from neuralil_ase.training.settings import TrainingSettings, read_settings
+from neuralil_ase.training.settings import (
+    DEFAULT_STEPS,
+    FEWEST_EPOCHS,
+    TrainingSettings,
+    read_settings,
+)
 
 
 def test_toml_is_read_and_unknown_keys_are_refused(tmp_path: Path) -> None:
@@ -38,7 +43,7 @@ def test_settings_survive_the_round_trip() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs must lie between 1"),
+        ({"epochs": -1}, "epochs must lie between 0"),
         ({"learning_rate": -1.0}, "learning_rate must lie"),
         ({"loss": "cubic"}, "unknown loss 'cubic'; choose one of log-cosh"),
         ({"optimizer": "sgd"}, "unknown optimizer"),
@@ -54,6 +59,18 @@ def test_settings_survive_the_round_trip() -> None:
 def test_wrong_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainingSettings().updated(options)
+
+
+@pytest.mark.parametrize("n_frames", [1, 3, 50, 400])
+def test_without_epochs_the_number_of_steps_counts(n_frames: int) -> None:
+    settings = TrainingSettings().with_epochs(n_frames)
+    steps_per_epoch = -(-n_frames // settings.batch_size)
+    assert settings.epochs >= FEWEST_EPOCHS
+    assert settings.epochs * steps_per_epoch >= DEFAULT_STEPS
+    assert settings.epochs == FEWEST_EPOCHS or (settings.epochs - 1) * steps_per_epoch < (
+        DEFAULT_STEPS
+    )
+    assert TrainingSettings(epochs=7).with_epochs(n_frames).epochs == 7
 
 
 def test_every_setting_is_an_option_with_help() -> None:
