@@ -118,7 +118,7 @@ def test_import_reads_a_published_file(
     [
         (["train", "none.extxyz", "-o", "m"], "there is no data file none.extxyz"),
         (["train", "x", "-o", "m", "--settings", "none.toml"], "cannot read the settings file"),
-        (["train", "x", "-o", "m", "--epochs", "0"], "epochs must lie between"),
+        (["train", "x", "-o", "m", "--epochs", "-1"], "epochs must lie between"),
         (["evaluate", "none.safetensors", "x"], "none.safetensors does not exist"),
         (["info", "none.safetensors"], "does not exist"),
         (["import", "none.pkl", "-o", "m"], "does not exist"),
