@@ -63,12 +63,6 @@ def nep(r_cut: float = 3.5) -> Any:
     return CPUNEP(str(path))
 
 
-def mace() -> Any:
-    from mace.calculators import mace_mp  # type: ignore[import-not-found]
-
-    return mace_mp(model="small", default_dtype="float32")
-
-
 CALCULATORS = {
     "neuralil-1": lambda: neuralil(1, "off"),
     "neuralil-10": lambda: neuralil(10, "energy"),
