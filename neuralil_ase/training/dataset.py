@@ -1,8 +1,12 @@
 """Labelled frames from anything ASE reads, checked before they cost anything."""
 
+import bz2
+import gzip
 import logging
+import lzma
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +169,20 @@ def _named(frames: Sequence[Frame], names: Sequence[str]) -> list[Frame]:
     return [frame for frame in frames if frame.group in names]
 
 
+def _structures(path: str | Path) -> Iterator[Atoms]:
+    """What ASE reads; a compressed extxyz file is unpacked first, for ASE seeks in it frame by frame."""
+    opener: Any = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}.get(Path(path).suffix)
+    if opener is None or Path(path).with_suffix("").suffix not in (".extxyz", ".xyz"):
+        yield from ase.io.iread(path, index=None if "@" in str(path) else ":")
+        return
+    with opener(path, "rt", encoding="utf-8") as file:
+        yield from ase.io.iread(StringIO(file.read()), index=":", format="extxyz")
+
+
 def _read_file(path: str | Path) -> Iterator[tuple[str, Atoms]]:
     index = -1
     try:
-        for index, atoms in enumerate(ase.io.iread(path, index=None if "@" in str(path) else ":")):
+        for index, atoms in enumerate(_structures(path)):
             yield f"{path} frame {index}", atoms
     except DataError:
         raise
