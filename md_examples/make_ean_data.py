@@ -52,13 +52,13 @@ class Settings:
 
     sampler: str = "gfn1"
     sampler_sha256: str = ""
-    boxes: int = 40
-    large_boxes: int = 5
-    clusters: int = 20
+    boxes: int = 60
+    large_boxes: int = 8
+    clusters: int = 24
     ions: int = 0
     pairs: int = 8
     large_pairs: int = 15
-    frames: int = 8
+    frames: int = 6
     few_frames: int = 4
     density: float = DENSITY
     density_range: float = 0.05

@@ -86,6 +86,11 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
         "--settings", metavar="TOML", help="settings from a file; options win over it"
     )
     parser.add_argument(
+        "--start-from",
+        metavar="OLD",
+        help="go on from the parameters of this model, say with new data; its architecture is kept",
+    )
+    parser.add_argument(
         "--resume", action="store_true", help="go on from the checkpoint beside MODEL"
     )
     parser.add_argument(
@@ -99,20 +104,20 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from neuralil_ase.training import TrainingSettings, train
+    from neuralil_ase.training import train
     from neuralil_ase.training.metrics import format_table
     from neuralil_ase.training.options import given_options
     from neuralil_ase.training.settings import read_settings
 
     values = read_settings(options.settings) if options.settings else {}
-    settings = TrainingSettings().updated(values | given_options(options))
     result = train(
         options.data,
         options.output,
-        settings=settings,
+        start_from=options.start_from,
         resume=options.resume,
         progress=not options.quiet,
         report=options.report,
+        **(values | given_options(options)),
     )
     if result.accuracy:
         print(format_table(result.accuracy))

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from neuralil_ase import pair_kernel
+from neuralil_ase import kernel as compiled
 from neuralil_ase.config import ModelConfig
 from neuralil_ase.descriptors import descriptors, descriptors_with_pull_back
 from neuralil_ase.graph import Graph
-from neuralil_ase.head import feature_gradients
 from neuralil_ase.potential import Params, network_outputs, pair_energies
 
 Level = Literal["off", "energy", "forces"]
@@ -51,14 +50,11 @@ def evaluate(
 ) -> Derivatives:
     """Energies, forces and virials of a padded graph.
 
-    ``kernel`` calls the compiled pair kernel (see ``pair_kernel.supports``), whose results JAX cannot differentiate
-    further.
+    ``kernel`` calls the compiled kernel (see ``kernel.supports``), whose results JAX cannot differentiate further.
     """
-    member_forces = member_virials = None
-    outputs, gradients = _pair_gradients(config, level == "forces", params, graph, kernel)
-    forces, virials = _scatter(gradients, graph, kernel)
-    if level == "forces":
-        member_forces, member_virials = forces, virials
+    way = _compiled if kernel else _differentiated
+    outputs, forces, virials = way(config, level == "forces", params, graph)
+    member_forces, member_virials = (forces, virials) if level == "forces" else (None, None)
     if level == "off":
         outputs = outputs.mean(axis=0, keepdims=True)
     return Derivatives(
@@ -108,24 +104,56 @@ def virials_from_pairs(gradient: Array, graph: Graph) -> Array:
     return jax.ops.segment_sum(products, graph.centers, len(graph.types), indices_are_sorted=True)
 
 
+def _compiled(
+    config: ModelConfig, by_member: bool, params: Params, graph: Graph
+) -> tuple[Array, Array, Array]:
+    """Outputs, forces and virials from the compiled kernel; the pair term comes from JAX."""
+    if config.pair_term == "none":
+        return compiled.evaluate(config, by_member, params, graph)
+    energies, gradients = _pair_term(config, by_member, params, graph)
+    outputs, forces, virials = compiled.evaluate(config, by_member, params, graph, gradients)
+    return outputs.at[..., 0].add(energies), forces, virials
+
+
+def _differentiated(
+    config: ModelConfig, by_member: bool, params: Params, graph: Graph
+) -> tuple[Array, Array, Array]:
+    """The same by JAX's own derivatives."""
+    outputs, gradients = _pair_gradients(config, by_member, params, graph)
+    forces = jax.vmap(forces_from_pairs, (0, None))(gradients, graph)
+    return outputs, forces, jax.vmap(virials_from_pairs, (0, None))(gradients, graph)
+
+
 def _pair_gradients(
-    config: ModelConfig, by_member: bool, params: Params, graph: Graph, kernel: bool = False
+    config: ModelConfig, by_member: bool, params: Params, graph: Graph
 ) -> tuple[Array, Array]:
     """Outputs (M, N, outputs), and dE/dr_ij: of every member, (M, P, 3), or of their mean, (1, P, 3).
 
     The descriptors stand between pairs and atoms. One backward pass serves the whole ensemble when only the mean
     is asked for; else the members' cotangents share one linearised descriptor.
     """
-    features, pull_back = descriptors_with_pull_back(config.descriptor, graph, kernel)
-    types = jnp.asarray(graph.types)
-    outputs, cotangents = feature_gradients(
-        config, by_member, params, features, types, sequential=kernel
-    )
+    features, pull_back = descriptors_with_pull_back(config.descriptor, graph)
+    outputs, cotangents = _feature_gradients(config, by_member, params, features, graph)
     gradients = pull_back(cotangents)
     if config.pair_term == "none":
         return outputs, gradients
     energies, pair_gradients = _pair_term(config, by_member, params, graph)
     return outputs.at[..., 0].add(energies), gradients + pair_gradients
+
+
+def _feature_gradients(
+    config: ModelConfig, by_member: bool, params: Params, features: Array, graph: Graph
+) -> tuple[Array, Array]:
+    """Outputs (M, N, outputs), and dE/dfeatures: of every member, (M, N, F), or of their mean, (1, N, F)."""
+
+    def energy(features: Array) -> tuple[Array, Array]:
+        outputs = network_outputs(config, params, features, graph.types)
+        return outputs[..., 0].sum() / (1 if by_member else config.n_members), outputs
+
+    # A copy of the features for every member keeps their derivatives apart.
+    copies = jnp.broadcast_to(features, (config.n_members, *features.shape))
+    cotangents, outputs = jax.grad(energy, has_aux=True)(copies if by_member else features)
+    return outputs, cotangents if by_member else cotangents[None]
 
 
 def _pair_term(
@@ -143,14 +171,6 @@ def _pair_term(
     cotangents = jnp.eye(count) if by_member else jnp.full((1, count), 1 / count)
     (gradients,) = jax.vmap(pull_back)(cotangents.astype(pair.dtype))
     return pair, gradients
-
-
-def _scatter(gradients: Array, graph: Graph, kernel: bool) -> tuple[Array, Array]:
-    """Forces (M, N, 3) and virials (M, N, 6) from pair gradients (M, P, 3)."""
-    if kernel:
-        return pair_kernel.scatter_pairs(graph, gradients)
-    forces = jax.vmap(forces_from_pairs, (0, None))(gradients, graph)
-    return forces, jax.vmap(virials_from_pairs, (0, None))(gradients, graph)
 
 
 def _add_pair_energies(outputs: Array, pair: Array | None) -> Array:

@@ -16,11 +16,11 @@ import numpy as np
 from jax import Array
 from jax.lax import optimization_barrier
 
-from neuralil_ase import pair_kernel
 from neuralil_ase.config import DescriptorConfig
 from neuralil_ase.graph import Graph
 from neuralil_ase.radial_basis import radial_series
 from neuralil_ase.solid_harmonics import solid_harmonics
+from neuralil_ase.spectrum import channels, power_spectrum, pull_back_spectrum
 
 SERIES_TOLERANCE = {"float32": 1e-7, "float64": 1e-12}
 
@@ -45,16 +45,9 @@ def density_coefficients(config: DescriptorConfig, graph: Graph) -> Array:
 
 
 def descriptors_with_pull_back(
-    config: DescriptorConfig, graph: Graph, kernel: bool = False
+    config: DescriptorConfig, graph: Graph
 ) -> tuple[Array, Callable[[Array], Array]]:
     """Power spectrum, and the function from M cotangents of it to gradients by the pair vectors.
-
-    Parameters
-    ----------
-    config, graph
-        As in :func:`descriptors`.
-    kernel
-        Whether to call the compiled pair kernel; its results carry no derivatives in JAX.
 
     Returns
     -------
@@ -63,38 +56,16 @@ def descriptors_with_pull_back(
     pull_back : callable
         From (M, N, n_features) to (M, P, 3); the members share one linearised descriptor.
     """
-    if kernel:
-        return _compiled_with_pull_back(config, graph)
 
-    def describe(vectors: Array) -> Array:
-        return descriptors(config, graph._replace(vectors=vectors))
+    def sums(vectors: Array) -> Array:
+        return density_coefficients(config, graph._replace(vectors=vectors))
 
-    features, pull_back = jax.vjp(describe, jnp.asarray(graph.vectors))
-    return features, lambda cotangents: _one_by_one(pull_back, cotangents)
-
-
-def _compiled_with_pull_back(
-    config: DescriptorConfig, graph: Graph
-) -> tuple[Array, Callable[[Array], Array]]:
-    vectors = jnp.asarray(graph.vectors)
-    series = radial_series(config.n_max, config.r_cut, SERIES_TOLERANCE[vectors.dtype.name])
-    n_atoms, n_elements = len(graph.types), len(config.elements)
-    pairs = config, series, vectors, _segments(config, graph)
-    sums = pair_kernel.sum_pairs(*pairs, n_atoms * n_elements)
-    density = sums.reshape(n_atoms, n_elements, -1)
-    if config.cross_terms:
-        features, to_density = jax.vjp(lambda c: power_spectrum(config, c), density)
-    else:
-        features = pair_kernel.power_spectrum(config, density)
+    density, to_vectors = jax.vjp(sums, jnp.asarray(graph.vectors))
 
     def pull_back(cotangents: Array) -> Array:
-        if config.cross_terms:
-            by_density = _one_by_one(to_density, cotangents)
-        else:
-            by_density = pair_kernel.pull_back_spectrum(config, density, cotangents)
-        return pair_kernel.pull_back_pairs(*pairs, by_density.reshape(-1, *sums.shape))
+        return _one_by_one(to_vectors, pull_back_spectrum(config, density, cotangents))
 
-    return features, pull_back
+    return power_spectrum(config, density), pull_back
 
 
 def _one_by_one(pull_back: Callable[[Array], tuple[Array]], cotangents: Array) -> Array:
@@ -122,37 +93,3 @@ def pair_products(config: DescriptorConfig, vectors: Array) -> Array:
     angular = harmonics.T @ jnp.asarray(pick, vectors.dtype)
     radial, angular = optimization_barrier((radial, angular))
     return optimization_barrier(radial * angular)
-
-
-def power_spectrum(config: DescriptorConfig, density: Array) -> Array:
-    """Contract density coefficients, shape (N, elements, channels), to features, shape (N, n_features)."""
-    if config.cross_terms:
-        return _cross_spectrum(config, density)
-    radial_index, _ = channels(config)
-    sum_over_m = jnp.asarray(np.eye(sum(config.n_radial))[radial_index], density.dtype)
-    products = [density[:, a : a + 1] * density[:, a:] for a in range(len(config.elements))]
-    blocks = [(p.reshape(-1, p.shape[-1]) @ sum_over_m) for p in optimization_barrier(products)]
-    return jnp.concatenate([b.reshape(len(density), -1) for b in blocks], axis=-1)
-
-
-def channels(config: DescriptorConfig) -> tuple[np.ndarray, np.ndarray]:
-    """For every channel (n, l, m): its radial function among all (n, l), its harmonic among all (l, m)."""
-    radial, harmonic = [], []
-    for order, count in enumerate(config.n_radial):
-        m_count = 2 * order + 1
-        radial.append(np.repeat(np.arange(count) + sum(config.n_radial[:order]), m_count))
-        harmonic.append(np.tile(np.arange(order**2, order**2 + m_count), count))
-    return np.concatenate(radial), np.concatenate(harmonic)
-
-
-def _cross_spectrum(config: DescriptorConfig, density: Array) -> Array:
-    """Σ_m of all products of (element, n) and (element', n') at equal l, each unordered pair once."""
-    blocks, start = [], 0
-    for order, count in enumerate(config.n_radial):
-        size = count * (2 * order + 1)
-        rows = density[:, :, start : start + size].reshape(len(density), -1, 2 * order + 1)
-        start += size
-        gram = jnp.einsum("npm,nqm->npq", rows, rows)
-        first, second = np.triu_indices(rows.shape[1])
-        blocks.append(gram[:, first, second])
-    return jnp.concatenate(blocks, axis=-1)

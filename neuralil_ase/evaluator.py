@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from neuralil_ase import pair_kernel
+from neuralil_ase import kernel
 from neuralil_ase.config import ModelConfig
 from neuralil_ase.derivatives import Derivatives, Level, evaluate, hessian
 from neuralil_ase.descriptors import descriptors
@@ -54,7 +54,7 @@ class Evaluator:
     dtype
         Precision of descriptor and networks, "float32" or "float64".
     kernel
-        Whether to use the compiled pair kernel where it was built, fits the descriptor and JAX computes on a CPU;
+        Whether to use the compiled kernel where it was built, covers the architecture and JAX computes on a CPU;
         False always takes the pure JAX functions. Second derivatives take them anyway.
 
     Attributes
@@ -119,7 +119,7 @@ class Evaluator:
 
     def _uses_kernel(self) -> bool:
         is_cpu = jax.default_backend() == "cpu"
-        return self.kernel and is_cpu and pair_kernel.supports(self.potential.config.descriptor)
+        return self.kernel and is_cpu and kernel.supports(self.potential.config)
 
     def _pad(self, types: np.ndarray, pairs: Pairs) -> Graph:
         n_atoms = bucket(len(types))

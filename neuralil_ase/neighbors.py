@@ -1,7 +1,7 @@
 """Pair lists on the host, in float64, kept while atoms move little.
 
 vesin finds the pairs; this module adds the skin. The list holds all pairs closer than ``r_cut + skin`` in a
-reference configuration; every call returns those inside ``r_cut`` now.
+reference configuration; every call returns those inside ``r_cut`` now, found in C++ where that was built.
 """
 
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import vesin
 
+from neuralil_ase import native
 from neuralil_ase.errors import StructureError
 
 MAX_PAIRS = 500_000_000
@@ -55,7 +56,7 @@ class NeighborList:
     def pairs(
         self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, types: np.ndarray
     ) -> Pairs:
-        """All directed pairs with |r_j - r_i| < r_cut, periodic images included.
+        """All directed pairs with |r_j - r_i| < r_cut, periodic images included; valid until the next call.
 
         Parameters
         ----------
@@ -96,6 +97,7 @@ class _Reference(NamedTuple):
     centers: np.ndarray
     neighbors: np.ndarray
     shifts: np.ndarray
+    found: Pairs  # room for the pairs inside, kept: fresh memory costs more than the search
 
     @classmethod
     def build(
@@ -124,6 +126,7 @@ class _Reference(NamedTuple):
             i,
             j,
             shifts.astype(float),
+            Pairs(np.empty((len(i), 3)), np.empty_like(i), np.empty_like(j)),
         )
 
     def covers(
@@ -155,6 +158,13 @@ class _Reference(NamedTuple):
         return reach - 2 * np.sqrt(largest) >= r_cut
 
     def inside(self, positions: np.ndarray, cell: np.ndarray, r_cut: float) -> Pairs:
+        if isinstance(native.library(), str):
+            return self._inside_in_numpy(positions, cell, r_cut)
+        candidates = self.centers, self.neighbors, self.shifts
+        count = native.pairs_inside(positions, cell, candidates, r_cut, self.found)
+        return Pairs(*(values[:count] for values in self.found))
+
+    def _inside_in_numpy(self, positions: np.ndarray, cell: np.ndarray, r_cut: float) -> Pairs:
         vectors = positions.take(self.neighbors, 0)
         vectors -= positions.take(self.centers, 0)
         vectors += self.shifts @ cell

@@ -158,6 +158,20 @@ def test_help_of_train_lists_every_setting(capsys: pytest.CaptureFixture) -> Non
         assert option in text
 
 
+def test_training_goes_on_from_a_model(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    old, new = str(folder / "model.safetensors"), str(folder / "new.safetensors")
+    words = ["train", str(folder / "data.extxyz@:12"), "-o", new, "--start-from", old, "--quiet"]
+    words += ["--epochs", "2", "--batch-size", "4", "--validation-fraction", "0.34", "--no-report"]
+    assert cli.main(words) == 0
+    assert load_potential(new).config == load_potential(old).config
+    assert load_potential(new).provenance["start_from"]["file"] == "model.safetensors"
+    assert cli.main(["info", new]) == 0
+    assert "model.safetensors" in capsys.readouterr().out
+    # The default, but named: it is asked for, and the model has two.
+    assert cli.main([*words, "--members", "8"]) == 2
+    assert "members (model: 2, asked for: 8)" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_killed_run_leaves_a_model_that_loads_and_an_interrupted_one_ends_in_order(
     folder: Path,

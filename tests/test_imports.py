@@ -14,9 +14,11 @@ ROOT = Path(neuralil_ase.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
     ("errors",),
-    ("config", "radial_basis", "solid_harmonics", "graph", "neighbors"),
-    ("descriptors", "network", "pair_terms", "calibration", "pair_kernel"),
+    ("config", "radial_basis", "solid_harmonics", "graph", "native"),
+    ("neighbors", "spectrum"),
+    ("descriptors", "network", "pair_terms", "calibration", "network_tape"),
     ("potential", "prediction"),
+    ("kernel",),
     ("derivatives",),
     ("evaluator",),
     ("model_file", "published_pickle", "published_files"),
@@ -34,7 +36,7 @@ ALLOWED = {
 }
 WITHOUT_JAX = {
     "__init__", "ase_plugin", "bias", "calculator", "calibration", "config", "errors", "model_file", "monitor",
-    "neighbors", "prediction", "published_pickle",
+    "native", "neighbors", "prediction", "published_pickle",
 }  # fmt: skip
 
 

@@ -178,10 +178,10 @@ def test_broken_molecules_are_seen_and_proton_transfer_is_allowed():
 
 def test_the_production_plan_is_split_by_seed_with_every_temperature_in_every_split():
     tasks = script.plan(script.Settings(ions=4))
-    assert len({task.seed for task in tasks}) == len(tasks) == 69
+    assert len({task.seed for task in tasks}) == len(tasks) == 96
     small = [task for task in tasks if task.n_pairs == 8]
-    assert len(small) == 40
-    for split, count in (("train", 30), ("valid", 5), ("test", 5)):
+    assert len(small) == 60
+    for split, count in (("train", 50), ("valid", 5), ("test", 5)):
         chosen = [task for task in small if task.split == split]
         assert len(chosen) == count
         assert {task.temperature for task in chosen} == set(script.TEMPERATURES)

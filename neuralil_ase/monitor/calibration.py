@@ -4,6 +4,7 @@ A calculator may offer ``calc.potential.calibration``: None, or a mapping (as in
 model file) or record with
 
 - ``thresholds``: mapping ``"low"``, ``"high"`` to eV/Å, for the largest force spread;
+- ``relative_thresholds``: the same in units of the element's 0.99 quantile;
 - ``force_std_quantiles``: mapping element → mapping quantile → eV/Å, of the held-out force spreads
   (quantiles may be numbers or, as in a JSON header, their text);
 - ``shortest_distances``: mapping ``"A-B"`` → Å, the shortest in the training data.
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from neuralil_ase.calibration import REFERENCE
 from neuralil_ase.errors import MonitorError
 from neuralil_ase.monitor.criteria import (
     Criterion,
@@ -39,7 +41,7 @@ def resolved(criterion: Criterion, calculator: Any) -> Criterion:
             element: _pick(table, criterion.quantile, element)
             for element, table in quantiles.items()
         }
-        return replace(criterion, reference=reference)
+        criterion = _with_relative_bands(replace(criterion, reference=reference), calculator)
     if isinstance(criterion, ShortestDistance) and criterion.reference is None:
         distances = _calibrated(calculator, "shortest_distances", criterion, "reference=")
         return replace(criterion, reference=dict(distances))
@@ -49,6 +51,13 @@ def resolved(criterion: Criterion, calculator: Any) -> Criterion:
             f"give low= to {type(criterion).__name__}."
         )
     return criterion
+
+
+def _with_relative_bands(criterion: RelativeForceSpread, calculator: Any) -> RelativeForceSpread:
+    if criterion.low is not None or criterion.quantile != REFERENCE:
+        return criterion
+    bands = _calibrated(calculator, "relative_thresholds", criterion, "low=")
+    return replace(criterion, low=bands["low"], high=criterion.high or bands["high"])
 
 
 def _calibrated(calculator: Any, field: str, criterion: Criterion, argument: str) -> Any:

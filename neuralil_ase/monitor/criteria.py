@@ -193,8 +193,9 @@ class RelativeForceSpread(Criterion):
         `quantile` of the held-out spreads stored in the model's calibration is used.
     quantile : float
         Which of the stored quantiles; only used without `reference`.
-    low : float
-        1 by default: the reference itself.
+    low : float or None
+        1 by default: the reference itself. None takes the model's own ``relative_thresholds``, for the default
+        `quantile`.
     """
 
     low: float | None = 1.0

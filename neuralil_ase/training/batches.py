@@ -7,6 +7,7 @@ import numpy as np
 
 from neuralil_ase.config import ModelConfig
 from neuralil_ase.neighbors import Pairs
+from neuralil_ase.spectrum import channels
 from neuralil_ase.training.labels import Labels
 from neuralil_ase.training.objective import Batch
 from neuralil_ase.training.precompute import FrameArrays, precompute
@@ -52,9 +53,9 @@ class Packer:
         for k, sample in enumerate(samples):
             arrays = sample.arrays or self.arrays(sample)
             rows = slice(start, start + len(sample.types))
-            batch.features[rows] = arrays.features
+            batch.density[rows] = arrays.density
             batch.types[rows] = arrays.types
-            batch.jacobian[rows] = arrays.jacobian
+            batch.slopes[rows] = arrays.slopes
             batch.vectors[rows] = arrays.vectors
             batch.reverse[rows] = arrays.reverse + start * n_slots
             batch.frame[rows] = k
@@ -66,19 +67,18 @@ class Packer:
         return batch
 
     def arrays(self, sample: Sample) -> FrameArrays:
-        """Descriptors and Jacobians of a frame."""
+        """Densities and slopes of a frame."""
         return precompute(self.config.descriptor, sample.pairs, sample.types, self.slots)
 
     def _empty(self, n_members: int) -> Batch:
         n, b, s = self.n_atoms, self.n_frames, sum(self.slots)
-        from neuralil_ase.training.precompute import columns
-
-        k = columns(self.config.descriptor).shape[1]
+        descriptor = self.config.descriptor
+        n_channels = len(channels(descriptor)[0])
         f32 = np.float32
         return Batch(
-            features=np.zeros((n, self.config.descriptor.n_features), f32),
+            density=np.zeros((n, len(descriptor.elements), n_channels), f32),
             types=np.zeros(n, np.int32),
-            jacobian=np.zeros((n, s, 3, k), f32),
+            slopes=np.zeros((n, s, 3, n_channels), f32),
             vectors=np.zeros((n, s, 3), f32),
             reverse=np.arange(n * s, dtype=np.int32).reshape(n, s),
             frame=np.full(n, b - 1, np.int32),

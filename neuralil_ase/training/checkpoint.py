@@ -30,7 +30,7 @@ class Checkpoint:
     arrays
         Any pytree of arrays.
     record
-        JSON data: epoch, history, settings, fingerprint of the data.
+        JSON data: epoch, history, settings, fingerprints of the data and of the potential it began with.
     """
 
     arrays: Any
@@ -78,15 +78,20 @@ def load_checkpoint(path: str | Path, template: Any) -> Checkpoint:
 
 
 def check_same_run(
-    path: str | Path, record: Mapping[str, Any], settings: Mapping[str, Any], data: str
+    path: str | Path,
+    record: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    data: str,
+    start: Mapping[str, str] | None = None,
 ) -> None:
-    """Resuming must reproduce the uninterrupted run: same data, same settings.
+    """Resuming must reproduce the uninterrupted run: same start, same data, same settings.
 
     Raises
     ------
     TrainingError
         Naming what differs.
     """
+    _check_same_start(path, record.get("start"), start)
     before = record["settings"]
     keys = (before.keys() | settings.keys()) - set(FREE_SETTINGS)
     changed = sorted(key for key in keys if before.get(key) != settings.get(key))
@@ -102,6 +107,24 @@ def check_same_run(
         raise TrainingError(
             f"cannot resume from {path}: the training data have changed. Start afresh without resuming"
         )
+
+
+def _check_same_start(
+    path: str | Path, before: Mapping[str, str] | None, now: Mapping[str, str] | None
+) -> None:
+    """A file may be called otherwise now; its content counts."""
+    if (before or {}).get("sha256") == (now or {}).get("sha256"):
+        return
+    names = [
+        "random parameters"
+        if start is None
+        else f"{start['file']} (SHA-256 {start['sha256'][:8]}…)"
+        for start in (before, now)
+    ]
+    raise TrainingError(
+        f"cannot resume from {path}: that run began with {names[0]}, this one is to begin with {names[1]}. Give the "
+        "model that it was started from, or start afresh without resuming"
+    )
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from neuralil_ase.errors import TrainingError
 from neuralil_ase.potential import Params, Potential, init_params
 from neuralil_ase.training.batches import Sample
-from neuralil_ase.training.folding import fold
+from neuralil_ase.training.folding import fold, unfold
 from neuralil_ase.training.loss import SHAPES, Norms, Sums
 from neuralil_ase.training.objective import Batch
 from neuralil_ase.training.optimizer import build_optimizer
@@ -65,8 +65,13 @@ class Trainer:
         self._n_steps = n_steps
 
     def start(self) -> Run:
-        """A run with fresh parameters."""
-        params = jax.tree.map(jnp.asarray, init_params(self.task.config, self.task.settings.seed))
+        """A run with the parameters of the potential to go on from, or with fresh ones."""
+        task = self.task
+        if task.start is None:
+            initial = init_params(task.config, task.settings.seed)
+        else:
+            initial = unfold(task.config, task.scaling, task.start.params)
+        params = jax.tree.map(jnp.asarray, initial)
         state = State(params, params, self._optimizer.init(params), jnp.zeros((), jnp.int32))
         return Run(state, params)
 

@@ -60,13 +60,32 @@ def fold(config: ModelConfig, scaling: Scaling, params: Params) -> Params:
     for layer in inlets(config):
         kernel = flat[f"{layer}/kernel"]
         scaled = kernel[..., :n_features, :] * scaling.factor[:, None]
-        shift = jnp.einsum("f,...fh->...h", scaling.mean, scaled)
+        shift = jnp.einsum("f,...fh->...h", scaling.mean, scaled, precision="highest")
         flat[f"{layer}/kernel"] = jnp.concatenate([scaled, kernel[..., n_features:, :]], axis=-2)
         flat[f"{layer}/bias"] = flat[f"{layer}/bias"] - shift
     for name in ("kernel", "bias"):
         outlet: Array = flat[f"{_outlet(config)}/{name}"]
         flat[f"{_outlet(config)}/{name}"] = outlet * scaling.energy
     return unflatten(flat)
+
+
+def unfold(config: ModelConfig, scaling: Scaling, params: Params) -> Params:
+    """Inverse of :func:`fold`: parameters for training to go on with, from those of a potential, in float32.
+
+    With any scaling, the folded parameters, and so the predictions, are the same to float32 rounding.
+    """
+    flat: dict[str, Any] = dict(flatten(params))
+    n_features = config.descriptor.n_features
+    factor, mean = scaling.factor[:, None].astype(np.float64), scaling.mean.astype(np.float64)
+    for layer in inlets(config):
+        kernel = np.asarray(flat[f"{layer}/kernel"], np.float64)
+        scaled, rest = kernel[..., :n_features, :], kernel[..., n_features:, :]
+        flat[f"{layer}/kernel"] = np.concatenate([scaled / factor, rest], axis=-2)
+        flat[f"{layer}/bias"] = flat[f"{layer}/bias"] + np.einsum("f,...fh->...h", mean, scaled)
+    for name in ("kernel", "bias"):
+        outlet = f"{_outlet(config)}/{name}"
+        flat[outlet] = np.asarray(flat[outlet], np.float64) / scaling.energy
+    return unflatten({name: np.asarray(value, np.float32) for name, value in flat.items()})
 
 
 def inlets(config: ModelConfig) -> list[str]:

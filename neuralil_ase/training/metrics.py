@@ -29,6 +29,9 @@ class Comparison:
         In eV/Å, shapes (A, 3) and (M, A, 3).
     stresses, predicted_stresses
         In eV/Å³, shape (F, 6); the prediction is the mean over members.
+    energy_aleatoric, force_aleatoric
+        Deep ensembles: the standard deviation that the members expect of the labels, in eV, shape (F,), and of a
+        force (norm over x, y, z) in eV/Å, shape (A,); None for others.
     """
 
     sizes: np.ndarray
@@ -39,6 +42,8 @@ class Comparison:
     member_forces: np.ndarray
     stresses: np.ndarray
     predicted_stresses: np.ndarray
+    energy_aleatoric: np.ndarray | None = None
+    force_aleatoric: np.ndarray | None = None
 
     @property
     def n_members(self) -> int:
@@ -78,6 +83,7 @@ class Comparison:
 def compare(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Comparison:
     """Put labels and predictions (of level "forces") side by side."""
     none = np.full(6, np.nan)
+    is_deep = all(p.holds("forces_aleatoric_std") for p in predictions)
     return Comparison(
         np.array([len(frame.symbols) for frame in frames]),
         np.concatenate([frame.symbols for frame in frames]),
@@ -87,6 +93,8 @@ def compare(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Compa
         np.concatenate([np.asarray(p.member_forces) for p in predictions], axis=1),
         np.array([_or_nan(frame.stress, (6,)) for frame in frames]),
         np.array([p.stress if p.holds("stress") else none for p in predictions]),
+        np.array([p.energy_aleatoric_std for p in predictions]) if is_deep else None,
+        np.concatenate([p.forces_aleatoric_std for p in predictions]) if is_deep else None,
     )
 
 
@@ -96,7 +104,9 @@ def accuracy(comparison: Comparison) -> Card:
     "mae" and "rmse" of forces run over components; "norm" is the mean length of the error vector, which does not
     depend on the orientation of the axes. "offset_removed" is after subtracting the mean energy error per atom.
     "members" are means over members of what each member alone would score. "spread" compares the error of the mean
-    with the spread over members (standard deviation, ddof 1; of a force the norm over components).
+    with the spread over members (standard deviation, ddof 1; of a force the norm over components). Deep ensembles
+    add "energy_aleatoric" and "force_aleatoric", the same with the deviation that the members expect, and
+    "energy_total" and "force_total", with the root of the sum of both squares.
     """
     card: Card = {"frames": len(comparison.sizes), "atoms": int(comparison.sizes.sum())}
     if np.isfinite(comparison.energies).any():
@@ -165,23 +175,34 @@ def _member_card(comparison: Comparison) -> Card:
 
 
 def _spread_card(comparison: Comparison) -> Card:
+    energies = np.abs(comparison.without_offset(comparison.energy_errors))
+    forces = np.linalg.norm(comparison.force_errors, axis=-1)
     card: Card = {}
-    energies = comparison.without_offset(comparison.energy_errors)
-    parts = {
-        "energy": (np.abs(energies), comparison.energy_spreads),
-        "force": (np.linalg.norm(comparison.force_errors, axis=-1), comparison.force_spreads),
-    }
-    for name, (errors, spreads) in parts.items():
+    for name, errors, spreads, aleatoric in (
+        ("energy", energies, comparison.energy_spreads, comparison.energy_aleatoric),
+        ("force", forces, comparison.force_spreads, comparison.force_aleatoric),
+    ):
+        expected = {name: spreads}
+        if aleatoric is not None:
+            expected[f"{name}_aleatoric"] = aleatoric
+            expected[f"{name}_total"] = np.hypot(spreads, aleatoric)
         known = np.isfinite(errors)
-        if known.sum() > 2 and np.ptp(spreads[known]) > 0 and np.ptp(errors[known]) > 0:
-            errors, spreads = errors[known], spreads[known]
-            card[name] = {
-                "spearman": round(float(spearmanr(errors, spreads).statistic), 4),
-                "rms_error_over_rms_spread": _four_digits(
-                    np.sqrt(np.mean(errors**2) / np.mean(spreads**2))
-                ),
-            }
+        for key, values in expected.items():
+            card |= _agreement(key, errors[known], values[known])
     return card
+
+
+def _agreement(key: str, errors: np.ndarray, expected: np.ndarray) -> Card:
+    """Rank correlation and ratio of root mean squares; nothing where they have no meaning."""
+    if len(errors) < 3 or np.ptp(expected) == 0 or np.ptp(errors) == 0:
+        return {}
+    ratio = np.sqrt(np.mean(errors**2) / np.mean(expected**2))
+    return {
+        key: {
+            "spearman": round(float(spearmanr(errors, expected).statistic), 4),
+            "rms_error_over_rms_spread": _four_digits(ratio),
+        }
+    }
 
 
 def _mae_rmse(errors: np.ndarray) -> Card:
@@ -228,10 +249,10 @@ def _rows(cards: Mapping[str, Card]) -> list[tuple[str, tuple[str, ...]]]:
         ("one member: force MAE", ("members", "force_mae")),
     ]
     for name in ("energy", "force"):
-        rows.append((f"{name} error and spread: rank correlation", ("spread", name, "spearman")))
-        rows.append(
-            (f"{name} rms error / rms spread", ("spread", name, "rms_error_over_rms_spread"))
-        )
+        for suffix, title in (("", "spread"), ("_aleatoric", "aleatoric"), ("_total", "both")):
+            path = ("spread", name + suffix)
+            rows.append((f"{name} error and {title}: rank correlation", (*path, "spearman")))
+            rows.append((f"{name} rms error / rms {title}", (*path, "rms_error_over_rms_spread")))
     return rows
 
 
@@ -253,4 +274,11 @@ def _notes(cards: Mapping[str, Card]) -> list[str]:
     return [
         f"Errors are those of the mean over {members.pop()} members. Spread: standard deviation over members (ddof 1),",
         "of a force the norm over x, y, z; it is compared with the norm of the force error.",
+        *_NOTE_ON_ALEATORIC
+        * any("force_aleatoric" in card.get("spread", {}) for card in cards.values()),
     ]
+
+
+_NOTE_ON_ALEATORIC = (
+    "Aleatoric: the standard deviation that the members themselves expect; both: root of the sum of squares.",
+)

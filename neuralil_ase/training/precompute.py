@@ -1,13 +1,12 @@
-"""What stays the same from epoch to epoch, computed once per frame: descriptors and their Jacobians.
+"""What stays the same from epoch to epoch, computed once per frame: densities and their slopes.
 
-The descriptor has no trainable parameters, so that the forces of every member are linear in the derivative of its
-energy with respect to the descriptor, with one Jacobian for all members and epochs. A pair (i, j) changes only those
-features of atom i that involve the element of j; the Jacobian is stored for these features, in slots by neighbour
-element, so that a whole microbatch is a few batched matrix products without any scatter.
+The descriptor has no trainable parameters. From the derivative of a member's energy with respect to the density
+coefficients of an atom, forces follow by one more linear step: the slope of each pair's contribution to them, which all
+members and epochs share. A pair (i, j) contributes to the coefficients of the element of j alone, so that slopes sit in
+slots by neighbour element, and a whole microbatch is a few batched matrix products without any scatter.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -15,38 +14,32 @@ import numpy as np
 from jax import Array
 
 from neuralil_ase.config import DescriptorConfig
-from neuralil_ase.descriptors import (
-    channels,
-    density_coefficients,
-    pair_products,
-    power_spectrum,
-)
+from neuralil_ase.descriptors import density_coefficients, pair_products
 from neuralil_ase.graph import Graph, pad_graph
 from neuralil_ase.neighbors import Pairs
 
 
 @dataclass(frozen=True)
 class FrameArrays:
-    """One frame as training sees it; N atoms, S slots, K features that an element takes part in.
+    """One frame as training sees it; N atoms, S slots, C channels (n, l, m).
 
     Attributes
     ----------
-    features
-        Descriptors, shape (N, n_features), float32.
+    density
+        Density coefficients of every atom, shape (N, elements, C), float32.
     types
         Element indices, shape (N,).
-    jacobian
-        dD_i/dr_ij of the features that involve the element of slot s, shape (N, S, 3, K), float32; zero in
-        empty slots.
+    slopes
+        Derivative of the pair's contribution to them by r_ij, shape (N, S, 3, C), float32; zero in empty slots.
     vectors
         r_ij in Å, shape (N, S, 3), float32; zero in empty slots.
     reverse
         Flat index (atom * S + slot) of the pair (j, i) for every slot, shape (N, S); an empty slot names itself.
     """
 
-    features: np.ndarray
+    density: np.ndarray
     types: np.ndarray
-    jacobian: np.ndarray
+    slopes: np.ndarray
     vectors: np.ndarray
     reverse: np.ndarray
 
@@ -65,7 +58,7 @@ def neighbour_counts(pairs: Pairs, types: np.ndarray, n_elements: int) -> np.nda
 def precompute(
     config: DescriptorConfig, pairs: Pairs, types: np.ndarray, slots: tuple[int, ...]
 ) -> FrameArrays:
-    """Descriptors and Jacobians of one frame.
+    """Densities and slopes of one frame.
 
     Parameters
     ----------
@@ -85,48 +78,27 @@ def precompute(
         r_cut=config.r_cut,
         dtype=np.float32,
     )
-    features, jacobian = _features_and_jacobian(config, graph)
+    density, slopes = _density_and_slopes(config, graph)
     slot = _slot_of_pairs(pairs, types, slots)
     return FrameArrays(
-        np.asarray(features)[:n_atoms],
+        np.asarray(density)[:n_atoms],
         types.astype(np.int32),
-        _into_slots(np.asarray(jacobian)[:n_pairs], pairs.centers, slot, n_atoms, sum(slots)),
+        _into_slots(np.asarray(slopes)[:n_pairs], pairs.centers, slot, n_atoms, sum(slots)),
         _into_slots(pairs.vectors.astype(np.float32), pairs.centers, slot, n_atoms, sum(slots)),
         _reverse(pairs, slot, n_atoms, sum(slots)),
     )
 
 
-@lru_cache(maxsize=16)
-def columns(config: DescriptorConfig) -> np.ndarray:
-    """Indices of the features that neighbours of each element take part in, shape (elements, K)."""
-    n_elements, n_channels = len(config.elements), len(channels(config)[0])
-    density = np.random.default_rng(0).normal(size=(1, n_elements, n_channels)).astype(np.float32)
-    rows = []
-    with jax.ensure_compile_time_eval():
-        for element in range(n_elements):
-            tangent = density * (np.arange(n_elements) == element)[:, None].astype(np.float32)
-            change = jax.jvp(lambda c: power_spectrum(config, c), (density,), (tangent,))[1]
-            rows.append(np.flatnonzero(np.asarray(change)[0]))
-    return np.array(rows)
-
-
 @jax.jit(static_argnums=0)
-def _features_and_jacobian(config: DescriptorConfig, graph: Graph) -> tuple[Array, Array]:
-    """Features (N, F) and, for every pair, dD_i/dr_ij of the features its element is in: (P, 3, K)."""
-    density = density_coefficients(config, graph)
-    element = graph.types[graph.neighbors]
-    is_element = (element[:, None] == jnp.arange(len(config.elements))).astype(density.dtype)
-    of_center = density[graph.centers]
+def _density_and_slopes(config: DescriptorConfig, graph: Graph) -> tuple[Array, Array]:
+    """Density coefficients (N, elements, C) and, for every pair, the derivative of its contribution: (P, 3, C)."""
 
     def along(direction: Array) -> Array:
         tangent = jnp.broadcast_to(direction, graph.vectors.shape)
-        _, change = jax.jvp(lambda v: pair_products(config, v), (graph.vectors,), (tangent,))
-        tangent = is_element[:, :, None] * change[:, None, :]
-        _, moved = jax.jvp(lambda c: power_spectrum(config, c), (of_center,), (tangent,))
-        return jnp.take_along_axis(moved, jnp.asarray(columns(config))[element], axis=1)
+        return jax.jvp(lambda v: pair_products(config, v), (graph.vectors,), (tangent,))[1]
 
-    jacobian = jnp.stack([along(direction) for direction in jnp.eye(3, dtype=jnp.float32)], axis=1)
-    return power_spectrum(config, density), jacobian
+    slopes = jnp.stack([along(direction) for direction in jnp.eye(3, dtype=jnp.float32)], axis=1)
+    return density_coefficients(config, graph), slopes
 
 
 def _slot_of_pairs(pairs: Pairs, types: np.ndarray, slots: tuple[int, ...]) -> np.ndarray:

@@ -46,6 +46,7 @@ class Recorder:
         self.reason = "finished"
         self._output = None if output is None else Path(output)
         self._data = fingerprint([*trainer.task.train, *trainer.task.validation])
+        self._start = None if trainer.task.start is None else trainer.task.start.provenance
         self._progress = progress
         self._cpu_seconds = 0.0
         self._began = time.process_time()
@@ -71,7 +72,7 @@ class Recorder:
         fresh, path = self.trainer.start(), self._beside("checkpoint")
         checkpoint = load_checkpoint(path, (fresh.state, fresh.best))
         record = checkpoint.record
-        check_same_run(path, record, self._settings(), self._data)
+        check_same_run(path, record, self._settings(), self._data, self._start)
         state, best = jax.tree.map(jax.numpy.asarray, checkpoint.arrays)
         run = Run(state, best, record["best_loss"], record["epoch"], record["history"])
         self._cpu_seconds = record["cpu_seconds"]
@@ -111,6 +112,8 @@ class Recorder:
             "last_epoch": run.history[-1] if run.history else {},
             "best_validation_loss": run.best_loss,
         }
+        if self._start is not None:
+            provenance["start_from"] = self._start
         return self.trainer.potential(run.best, provenance)
 
     def _save(self, run: Run) -> None:
@@ -118,6 +121,7 @@ class Recorder:
         record = {
             "settings": self._settings(),
             "data": self._data,
+            "start": self._start,
             "epoch": run.epoch,
             "best_loss": run.best_loss,
             "history": run.history,

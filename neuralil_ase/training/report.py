@@ -134,6 +134,11 @@ def draw_spread(comparison: Comparison, calibration: Mapping[str, Any] | None) -
     shown = _some(np.arange(len(errors)))
     axes.plot(spreads[shown], errors[shown], ".", color="0.8", ms=1.5, zorder=0)
     axes.plot(*binned_rms(spreads, errors), "o-", color=COLORS[0], label="spread of the members")
+    if comparison.force_aleatoric is not None:
+        total = np.hypot(spreads, comparison.force_aleatoric[known])
+        axes.plot(
+            *binned_rms(total, errors), "^-", color=COLORS[2], label="with the aleatoric part"
+        )
     if calibration is not None:
         bars = force_error_bars(calibration, comparison.symbols[known].tolist(), spreads)
         known_bars = np.isfinite(bars)

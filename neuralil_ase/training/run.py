@@ -24,6 +24,7 @@ from neuralil_ase.training.fit import History, Trainer, fit
 from neuralil_ase.training.metrics import Card
 from neuralil_ase.training.recorder import Recorder
 from neuralil_ase.training.settings import TrainingSettings
+from neuralil_ase.training.start import settings_from, start_of
 from neuralil_ase.training.task import prepare
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def train(
     output: str | Path | None = None,
     *,
     settings: TrainingSettings | None = None,
+    start_from: str | Path | Potential | None = None,
     resume: bool = False,
     progress: bool = False,
     report: bool = True,
@@ -77,6 +79,12 @@ def train(
         the folder ``<output>.report`` of pictures. Without it nothing is written.
     settings
         All options; the defaults train well.
+    start_from
+        Model file, or potential, to go on from, for instance with new frames added to the data. The run begins with
+        its predictions and keeps its architecture, repulsion radii and energy reference; settings of the
+        architecture are then taken from it. Learning rate and schedule begin anew. Hold back the same frames as
+        before (``split_by``, ``validation_files``): on frames that the old run has learnt, errors and error bars
+        come out too small.
     resume
         Go on from the checkpoint beside ``output``, if there is one, exactly as if never interrupted.
     progress
@@ -90,18 +98,21 @@ def train(
     Raises
     ------
     DataError
-        If the data cannot be read or lack what is needed.
+        If the data cannot be read or lack what is needed, or hold elements that ``start_from`` lacks.
     ConfigError
-        If an option is unknown or wrong.
+        If an option is unknown or wrong, or asks for another architecture than ``start_from`` has.
     TrainingError
         If the loss is no longer finite (the last good model has then been written), or a run cannot be resumed
-        because data or settings have changed.
+        because data, settings or ``start_from`` have changed.
     ModelFileError
-        If a file cannot be written.
+        If a file cannot be written, or ``start_from`` cannot be read.
     """
     chosen = (settings or TrainingSettings()).updated(options)
+    start = None if start_from is None else start_of(start_from, output)
+    if start is not None:
+        chosen = settings_from(start, chosen, options)
     train_frames, validation_frames = load_data(data, chosen)
-    trainer = Trainer(prepare(chosen, train_frames, validation_frames))
+    trainer = Trainer(prepare(chosen, train_frames, validation_frames, start, progress))
     with Recorder(trainer, output, progress) as recorder:
         run = fit(trainer, recorder.resumed() if resume else recorder.started(), recorder)
     result = TrainingResult(

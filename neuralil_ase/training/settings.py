@@ -100,7 +100,7 @@ class TrainingSettings:
     seed
         Of the split, the initial parameters and the order of the frames.
     memory_budget
-        Bytes that precomputed Jacobians may take; beyond it they are computed anew for every step.
+        Bytes that precomputed slopes of pairs may take; beyond it they are computed anew for every step.
     """
 
     energy_key: str | None = None
@@ -120,7 +120,7 @@ class TrainingSettings:
     shared_layers: int = 0
     n_max: int = 4
     r_cut: float = 3.5
-    cross_terms: bool = False
+    cross_terms: bool = True
     members: int = 8
     pair_term: DefaultPairTerm = "zbl"
     loss: Loss = "log-cosh"
@@ -134,7 +134,7 @@ class TrainingSettings:
     bootstrap: bool = False
     optimizer: Optimizer = "muon"
     learning_rate: float = 2e-3
-    weight_decay: float = 1.0
+    weight_decay: float = 2.0
     clip_norm: float = 10.0
     warmup: float = 0.1
     final_rate: float = 1e-3

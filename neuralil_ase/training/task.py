@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
+from tqdm import tqdm
 
 from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.errors import DataError
 from neuralil_ase.neighbors import Pairs
+from neuralil_ase.spectrum import channels, power_spectrum
 from neuralil_ase.training.batches import Packer, Sample, packer_for
 from neuralil_ase.training.dataset import Frame
 from neuralil_ase.training.folding import Scaling, inlets, scaling_of
@@ -19,8 +22,9 @@ from neuralil_ase.training.labels import (
     types_of,
     zbl_radii,
 )
-from neuralil_ase.training.precompute import columns, neighbour_counts, precompute
+from neuralil_ase.training.precompute import neighbour_counts, precompute
 from neuralil_ase.training.settings import TrainingSettings
+from neuralil_ase.training.start import Start, check_elements
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Task:
         Samples.
     counts
         How often every member sees each training sample, shape (members, samples); ones without bootstrap.
+    start
+        The potential whose parameters come first; None to begin with random ones.
     """
 
     config: ModelConfig
@@ -51,6 +57,7 @@ class Task:
     train: list[Sample]
     validation: list[Sample]
     counts: np.ndarray
+    start: Start | None = None
 
     @property
     def has_stress(self) -> bool:
@@ -61,26 +68,38 @@ class Task:
 
 
 def prepare(
-    settings: TrainingSettings, train: Sequence[Frame], validation: Sequence[Frame]
+    settings: TrainingSettings,
+    train: Sequence[Frame],
+    validation: Sequence[Frame],
+    start: Start | None = None,
+    progress: bool = False,
 ) -> Task:
-    """Find elements, neighbour counts, repulsion radii and energy reference, and precompute.
+    """Find elements, neighbour counts, repulsion radii and energy reference, and precompute, with a progress bar.
+
+    Elements, radii and reference are those of ``start``, where there is one; the settings must have its architecture.
 
     Raises
     ------
     DataError
-        If nothing can be learnt from the frames: no labels, or no neighbours inside the cutoff.
+        If nothing can be learnt from the frames: no labels, or no neighbours inside the cutoff; or if they hold an
+        element that ``start`` does not know.
     """
     settings = settings.with_epochs(len(train))
-    elements = elements_of(train)
     frames = [*train, *validation]
+    if start is not None:
+        check_elements(start, frames)
+    elements = elements_of(train) if start is None else start.potential.elements
     types = [types_of(frame, elements) for frame in frames]
     pairs = [pairs_of(frame, t, settings.r_cut) for frame, t in zip(frames, types, strict=True)]
     n_train = len(train)
-    config = model_config(settings, elements, pairs[:n_train], types[:n_train])
+    if start is None:
+        config = model_config(settings, elements, pairs[:n_train], types[:n_train])
+        reference = energy_reference(train, elements, settings.isolated_atoms)
+    else:
+        config, reference = start.potential.config, start.potential.energy_reference
     inlets(config)  # refuses what cannot be trained, before the long work
-    reference = energy_reference(train, elements, settings.isolated_atoms)
     slots = _slots(pairs, types, elements)
-    samples = _samples(config, settings, frames, types, pairs, reference, slots)
+    samples = _samples(config, settings, frames, types, pairs, reference, slots, progress)
     packer = packer_for(config, slots, [len(t) for t in types], settings.batch_size)
     return Task(
         config,
@@ -91,6 +110,7 @@ def prepare(
         samples[:n_train],
         samples[n_train:],
         _counts(settings, n_train),
+        start,
     )
 
 
@@ -143,9 +163,10 @@ def _samples(
     pairs: Sequence[Pairs],
     reference: np.ndarray,
     slots: tuple[int, ...],
+    progress: bool,
 ) -> list[Sample]:
-    n_columns = columns(config.descriptor).shape[1]
-    size = 12 * sum(slots) * n_columns * sum(len(t) for t in types)
+    n_channels = len(channels(config.descriptor)[0])
+    size = 12 * sum(slots) * n_channels * sum(len(t) for t in types)
     keep = size <= settings.memory_budget
     return [
         Sample(
@@ -155,14 +176,23 @@ def _samples(
             make_labels(config, frame, t, p, reference),
             precompute(config.descriptor, p, t, slots) if keep else None,
         )
-        for frame, t, p in zip(frames, types, pairs, strict=True)
+        for frame, t, p in tqdm(
+            zip(frames, types, pairs, strict=True),
+            desc="preparing",
+            total=len(frames),
+            unit="frame",
+            disable=not progress,
+            dynamic_ncols=True,
+        )
     ]
 
 
 def _scaling(packer: Packer, samples: Sequence[Sample]) -> Scaling:
     """From at most 64 samples, spread over the data."""
     chosen = samples[:: max(1, len(samples) // 64)]
-    features = np.concatenate([(s.arrays or packer.arrays(s)).features for s in chosen])
+    density = np.concatenate([(s.arrays or packer.arrays(s)).density for s in chosen])
+    describe = jax.jit(power_spectrum, static_argnums=0)
+    features = np.asarray(describe(packer.config.descriptor, density))
     forces = np.concatenate([sample.labels.forces for sample in samples])
     finite = forces[np.isfinite(forces)]
     return scaling_of(features, float(np.sqrt(np.mean(finite**2))) if finite.size else np.nan)

@@ -158,6 +158,7 @@ def test_patience_counts_each_criterion_in_a_row():
 
 CALIBRATION = SimpleNamespace(
     thresholds={"low": 0.02, "high": 0.06},
+    relative_thresholds={"low": 2.0, "high": 3.0},
     force_std_quantiles={"Ar": {"0.5": 0.004, "0.99": 0.02}},
     shortest_distances={"Ar-Ar": 3.3},
 )
@@ -173,6 +174,9 @@ def test_thresholds_come_from_the_calibration(calibration):
     relative, distance = ExtrapolationMonitor(atoms, criteria=own).criteria
     assert relative.reference == {"Ar": 0.02}
     assert distance.reference == {"Ar-Ar": 3.3}
+    assert (relative.low, relative.high) == (1.0, None)
+    (bands,) = ExtrapolationMonitor(atoms, criteria=[RelativeForceSpread(low=None)]).criteria
+    assert (bands.low, bands.high, bands.reference) == (2.0, 3.0, {"Ar": 0.02})
     (kept,) = ExtrapolationMonitor(atoms, 0.5).criteria
     assert (kept.low, kept.high) == (0.5, None)
 
@@ -184,6 +188,16 @@ def test_thresholds_come_from_the_calibration(calibration):
         (None, SimpleNamespace(), "has no thresholds in its calibration"),
         ([RelativeForceSpread()], None, "Give reference="),
         ([RelativeForceSpread(quantile=0.7)], CALIBRATION, "no 0.7 quantile for Ar, but 0.5, 0.99"),
+        (
+            [RelativeForceSpread(low=None, quantile=0.5)],
+            CALIBRATION,
+            "relative_force_std has no threshold.*give low=",
+        ),
+        (
+            [RelativeForceSpread(low=None)],
+            {"force_std_quantiles": {"Ar": {"0.99": 0.02}}},
+            "has no relative_thresholds in its calibration. Give low=",
+        ),
         ([ShortestDistance()], None, "Give reference="),
         ([MeanForceSpread()], CALIBRATION, "mean_force_std has no threshold.*give low="),
     ],

@@ -153,3 +153,34 @@ def test_calibrated_error_bars_describe_the_errors_they_were_made_from() -> None
     assert report["force error bar"]["rms_error_over_rms_sigma"] == pytest.approx(1, abs=0.03)
     assert report["force error bar"]["coverage_68"] == pytest.approx(0.683, abs=0.02)
     assert report["force spread"]["rms_error_over_rms_sigma"] > 2
+
+
+def test_the_aleatoric_part_stands_beside_the_spread_and_adds_in_squares() -> None:
+    """Errors of known size: half of the variance is seen by the spread, half by the members' own estimate."""
+    rng = np.random.default_rng(1)
+    n = 4000
+    spread, aleatoric = rng.uniform(0.1, 1, n), rng.uniform(0.1, 1, n)
+    sigma = np.hypot(spread, aleatoric)
+    deviation = np.zeros((n, 3))
+    deviation[:, 0] = spread / np.sqrt(2)
+    direction = rng.normal(size=(n, 3))
+    error = direction * (sigma / np.sqrt(3))[:, None]
+    comparison = known_errors(
+        sizes=np.array([n]),
+        symbols=np.full(n, "H"),
+        energies=np.array([np.nan]),
+        member_energies=np.full((2, 1), np.nan),
+        forces=np.zeros((n, 3)),
+        member_forces=np.stack([error + deviation, error - deviation]),
+        stresses=np.full((1, 6), np.nan),
+        predicted_stresses=np.zeros((1, 6)),
+        energy_aleatoric=np.array([1.0]),
+        force_aleatoric=aleatoric,
+    )
+    card = accuracy(comparison)["spread"]
+    assert card["force_total"]["rms_error_over_rms_spread"] == pytest.approx(1, abs=0.03)
+    assert card["force"]["rms_error_over_rms_spread"] == pytest.approx(2**0.5, abs=0.05)
+    assert card["force_total"]["spearman"] > card["force_aleatoric"]["spearman"] > 0.1
+    table = format_table({"data": accuracy(comparison)})
+    assert "force error and both: rank correlation" in table
+    assert "Aleatoric:" in table

@@ -1,0 +1,223 @@
+"""The steps of active learning: data, training, watched MD, choosing and labelling frames, test.
+
+Every step makes one file or folder, whole or not at all, and is skipped where that is already there.
+"""
+
+import json
+import lzma
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import CalculationFailed
+from ase.constraints import FixCom
+from ase.io import read, write
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import thermalize_momenta
+from ean_boxes import wrap_ions
+from ean_sampling import FRICTION, HYDROGEN_MASS, MAX_FORCE, TIMESTEP, labelled
+from tqdm import tqdm
+
+from neuralil_ase import ExtrapolationMonitor, NeuralILCalculator, load_potential, predict_many
+from neuralil_ase.training import train
+
+ATTEMPTS = 10  # runs from one starting box, where the monitor ends them
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """Watched MD: temperature in K, steps of 2 fs (hydrogen weighs 8 u, see ean_sampling.py), steps
+    between two checks, and the bands (low, high) of the spread in eV/Å."""
+
+    temperature: float
+    steps: int
+    interval: int
+    bands: tuple[float, float]
+
+
+def product(path: Path, make: Callable[[Path], object]) -> Path:
+    """A file or folder: made under another name, then renamed, so that it is whole or not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"partial-{path.name}")
+        make(partial)
+        os.replace(partial, path)
+    return path
+
+
+def read_data(path: Path) -> list[Atoms]:
+    """Labelled frames; unpacked first, which is much faster than letting ASE seek in the archive."""
+    with lzma.open(path, "rt", encoding="utf-8") as file:
+        return read(StringIO(file.read()), ":", format="extxyz")
+
+
+def md_frames(data: Sequence[Atoms], T: float, splits: tuple[str, ...], count: int) -> list[Atoms]:
+    """Some of the frames from MD of the small boxes at T (K), spread over all trajectories."""
+    found = [
+        atoms
+        for atoms in data
+        if atoms.info["T"] == T and atoms.info["split"] in splits
+        if atoms.info["config_type"] == "md" and len(atoms) == 120
+    ]
+    chosen = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
+    return [found[k] for k in chosen]
+
+
+def trained(folder: Path, files: Sequence[Path], start_from: Path | None, **options: Any) -> Path:
+    """A model from labelled files; training goes on from another model, where one is given.
+
+    The same as ``neuralil-ase train FILES -o MODEL --start-from OLD --split-by split --resume``.
+    """
+
+    def make(partial: Path) -> None:
+        partial.mkdir(exist_ok=True)  # one that is there holds the checkpoint of a killed run
+        model = partial / "model.safetensors"
+        result = train(
+            files, model, start_from=start_from, split_by="split", resume=True, progress=True,
+            # The validation frames calibrate the spread. They must not choose the best epoch, as
+            # they know nothing of what the new frames teach: so there is no choice.
+            validate_every=options["epochs"], **options,
+        )  # fmt: skip
+        if result.reason == "interrupted":
+            raise KeyboardInterrupt
+
+    return product(folder, make) / "model.safetensors"
+
+
+def explored(folder: Path, model: Path, start: Sequence[Atoms], md: Exploration, seed: int) -> Path:
+    """Watched MD from every starting box; leaves tables, collected frames and all checked frames.
+
+    A run that the monitor ends begins again with new velocities, until all steps are done.
+    """
+
+    def make(partial: Path) -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        calc = NeuralILCalculator(model)
+        for box, atoms in enumerate(start):
+            rng, left = np.random.default_rng([seed, box]), md.steps
+            for attempt in range(ATTEMPTS):
+                output = partial / f"box_{box}_{attempt}"
+                left -= watched_run(atoms, calc, replace(md, steps=left), rng, output)
+                if left <= 0:
+                    break
+
+    return product(folder, make)
+
+
+def watched_run(
+    start: Atoms, calc: NeuralILCalculator, md: Exploration, rng: np.random.Generator, output: Path
+) -> int:
+    """Langevin dynamics to its end, or until the spread reaches the upper band; the steps done."""
+    atoms = Atoms(start.symbols, positions=start.positions, cell=start.cell, pbc=start.pbc)
+    atoms.calc = calc
+    atoms.set_masses(np.where(atoms.numbers == 1, HYDROGEN_MASS, atoms.get_masses()))
+    atoms.set_constraint(FixCom())
+    thermalize_momenta(atoms, temperature_K=md.temperature, rng=rng)
+    dynamics = Langevin(
+        atoms, TIMESTEP * units.fs, temperature_K=md.temperature, friction=FRICTION / units.fs,
+        fixcm=False, rng=rng,
+    )  # fmt: skip
+    monitor = ExtrapolationMonitor(
+        dynamics,
+        threshold=md.bands,
+        log=output.with_suffix(".log"),
+        save=output.with_suffix(".flagged.extxyz"),
+        max_saved=md.steps,
+        stop=True,
+        warn=False,
+    )
+    checked: list[Atoms] = []
+    bar = tqdm(total=md.steps, unit="step", desc=f"MD {output.name}")
+    dynamics.attach(monitor, interval=md.interval)
+    dynamics.attach(lambda: checked.append(bare(atoms)), interval=md.interval)
+    dynamics.attach(lambda: bar.update(dynamics.nsteps - bar.n), interval=md.interval)
+    dynamics.run(md.steps)
+    bar.set_postfix_str("stopped by the monitor" if monitor.stopped else "")
+    bar.close()
+    write(output.with_suffix(".checked.extxyz"), checked, format="extxyz")
+    level = monitor.records["level"]
+    counts = {
+        "flagged": int((level > 0).sum()), "checks": len(level), "stops": int(monitor.stopped)
+    }  # fmt: skip
+    output.with_suffix(".json").write_text(json.dumps(counts), encoding="utf-8")
+    return dynamics.nsteps
+
+
+def totals(md_folder: Path) -> dict[str, int]:
+    """Flagged checks, checks, and runs that the monitor ended, of all boxes together."""
+    counts = [json.loads(path.read_text(encoding="utf-8")) for path in md_folder.glob("*.json")]
+    return {key: sum(count[key] for count in counts) for key in counts[0]}
+
+
+def taught(target: Path, md_folder: Path, kind: str, count: int, seed: int) -> list[Atoms]:
+    """At most `count` frames of this exploration with GFN1-xTB labels; `kind` flagged or checked."""
+
+    def make(partial: Path) -> None:
+        found = [
+            atoms
+            for path in sorted(md_folder.glob(f"*.{kind}.extxyz"))
+            for atoms in read(path, ":")
+        ]
+        frames = []
+        if kind == "flagged":
+            chosen = most_unsure([float(a.arrays["forces_std"].mean()) for a in found], count)
+        else:
+            chosen = at_random(len(found), count, seed)
+        for k in tqdm(chosen, unit="label", desc=f"GFN1-xTB, {kind} frames"):
+            try:
+                frame = labelled(bare(found[k]))
+            except CalculationFailed:
+                tqdm.write("left out: GFN1-xTB found no solution for a frame")
+                continue
+            if np.abs(frame.get_forces()).max() < MAX_FORCE:
+                frames.append(frame)
+            else:
+                tqdm.write(f"left out: a force above {MAX_FORCE:g} eV/Å belongs to no liquid")
+        write(partial, frames, format="extxyz")
+
+    product(target, make)
+    return read(target, ":") if target.stat().st_size else []
+
+
+def most_unsure(spreads: Sequence[float], count: int) -> list[int]:
+    """The flagged frames, in their order, are cut into `count` stretches, and of each the one is
+    taken whose mean spread is largest: unsure, and not all from one moment of one run."""
+    stretches = np.array_split(np.arange(len(spreads)), count or 1)
+    return [int(part[np.argmax(np.take(spreads, part))]) for part in stretches if part.size][:count]
+
+
+def at_random(available: int, count: int, seed: int) -> list[int]:
+    """Any of the checked frames, each at most once."""
+    rng = np.random.default_rng([seed, 7])
+    return sorted(rng.permutation(available)[:count].tolist())
+
+
+def bare(atoms: Atoms) -> Atoms:
+    """Whole ions in the cell, rounded before they are labelled, and nothing else."""
+    frame = Atoms(atoms.symbols, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    wrap_ions(frame)
+    frame.positions = np.round(frame.positions, 6)
+    frame.info = {"charge": 0, "split": "train"}
+    return frame
+
+
+def judged(model: Path, test: Sequence[Atoms], low: float) -> dict[str, float]:
+    """Mean absolute errors in meV/Å and meV/atom, and the share of frames that would be flagged."""
+    predictions = predict_many(load_potential(model), test, uncertainty="forces")
+    pairs = list(zip(predictions, test, strict=True))
+    forces = np.concatenate([p.forces - a.get_forces() for p, a in pairs])
+    energies = [(p.energy - a.get_potential_energy()) / len(a) for p, a in pairs]
+    errors = np.linalg.norm(forces, axis=1)
+    return {
+        "force_mae": 1e3 * float(np.abs(forces).mean()),
+        "force_99": 1e3 * float(np.quantile(errors, 0.99)),
+        "energy_mae": 1e3 * float(np.abs(energies).mean()),
+        "unsure": 100 * float(np.mean([p.forces_std.max() >= low for p in predictions])),
+    }

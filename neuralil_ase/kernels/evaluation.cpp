@@ -1,0 +1,307 @@
+// Energies, forces and virials of a padded graph, as one handler of XLA's foreign-function interface on the CPU.
+//
+// A register full of atoms at a time goes the whole way, from its pairs to density coefficients, power spectrum and
+// networks and back to pair gradients, forces and virials: nothing in between leaves the processor's cache.
+// The pure JAX functions of the package are the reference.
+//
+// The file is compiled once for every instruction set (see build.py); the length of a register is the
+// only thing that differs. No option that relaxes IEEE arithmetic is needed: not-a-number passes through.
+
+#include "network.h"
+#include "pairs.h"
+#include "spectrum.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace neuralil {
+
+constexpr int kMaxOrder = 8;  // largest n_max with compiled code
+
+template <class T>
+struct Graph {
+  const T* vectors;
+  const std::int32_t *centers, *neighbors, *types;
+  std::int64_t n_pairs, n_atoms;
+};
+
+// Gradients of other pair terms, (count, pairs, 3), added to the descriptor's: for each energy, or one for all.
+template <class T>
+struct PairTerm {
+  const T* gradients;
+  std::int64_t count;
+};
+
+// Results: outputs (members, atoms, columns); forces and virials of every member or of the mean, (energies, atoms, 3
+// and 6).
+template <class T>
+struct Results {
+  T *outputs, *forces, *virials;
+  std::int64_t n_members, n_energies;
+};
+
+template <class T, int L>
+class Evaluation {
+ public:
+  Evaluation(const Graph<T>& graph, const Radial<T>& series, const Tape<T>& tape, const PairTerm<T>& pair_term,
+             int n_elements, bool has_cross_terms, const Results<T>& results)
+      : graph_(graph), series_(series), tape_(tape), pair_term_(pair_term), results_(results),
+        spectrum_(n_elements, has_cross_terms), n_elements_(n_elements), n_density_(n_elements * Counts<L>::channels), density_(lanes * n_density_),
+        by_density_(results.n_energies * lanes * n_density_), density_columns_(padded<T>(n_density_)),
+        by_density_columns_(padded<T>(n_density_)), columns_(tape.n_columns), cotangents_(tape.n_columns) {}
+
+  // False when pairs are not sorted by centers, or an index is out of range.
+  bool run() {
+    for (std::int64_t atom = 0; atom < graph_.n_atoms; ++atom)
+      if (graph_.types[atom] < 0 || graph_.types[atom] >= n_elements_) return false;
+    std::fill_n(results_.forces, results_.n_energies * graph_.n_atoms * 3, T(0));
+    std::fill_n(results_.virials, results_.n_energies * graph_.n_atoms * 6, T(0));
+    std::int64_t begin = 0;
+    for (first_ = 0; first_ < graph_.n_atoms; first_ += lanes) {
+      count_ = int(std::min<std::int64_t>(lanes, graph_.n_atoms - first_));
+      const std::int64_t end = find_segments(begin);
+      if (end < 0) return false;
+      sum_pairs<T, L>(graph_.vectors + 3 * begin, segments_.data(), end - begin, series_, density_.data(),
+                      lanes * n_elements_);
+      run_networks();
+      pull_back(begin, end);
+      begin = end;
+    }
+    return begin == graph_.n_pairs;
+  }
+
+ private:
+  static constexpr int lanes = kLanes<T>;
+
+  // One number for center and neighbour element of every pair of this block's atoms, which begin at `begin`.
+  // Returns their end.
+  std::int64_t find_segments(std::int64_t begin) {
+    segments_.clear();
+    std::int64_t pair = begin;
+    for (; pair < graph_.n_pairs && graph_.centers[pair] < first_ + count_; ++pair) {
+      const std::int64_t center = graph_.centers[pair], neighbor = graph_.neighbors[pair];
+      if (center < first_ || neighbor < 0 || neighbor >= graph_.n_atoms) return -1;
+      segments_.push_back(std::int32_t((center - first_) * n_elements_ + graph_.types[neighbor]));
+    }
+    return pair;
+  }
+
+  // From density_ to outputs and to by_density_. Where only the mean is asked for, all members' cotangents meet
+  // in the columns that they share, and go back from there as one.
+  void run_networks() {
+    const T* rows[lanes];
+    std::int32_t types[lanes];
+    for (int k = 0; k < lanes; ++k) {
+      rows[k] = density_.data() + k * n_density_;
+      types[k] = graph_.types[std::min(first_ + k, graph_.n_atoms - 1)];
+    }
+    load_transposed<T>(rows, n_density_, density_columns_.data());
+    spectrum_.forward(density_columns_.data(), columns_.data());
+    tape_.forward(0, tape_.n_shared, 0, types, columns_.data());
+    const bool is_mean = results_.n_energies == 1;
+    std::fill(cotangents_.begin(), cotangents_.end(), Vec<T>{});
+    for (std::int64_t member = 0; member < results_.n_members; ++member) {
+      tape_.forward(tape_.n_shared, tape_.n_operations, member, types, columns_.data());
+      store_outputs(member);
+      const std::int64_t kept = is_mean ? tape_.n_shared_columns : 0;
+      std::fill(cotangents_.begin() + kept, cotangents_.end(), Vec<T>{});
+      cotangents_[tape_.outputs[0]] += is_mean ? T(1) / T(results_.n_members) : T(1);
+      tape_.backward(tape_.n_shared, tape_.n_backward, member, columns_.data(), cotangents_.data());
+      if (!is_mean) pull_back_to_density(member);
+    }
+    if (is_mean) pull_back_to_density(0);
+  }
+
+  void store_outputs(std::int64_t member) {
+    const std::int64_t width = tape_.outputs.size();
+    T* out = results_.outputs + (member * graph_.n_atoms + first_) * width;
+    for (int k = 0; k < count_; ++k)
+      for (std::int64_t i = 0; i < width; ++i) out[k * width + i] = columns_[tape_.outputs[i]][k];
+  }
+
+  void pull_back_to_density(std::int64_t energy) {
+    tape_.backward(0, tape_.n_shared, 0, columns_.data(), cotangents_.data());
+    Vec<T>* by_c = by_density_columns_.data();
+    spectrum_.pull_back(density_columns_.data(), cotangents_.data(), by_c);
+    T* rows[lanes];
+    for (int k = 0; k < lanes; ++k) rows[k] = by_density_.data() + (energy * lanes + k) * n_density_;
+    store_transposed<T>(by_c, n_density_, lanes, rows);
+  }
+
+  // From by_density_ to forces and virials; the energies share the polynomials of every register of pairs.
+  void pull_back(std::int64_t begin, std::int64_t end) {
+    Block<T, L, true> block;
+    Vec<T> gathered[SegmentSum<T, L>::kTiles * lanes];
+    for (std::int64_t first = begin; first < end; first += lanes) {
+      const int count = int(std::min<std::int64_t>(lanes, end - first));
+      const bool any = block.read(graph_.vectors + 3 * first, count, series_);
+      if (!any && !pair_term_.count) continue;
+      const Vec<T> r[3] = {block.x, block.y, block.z};
+      for (std::int64_t energy = 0; energy < results_.n_energies; ++energy) {
+        Vec<T> gradient[3] = {};
+        if (any) {
+          const T* cotangent = by_density_.data() + energy * lanes * n_density_;
+          gather_rows<T, L>(cotangent, segments_.data() + (first - begin), count, gathered);
+          contract<T, L>(block, gathered, series_.inverse_square, gradient);
+        }
+        add_pair_term(energy, first, count, gradient);
+        const Forces<T> forces{results_.forces + 3 * energy * graph_.n_atoms,
+                               results_.virials + 6 * energy * graph_.n_atoms};
+        forces.add(r, gradient, graph_.centers + first, graph_.neighbors + first, count);
+      }
+    }
+  }
+
+  void add_pair_term(std::int64_t energy, std::int64_t first, int count, Vec<T>* gradient) const {
+    if (!pair_term_.count) return;
+    const std::int64_t which = pair_term_.count == 1 ? 0 : energy;
+    const T* added = pair_term_.gradients + 3 * (which * graph_.n_pairs + first);
+    for (int k = 0; k < count; ++k)
+      for (int axis = 0; axis < 3; ++axis) gradient[axis][k] += added[3 * k + axis];
+  }
+
+  const Graph<T>& graph_;
+  const Radial<T>& series_;
+  const Tape<T>& tape_;
+  const PairTerm<T>& pair_term_;
+  const Results<T>& results_;
+  const Spectrum<T, L> spectrum_;
+  const int n_elements_, n_density_;
+  std::int64_t first_ = 0;  // the block's first atom, and how many it has
+  int count_ = 0;
+  std::vector<std::int32_t> segments_;
+  std::vector<T> density_, by_density_;  // rows of atoms
+  std::vector<Vec<T>> density_columns_, by_density_columns_, columns_, cotangents_;
+};
+
+// ---------------------------------------------------------------- the handler
+
+// Calls function(std::integral_constant<int, n_max>) with the compiled n_max.
+template <class Function, int L = 1>
+ffi::Error with_order(std::int64_t n_max, Function&& function) {
+  if (n_max == L) return function(std::integral_constant<int, L>{});
+  if constexpr (L < kMaxOrder) return with_order<Function, L + 1>(n_max, std::forward<Function>(function));
+  return ffi::Error::InvalidArgument("pair kernel: no code for this n_max");
+}
+
+// Calls function(T()) with the type of the vectors.
+template <class Function>
+ffi::Error with_type(ffi::DataType type, Function&& function) {
+  if (type == ffi::DataType::F32) return function(float());
+  if (type == ffi::DataType::F64) return function(double());
+  return ffi::Error::InvalidArgument("pair kernel: vectors must be float32 or float64");
+}
+
+template <class T>
+ffi::ErrorOr<Radial<T>> read_series(const ffi::AnyBuffer& buffer, double r_cut, int n_radial) {
+  const auto shape = buffer.dimensions();
+  if (shape.size() != 2 || shape[0] < 2 || shape[0] > kMaxTerms || shape[1] != n_radial)
+    return ffi::Unexpected(ffi::Error::InvalidArgument("pair kernel: radial series of a wrong shape"));
+  return Radial<T>{buffer.typed_data<T>(), int(shape[0]), T(1 / (r_cut * r_cut))};
+}
+
+struct TapeAttributes {
+  ffi::Span<const std::int64_t> operations, outputs;
+  std::int64_t n_shared, n_backward, n_columns, n_shared_columns;
+};
+
+template <class T>
+ffi::ErrorOr<Tape<T>> read_tape(const TapeAttributes& tape, const ffi::RemainingArgs& buffers,
+                                std::int64_t n_members) {
+  std::vector<Parameter<T>> parameters;
+  for (std::size_t i = 0; i < buffers.size(); ++i) {
+    const auto buffer = buffers.get<ffi::AnyBuffer>(i);
+    if (!buffer.has_value()) return ffi::Unexpected(buffer.error());
+    parameters.push_back({buffer->template typed_data<T>(), std::int64_t(buffer->element_count()) / n_members});
+  }
+  return Tape<T>{reinterpret_cast<const Operation*>(tape.operations.begin()),
+                 std::int64_t(tape.operations.size() * sizeof(std::int64_t) / sizeof(Operation)),
+                 tape.n_shared, tape.n_backward, tape.n_columns, tape.n_shared_columns,
+                 {tape.outputs.begin(), tape.outputs.end()}, std::move(parameters)};
+}
+
+ffi::Error evaluate(ffi::AnyBuffer vectors, ffi::AnyBuffer centers, ffi::AnyBuffer neighbors, ffi::AnyBuffer types,
+                    ffi::AnyBuffer coefficients, ffi::AnyBuffer pair_gradients, ffi::RemainingArgs parameters,
+                    ffi::Result<ffi::AnyBuffer> outputs, ffi::Result<ffi::AnyBuffer> forces,
+                    ffi::Result<ffi::AnyBuffer> virials, std::int64_t n_max, double r_cut, std::int64_t n_elements,
+                    bool cross_terms,
+                    ffi::Span<const std::int64_t> operations, ffi::Span<const std::int64_t> output_columns,
+                    std::int64_t n_shared, std::int64_t n_backward, std::int64_t n_columns,
+                    std::int64_t n_shared_columns) {
+  const TapeAttributes attributes{operations, output_columns, n_shared, n_backward, n_columns, n_shared_columns};
+  return with_type(vectors.element_type(), [&](auto zero) {
+    using T = decltype(zero);
+    return with_order(n_max, [&](auto order) -> ffi::Error {
+      constexpr int L = decltype(order)::value;
+      const auto series = read_series<T>(coefficients, r_cut, Counts<L>::radial);
+      if (!series.has_value()) return series.error();
+      const Results<T> results{outputs->typed_data<T>(), forces->typed_data<T>(), virials->typed_data<T>(),
+                               outputs->dimensions()[0], forces->dimensions()[0]};
+      const auto tape = read_tape<T>(attributes, parameters, results.n_members);
+      if (!tape.has_value()) return tape.error();
+      const Graph<T> graph{vectors.typed_data<T>(), centers.typed_data<std::int32_t>(),
+                           neighbors.typed_data<std::int32_t>(), types.typed_data<std::int32_t>(),
+                           std::int64_t(centers.element_count()), std::int64_t(types.element_count())};
+      const PairTerm<T> pair_term{pair_gradients.typed_data<T>(), pair_gradients.dimensions()[0]};
+      if (!Evaluation<T, L>(graph, *series, *tape, pair_term, int(n_elements), cross_terms, results).run())
+        return ffi::Error::InvalidArgument("pair kernel: pairs must be sorted by center, with indices of atoms");
+      return ffi::Error::Success();
+    });
+  });
+}
+
+}  // namespace neuralil
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(neuralil_evaluate, neuralil::evaluate,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()  // vectors (pairs, 3)
+                                  .Arg<ffi::AnyBuffer>()  // centers (pairs,)
+                                  .Arg<ffi::AnyBuffer>()  // neighbors (pairs,)
+                                  .Arg<ffi::AnyBuffer>()  // types (atoms,)
+                                  .Arg<ffi::AnyBuffer>()  // coefficients (terms, radial functions)
+                                  .Arg<ffi::AnyBuffer>()  // pair gradients (0, 1 or energies, pairs, 3)
+                                  .RemainingArgs()        // parameters of the networks
+                                  .Ret<ffi::AnyBuffer>()  // outputs (members, atoms, columns)
+                                  .Ret<ffi::AnyBuffer>()  // forces (energies, atoms, 3)
+                                  .Ret<ffi::AnyBuffer>()  // virials (energies, atoms, 6)
+                                  .Attr<std::int64_t>("n_max")
+                                  .Attr<double>("r_cut")
+                                  .Attr<std::int64_t>("n_elements")
+                                  .Attr<bool>("cross_terms")
+                                  .Attr<ffi::Span<const std::int64_t>>("operations")
+                                  .Attr<ffi::Span<const std::int64_t>>("outputs")
+                                  .Attr<std::int64_t>("n_shared")
+                                  .Attr<std::int64_t>("n_backward")
+                                  .Attr<std::int64_t>("n_columns")
+                                  .Attr<std::int64_t>("n_shared_columns"));
+
+// Those of `count` pairs that are shorter than r_cut, in their order; returns how many.
+extern "C" std::int64_t neuralil_pairs_inside(const double* positions, const double* cell, const std::int32_t* centers,
+                                              const std::int32_t* neighbors, const double* shifts,
+                                              double* found_vectors, std::int32_t* found_centers,
+                                              std::int32_t* found_neighbors, std::int64_t count, double r_cut) {
+  std::int64_t found = 0;
+  for (std::int64_t pair = 0; pair < count; ++pair) {
+    const double *from = positions + 3 * std::int64_t(centers[pair]), *to = positions + 3 * std::int64_t(neighbors[pair]);
+    const double* shift = shifts + 3 * pair;
+    double* vector = found_vectors + 3 * found;
+    for (int i = 0; i < 3; ++i)
+      vector[i] = to[i] - from[i] + (shift[0] * cell[i] + shift[1] * cell[3 + i] + shift[2] * cell[6 + i]);
+    found_centers[found] = centers[pair];
+    found_neighbors[found] = neighbors[pair];
+    found += vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2] < r_cut * r_cut;
+  }
+  return found;
+}
+
+// The level of the x86-64 instruction set of this processor: 4, 3 or 1; 0 elsewhere.
+extern "C" int neuralil_x86_level() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("x86-64-v4")) return 4;
+  if (__builtin_cpu_supports("x86-64-v3")) return 3;
+  return 1;
+#else
+  return 0;
+#endif
+}

@@ -1,0 +1,132 @@
+"""Power spectrum of density coefficients (arXiv:2106.16220, section 2), and its pull-back, in pure JAX.
+
+Plain: p_{ab,nl} = Σ_m c_{a,nlm} c_{b,nlm} for every unordered pair of elements. With cross terms: the same sum for
+every unordered pair of (element, n) at equal l. A channel is one (n, l, m), ordered by l, then n, then m.
+
+Triangles are taken out of matrices, and matrices made of triangles, by splitting and concatenating alone. These are
+each other's transposes, so that no derivative of any order meets a scatter, which is slow everywhere.
+"""
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.lax import optimization_barrier, split
+
+from neuralil_ase.config import DescriptorConfig
+
+
+def channels(config: DescriptorConfig) -> tuple[np.ndarray, np.ndarray]:
+    """For every channel (n, l, m): its radial function among all (n, l), its harmonic among all (l, m)."""
+    radial, harmonic = [], []
+    for order, count in enumerate(config.n_radial):
+        m_count = 2 * order + 1
+        radial.append(np.repeat(np.arange(count) + sum(config.n_radial[:order]), m_count))
+        harmonic.append(np.tile(np.arange(order**2, order**2 + m_count), count))
+    return np.concatenate(radial), np.concatenate(harmonic)
+
+
+def power_spectrum(config: DescriptorConfig, density: Array) -> Array:
+    """Contract density coefficients, shape (N, elements, channels), to features, shape (N, n_features)."""
+    if config.cross_terms:
+        grams = [jnp.einsum("npm,nqm->npq", x, x) for x in _split_orders(config, density)]
+        return jnp.concatenate([_triangle(optimization_barrier(g)) for g in grams], axis=-1)
+    products = [density[:, a : a + 1] * density[:, a:] for a in range(len(config.elements))]
+    sum_over_m = _radial_to_channels(config, density).T
+    blocks = [(p.reshape(-1, p.shape[-1]) @ sum_over_m) for p in optimization_barrier(products)]
+    return jnp.concatenate([b.reshape(len(density), -1) for b in blocks], axis=-1)
+
+
+def pull_back_spectrum(config: DescriptorConfig, density: Array, cotangents: Array) -> Array:
+    """Gradients by the density coefficients for M cotangents of :func:`power_spectrum`.
+
+    Parameters
+    ----------
+    config
+        The descriptor.
+    density
+        c_{a,nlm} in Å^(-3/2), shape (N, elements, channels).
+    cotangents
+        dE/dp of M energies in eV Å³, shape (M, N, n_features).
+
+    Returns
+    -------
+    Array, shape (M, N, elements, channels)
+        dE/dc in eV Å^(3/2); linear in the cotangents.
+    """
+    if config.cross_terms:
+        return _pull_back_cross(config, density, cotangents)
+    return _pull_back_plain(config, density, cotangents)
+
+
+def _pull_back_plain(config: DescriptorConfig, density: Array, cotangents: Array) -> Array:
+    """dE/dc_a = Σ_b (1 + δ_ab) G_ab c_b."""
+    elements = range(len(config.elements))
+    to_channels = _radial_to_channels(config, density)
+    by_pair = cotangents.reshape(*cotangents.shape[:2], -1, len(to_channels)) @ to_channels
+    parts = split(optimization_barrier(by_pair), [1] * by_pair.shape[2], axis=2)
+    numbers = _symmetric_numbers(len(elements))
+    rows = []
+    for a in elements:
+        terms = (parts[numbers[a, b]] * density[:, b : b + 1] * (1 + (a == b)) for b in elements)
+        rows.append(sum(terms, start=jnp.zeros((), density.dtype)))
+    return jnp.concatenate(rows, axis=2)
+
+
+def _pull_back_cross(config: DescriptorConfig, density: Array, cotangents: Array) -> Array:
+    """dE/dc_p = Σ_q (1 + δ_pq) G_pq c_q at every l; all members of an atom in one product."""
+    by_atom = optimization_barrier(cotangents.swapaxes(0, 1))
+    sizes = [size * (size + 1) // 2 for size, _ in _orders(config)]
+    parts = []
+    for rows, triangle in zip(
+        _split_orders(config, density), split(by_atom, sizes, axis=2), strict=True
+    ):
+        upper = optimization_barrier(_upper(triangle, rows.shape[1]))
+        both = optimization_barrier(upper + upper.swapaxes(2, 3))
+        moved = jnp.einsum("nspq,nqm->nspm", both, rows)
+        parts.append(moved.reshape(*moved.shape[:2], len(config.elements), -1))
+    return jnp.concatenate(parts, axis=-1).swapaxes(0, 1)
+
+
+def _orders(config: DescriptorConfig) -> Iterator[tuple[int, int]]:
+    """For every l: the number of (element, n), and of m."""
+    for order, count in enumerate(config.n_radial):
+        yield len(config.elements) * count, 2 * order + 1
+
+
+def _split_orders(config: DescriptorConfig, density: Array) -> list[Array]:
+    """Rows (N, elements · radial functions, 2l+1) of every order l."""
+    sizes = [size // len(config.elements) * m_count for size, m_count in _orders(config)]
+    parts = split(density, sizes, axis=2)
+    shapes = [(len(density), *shape) for shape in _orders(config)]
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _triangle(matrix: Array) -> Array:
+    """Upper triangle (..., n (n + 1) / 2) of (..., n, n), in the order of ``np.triu_indices``."""
+    n = matrix.shape[-1]
+    sizes = [size for row in range(n) for size in (row, n - row)]
+    flat = matrix.reshape(*matrix.shape[:-2], n * n)
+    return jnp.concatenate(split(flat, sizes, axis=flat.ndim - 1)[1::2], axis=-1)
+
+
+def _upper(triangle: Array, n: int) -> Array:
+    """The inverse, with zeros below the diagonal."""
+    parts: list[Array] = []
+    for row, part in enumerate(split(triangle, range(n, 0, -1), axis=triangle.ndim - 1)):
+        parts += [jnp.zeros((*triangle.shape[:-1], row), triangle.dtype), part]
+    return jnp.concatenate(parts, axis=-1).reshape(*triangle.shape[:-1], n, n)
+
+
+def _symmetric_numbers(n: int) -> np.ndarray:
+    """Number of every entry of a symmetric matrix, (n, n), counted along the upper triangle."""
+    numbers = np.zeros((n, n), int)
+    numbers[np.triu_indices(n)] = np.arange(n * (n + 1) // 2)
+    return np.maximum(numbers, numbers.T)
+
+
+def _radial_to_channels(config: DescriptorConfig, like: Array) -> Array:
+    """Matrix of zeros and ones, (radial functions, channels)."""
+    radial_index, _ = channels(config)
+    return jnp.asarray(np.eye(sum(config.n_radial))[:, radial_index], like.dtype)

@@ -1,0 +1,66 @@
+"""Thresholds of the calibration: above what held-out frames have, per element where relative."""
+
+import numpy as np
+import pytest
+
+from neuralil_ase.calibration import HIGH, LOW, ORDINARY, HeldOut, calibrate
+
+FRAMES, SIZE = 40, 50
+
+
+def held_out(hydrogen: np.ndarray, nitrogen: np.ndarray) -> HeldOut:
+    """Frames of hydrogen atoms and as many nitrogen atoms with these spreads, (frames, atoms); errors of that size."""
+    rng = np.random.default_rng(0)
+    spreads = np.concatenate([hydrogen, nitrogen], axis=1).ravel()
+    symbols = np.tile(np.repeat(["H", "N"], hydrogen.shape[1]), len(hydrogen))
+    errors = rng.normal(size=(spreads.size, 3)) * spreads[:, None]
+    none = np.full(FRAMES, np.nan)
+    return HeldOut(symbols, errors, spreads, np.full(FRAMES, 2 * SIZE), none, none)
+
+
+def spreads(scale: float, seed: int) -> np.ndarray:
+    return scale * np.random.default_rng(seed).lognormal(sigma=0.3, size=(FRAMES, SIZE))
+
+
+def test_thresholds_lie_above_the_held_out_frames() -> None:
+    data = held_out(spreads(0.05, 1), spreads(0.2, 2))
+    record = calibrate(data, {}, "test")
+    largest = data.force_spreads.reshape(FRAMES, -1).max(axis=1)
+    assert record["thresholds"]["low"] == pytest.approx(LOW * np.quantile(largest, ORDINARY))
+    assert record["thresholds"]["high"] == pytest.approx(HIGH * record["thresholds"]["low"])
+    assert record["thresholds"]["low"] > largest.max()
+
+
+def test_relative_thresholds_see_the_element_that_is_usually_calm() -> None:
+    """A hydrogen at six times its usual spread hides below nitrogen's, but not in its own units."""
+    data = held_out(spreads(0.05, 1), spreads(0.2, 2))
+    record = calibrate(data, {}, "test")
+    strange = 6 * 0.05
+    usual = record["force_std_quantiles"]["H"]["0.99"]
+    assert strange < record["thresholds"]["low"]
+    assert strange / usual > record["relative_thresholds"]["low"]
+
+
+def test_relative_thresholds_do_not_depend_on_the_size_of_the_spreads() -> None:
+    """Nitrogen with ten times the spread changes its own unit and no relative threshold."""
+    first = calibrate(held_out(spreads(0.05, 1), spreads(0.2, 2)), {}, "test")
+    second = calibrate(held_out(spreads(0.05, 1), spreads(2.0, 2)), {}, "test")
+    assert second["relative_thresholds"]["low"] == pytest.approx(
+        first["relative_thresholds"]["low"]
+    )
+    assert second["thresholds"]["low"] > 5 * first["thresholds"]["low"]
+
+
+def test_members_that_never_differ_give_no_division_by_zero() -> None:
+    zero = np.zeros((FRAMES, SIZE))
+    data = held_out(zero, zero)._replace(force_errors=np.ones((2 * FRAMES * SIZE, 3)))
+    record = calibrate(data, {}, "test")
+    assert record["thresholds"] == record["relative_thresholds"] == {"low": 0.0, "high": 0.0}
+
+
+def test_one_strange_frame_does_not_move_the_thresholds() -> None:
+    ordinary = spreads(0.05, 1), spreads(0.2, 2)
+    strange = ordinary[0].copy()
+    strange[7, 3] = 50.0
+    before = calibrate(held_out(*ordinary), {}, "test")["thresholds"]["low"]
+    assert calibrate(held_out(strange, ordinary[1]), {}, "test")["thresholds"]["low"] < 1.1 * before
