@@ -67,3 +67,15 @@ def test_its_card_says_what_it_is() -> None:
     assert potential.n_members >= 8
     assert {"train", "validation"} <= set(potential.provenance["accuracy"])
     assert "low" in (potential.calibration or {})["thresholds"]
+
+
+def test_single_precision_forces_are_those_of_double_precision() -> None:
+    """At most 1e-3 eV/Å on the liquid, at rest and shaken until its forces are large."""
+    atoms = read(EXAMPLES / "ean_start.extxyz")
+    for shake in (0.0, 0.1):
+        atoms.rattle(shake, seed=1)
+        forces = {}
+        for dtype in ("float32", "float64"):
+            atoms.calc = NeuralILCalculator(dtype=dtype)
+            forces[dtype] = atoms.get_forces()
+        assert np.abs(forces["float32"] - forces["float64"]).max() < 1e-3

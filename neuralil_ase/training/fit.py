@@ -98,7 +98,8 @@ class Trainer:
         if self._is_validation_due(epoch):
             errors = self.validate(state.average)
             record |= {f"validation_{key}": value for key, value in errors.items()}
-            if best_loss is None or errors["loss"] <= best_loss:
+            is_best = best_loss is None or errors["loss"] <= best_loss
+            if is_best and self._has_final_loss(int(state.step)):
                 best, best_loss = state.average, errors["loss"]
         record["seconds"] = time.perf_counter() - began
         return Run(state, best, best_loss, epoch, [*run.history, record])
@@ -160,6 +161,10 @@ class Trainer:
         for other, (other_loss, _) in results[1:]:
             gradient, loss = functions.add((gradient, loss), (other, other_loss))
         return functions.update(state, gradient), loss, [sums for _, (_, sums) in results], norms
+
+    def _has_final_loss(self, step: int) -> bool:
+        """Whether members have begun to learn all that they are for; before, none of them can be the best."""
+        return not self.task.config.is_heteroscedastic or self._nll_share(step) == 1
 
     def _nll_share(self, step: int) -> float:
         """From the shaped residuals to the likelihood over a tenth of the run."""

@@ -106,12 +106,13 @@ def _likelihood(
 def total(settings: TrainingSettings, sums: Sums, norms: Norms, nll_share: Array | float) -> Array:
     """The loss of every member, shape (M,).
 
-    ``nll_share`` blends from the shaped residuals (0) to the likelihood (1).
+    ``nll_share`` blends the shaped residuals of the forces (0) into the likelihood (1). Energies and stresses keep
+    theirs: in the likelihood one energy stands against hundreds of force components, and would drift away.
     """
-    plain = (
+    forces = settings.force_weight * sums.forces / norms.forces
+    others = (
         settings.energy_weight * sums.energy / norms.energy
-        + settings.force_weight * sums.forces / norms.forces
         + settings.stress_weight * sums.stress / norms.stress
     )
     likelihood = sums.likelihood / (norms.forces + norms.energy)
-    return (1 - nll_share) * plain + nll_share * likelihood
+    return others + (1 - nll_share) * forces + nll_share * likelihood
