@@ -65,7 +65,10 @@ def nep(r_cut: float = 3.5) -> Any:
 
 CALCULATORS = {
     "neuralil-1": lambda: neuralil(1, "off"),
+    "neuralil-2": lambda: neuralil(2, "energy"),
+    "neuralil-5": lambda: neuralil(5, "energy"),
     "neuralil-10": lambda: neuralil(10, "energy"),
+    "neuralil-20": lambda: neuralil(20, "energy"),
     "neuralil-10-shared": lambda: neuralil(10, "energy", shared=3),
     "neuralil-10-forces": lambda: neuralil(10, "forces"),
     "neuralil-resnet-1": lambda: neuralil(1, "off", "resnet"),

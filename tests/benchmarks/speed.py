@@ -1,4 +1,4 @@
-"""Cost of one MD step through ASE: our models and, if installed, peers, as a table and two pictures.
+"""Cost of one MD step through ASE: our models and, if installed, peers, as a table and a picture.
 
     python tests/benchmarks/speed.py --output speed [--peers /path/to/environment/bin/python]
 
@@ -22,8 +22,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 STEP = Path(__file__).with_name("ase_step.py")
-OURS = ["neuralil-1", "neuralil-resnet-1", "neuralil-10", "neuralil-10-shared", "neuralil-resnet-10",
-        "neuralil-10-forces"]  # fmt: skip
+MEMBERS = [1, 2, 5, 10, 20]
+OURS = [*(f"neuralil-{n}" for n in MEMBERS), "neuralil-10-shared", "neuralil-10-forces",
+        "neuralil-resnet-1", "neuralil-resnet-10"]  # fmt: skip
 PEERS = ["nep"]
 Medians = dict[str, dict[int, dict[str, float]]]
 
@@ -103,18 +104,23 @@ def matmul_rate(size: int = 1024, repeats: int = 10) -> float:
 
 
 def plot(medians: Medians) -> Figure:
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
-    axes = figure.subplots()
+    """Cost against atoms, log-log with the slope, and against members."""
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for name, sizes in medians.items():
         atoms = np.array(sorted(sizes))
         cost = np.array([sizes[n]["cpu_mean_ms"] for n in atoms.tolist()])
         label = name
         if len(atoms) > 1:
             label += f" (slope {np.polyfit(np.log(atoms), np.log(cost), 1)[0]:.2f})"
-        axes.loglog(atoms, cost, "o-", label=label)
-    axes.set_xlabel("atoms")
-    axes.set_ylabel("CPU time of one MD step through ASE (ms)")
-    axes.legend(fontsize="small", frameon=False)
+        left.loglog(atoms, cost, "o-", label=label)
+    for n_atoms in sorted(medians["neuralil-1"]):
+        cost = np.array([medians[f"neuralil-{n}"][n_atoms]["cpu_mean_ms"] for n in MEMBERS])
+        right.plot(MEMBERS, cost / cost[0], "o-", label=f"{n_atoms} atoms")
+    left.set(xlabel="atoms", ylabel="CPU time of one MD step through ASE (ms)")
+    right.set(xlabel="members, spread of energies", ylabel="CPU time / that of one member")
+    for axes in (left, right):
+        axes.legend(fontsize="small", frameon=False)
     return figure
 
 
