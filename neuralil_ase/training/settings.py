@@ -111,7 +111,7 @@ class TrainingSettings:
     split_by: str | None = None
     max_frames: int = 0
     isolated_atoms: Mapping[str, float] | None = None
-    max_force: float = 50.0
+    max_force: float = 200.0
     network: NetworkKind = "core"
     widths: tuple[int, ...] = (64, 32, 16, 16, 16)
     head_widths: tuple[int, ...] = ()
