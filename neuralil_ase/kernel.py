@@ -16,7 +16,7 @@ from jax import Array
 from neuralil_ase.config import ModelConfig
 from neuralil_ase.descriptors import SERIES_TOLERANCE
 from neuralil_ase.graph import Graph
-from neuralil_ase.native import library
+from neuralil_ase.native import compiled_library
 from neuralil_ase.network_tape import ACTIVATIONS, Tape, network_tape
 from neuralil_ase.potential import Params, flatten
 from neuralil_ase.radial_basis import radial_series
@@ -33,7 +33,7 @@ def available() -> bool:
 @lru_cache(maxsize=1)
 def missing_reason() -> str | None:
     """Why the kernel cannot be used; None when it can. The first call loads and registers it."""
-    loaded = library()
+    loaded = compiled_library()
     if isinstance(loaded, str):
         return loaded
     try:

@@ -13,7 +13,7 @@ _LEVELS = (4, 3, 1)
 
 
 @lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | str:
+def compiled_library() -> ctypes.CDLL | str:
     """The library for this processor, or why there is none."""
     if _library_file(1) is None:
         return f"it was not built when neuralil_ase was installed (nothing in {_FOLDER})"
@@ -51,7 +51,7 @@ def pairs_inside(
     int
         How many pairs were written.
     """
-    loaded = library()
+    loaded = compiled_library()
     assert isinstance(loaded, ctypes.CDLL)
     arrays = (
         np.ascontiguousarray(positions, float),

@@ -158,7 +158,7 @@ class _Reference(NamedTuple):
         return reach - 2 * np.sqrt(largest) >= r_cut
 
     def inside(self, positions: np.ndarray, cell: np.ndarray, r_cut: float) -> Pairs:
-        if isinstance(native.library(), str):
+        if isinstance(native.compiled_library(), str):
             return self._inside_in_numpy(positions, cell, r_cut)
         candidates = self.centers, self.neighbors, self.shifts
         count = native.pairs_inside(positions, cell, candidates, r_cut, self.found)

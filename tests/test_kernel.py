@@ -297,7 +297,7 @@ def empty_folder(monkeypatch, tmp_path):
     """Where the library is looked for, afresh."""
 
     def forget() -> None:
-        native.library.cache_clear()
+        native.compiled_library.cache_clear()
         kernel.missing_reason.cache_clear()
 
     monkeypatch.setattr(native, "_FOLDER", tmp_path)
