@@ -221,8 +221,9 @@ def _complete(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
 
 
 def _heights(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """Distances in Å between opposite faces of the (completed) cell."""
-    complete = _complete(cell, pbc)
-    volume = abs(np.linalg.det(complete))
-    areas = [np.linalg.norm(np.cross(complete[k - 2], complete[k - 1])) for k in range(3)]
-    return np.array([volume / area if area > 0 else 0.0 for area in areas])
+    """Distances in Å between opposite faces of the (completed) cell; zeros for a cell without volume."""
+    try:
+        inverse = np.linalg.inv(_complete(cell, pbc))
+    except np.linalg.LinAlgError:
+        return np.zeros(3)
+    return 1 / np.sqrt((inverse**2).sum(axis=0))

@@ -1,5 +1,6 @@
 """The compiled kernel against the pure JAX functions it replaces."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import jax
@@ -172,14 +173,42 @@ def test_pairs_beyond_the_cutoff_and_far_away_add_exactly_nothing() -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("change", ["unsorted", "center", "neighbor", "type"])
-def test_a_graph_that_breaks_the_contract_is_refused(change: str) -> None:
+@pytest.mark.parametrize("n_atoms", [511, 512, 1000, 2100])
+def test_graphs_that_threads_share(n_atoms: int) -> None:
+    """Any number of parts gives what the pure path gives, and always the same to the last bit."""
     config = model_of(DescriptorConfig(SYMBOLS[:2], 2, 3.5))
-    graph = random_graph(config.descriptor, n_atoms=40, n_pairs=50)
+    with jax.enable_x64(True):
+        graph = random_graph(config.descriptor, n_atoms, 3 * n_atoms)
+        expected, first, second = (
+            evaluated(config, graph, kernel) for kernel in (False, True, True)
+        )
+    assert_close(first, expected, 1e-11)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@needs_kernel
+def test_many_callers_at_once_do_not_mix() -> None:
+    """All of them want the same pool of threads."""
+    config = model_of(DescriptorConfig(SYMBOLS[:2], 2, 3.5))
+    graphs = [random_graph(config.descriptor, 1500, 6000, seed) for seed in range(8)]
+    alone = [evaluated(config, graph, True).forces for graph in graphs]
+    with ThreadPoolExecutor(8) as executor:
+        together = list(executor.map(lambda g: evaluated(config, g, True).forces, graphs))
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@needs_kernel
+@pytest.mark.parametrize("n_atoms", [40, 1200])
+@pytest.mark.parametrize("change", ["unsorted", "center", "neighbor", "type"])
+def test_a_graph_that_breaks_the_contract_is_refused(change: str, n_atoms: int) -> None:
+    config = model_of(DescriptorConfig(SYMBOLS[:2], 2, 3.5))
+    graph = random_graph(config.descriptor, n_atoms, n_pairs=n_atoms + 10)
     graph = graph._replace(vectors=graph.vectors.astype(jnp.float32))
     broken = {
         "unsorted": graph._replace(centers=graph.centers[::-1]),
-        "center": graph._replace(centers=graph.centers.at[-1].set(40)),
+        "center": graph._replace(centers=graph.centers.at[-1].set(n_atoms)),
         "neighbor": graph._replace(neighbors=graph.neighbors.at[3].set(-1)),
         "type": graph._replace(types=graph.types.at[3].set(2)),
     }[change]

@@ -2,10 +2,15 @@
 //
 // A register full of atoms at a time goes the whole way, from its pairs to density coefficients, power spectrum and
 // networks and back to pair gradients, forces and virials: nothing in between leaves the processor's cache.
-// The pure JAX functions of the package are the reference.
+// The pure JAX functions of the package are the reference. Large graphs are shared out among JAX's own threads.
 //
 // The file is compiled once for every instruction set (see build.py); the length of a register is the
 // only thing that differs. No option that relaxes IEEE arithmetic is needed: not-a-number passes through.
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <thread>
 
 #include "network.h"
 #include "pairs.h"
@@ -16,7 +21,8 @@ namespace ffi = xla::ffi;
 
 namespace neuralil {
 
-constexpr int kMaxOrder = 8;  // largest n_max with compiled code
+constexpr int kMaxOrder = 8;             // largest n_max with compiled code
+constexpr std::int64_t kFewestAtoms = 256;  // that are worth a thread
 
 template <class T>
 struct Graph {
@@ -33,11 +39,16 @@ struct PairTerm {
 };
 
 // Results: outputs (members, atoms, columns); forces and virials of every member or of the mean, (energies, atoms, 3
-// and 6).
+// and 6). Outputs and virials of an atom are written by whoever has it as a center; forces also act on neighbours.
 template <class T>
 struct Results {
   T *outputs, *forces, *virials;
   std::int64_t n_members, n_energies;
+};
+
+// Consecutive atoms, and the pairs whose centers they are.
+struct Part {
+  std::int64_t first_atom, last_atom, first_pair, last_pair;
 };
 
 template <class T, int L>
@@ -50,16 +61,13 @@ class Evaluation {
         by_density_(results.n_energies * lanes * n_density_), density_columns_(padded<T>(n_density_)),
         by_density_columns_(padded<T>(n_density_)), columns_(tape.n_columns), cotangents_(tape.n_columns) {}
 
-  // False when pairs are not sorted by centers, or an index is out of range.
-  bool run() {
-    for (std::int64_t atom = 0; atom < graph_.n_atoms; ++atom)
-      if (graph_.types[atom] < 0 || graph_.types[atom] >= n_elements_) return false;
-    std::fill_n(results_.forces, results_.n_energies * graph_.n_atoms * 3, T(0));
-    std::fill_n(results_.virials, results_.n_energies * graph_.n_atoms * 6, T(0));
-    std::int64_t begin = 0;
-    for (first_ = 0; first_ < graph_.n_atoms; first_ += lanes) {
-      count_ = int(std::min<std::int64_t>(lanes, graph_.n_atoms - first_));
-      const std::int64_t end = find_segments(begin);
+  // Adds what the atoms of a part do to forces and virials, and writes their outputs. False when pairs are not sorted
+  // by centers, or an index is out of range.
+  bool run(const Part& part) {
+    std::int64_t begin = part.first_pair;
+    for (first_ = part.first_atom; first_ < part.last_atom; first_ += lanes) {
+      count_ = int(std::min<std::int64_t>(lanes, part.last_atom - first_));
+      const std::int64_t end = find_segments(begin, part.last_pair);
       if (end < 0) return false;
       sum_pairs<T, L>(graph_.vectors + 3 * begin, segments_.data(), end - begin, series_, density_.data(),
                       lanes * n_elements_);
@@ -67,18 +75,18 @@ class Evaluation {
       pull_back(begin, end);
       begin = end;
     }
-    return begin == graph_.n_pairs;
+    return begin == part.last_pair;
   }
 
  private:
   static constexpr int lanes = kLanes<T>;
 
   // One number for center and neighbour element of every pair of this block's atoms, which begin at `begin`.
-  // Returns their end.
-  std::int64_t find_segments(std::int64_t begin) {
+  // Returns their end, or -1.
+  std::int64_t find_segments(std::int64_t begin, std::int64_t last) {
     segments_.clear();
     std::int64_t pair = begin;
-    for (; pair < graph_.n_pairs && graph_.centers[pair] < first_ + count_; ++pair) {
+    for (; pair < last && graph_.centers[pair] < first_ + count_; ++pair) {
       const std::int64_t center = graph_.centers[pair], neighbor = graph_.neighbors[pair];
       if (center < first_ || neighbor < 0 || neighbor >= graph_.n_atoms) return -1;
       segments_.push_back(std::int32_t((center - first_) * n_elements_ + graph_.types[neighbor]));
@@ -164,7 +172,7 @@ class Evaluation {
   const Radial<T>& series_;
   const Tape<T>& tape_;
   const PairTerm<T>& pair_term_;
-  const Results<T>& results_;
+  const Results<T> results_;
   const Spectrum<T, L> spectrum_;
   const int n_elements_, n_density_;
   std::int64_t first_ = 0;  // the block's first atom, and how many it has
@@ -173,6 +181,67 @@ class Evaluation {
   std::vector<T> density_, by_density_;  // rows of atoms
   std::vector<Vec<T>> density_columns_, by_density_columns_, columns_, cotangents_;
 };
+
+// ---------------------------------------------------------------- many threads
+
+// Runs task(0) ... task(count - 1) on this thread and on those of the pool that come in time; none is waited for
+// that has not begun. `task` outlives all calls of it, not the threads that come too late.
+template <class Task>
+void share_out(int count, const ffi::ThreadPool& pool, const Task& task) {
+  struct Progress {
+    std::atomic<int> next{0}, done{0};
+  };
+  const auto progress = std::make_shared<Progress>();
+  const auto work = [progress, count, &task] {
+    for (int k; (k = progress->next++) < count; ++progress->done) task(k);
+  };
+  ffi::ThreadPool workers = pool;
+  for (int k = 1; k < count; ++k) workers.Schedule(std::function<void()>(work));
+  work();
+  while (progress->done < count) std::this_thread::yield();
+}
+
+template <class T>
+std::vector<Part> parts_of(const Graph<T>& graph, std::int64_t count) {
+  std::vector<Part> parts;
+  const std::int32_t* end = graph.centers + graph.n_pairs;
+  for (std::int64_t k = 0; k < count; ++k) {
+    const std::int64_t first = k * graph.n_atoms / count, last = (k + 1) * graph.n_atoms / count;
+    const std::int64_t first_pair = k ? parts.back().last_pair : 0;
+    const std::int64_t last_pair =
+        k + 1 == count ? graph.n_pairs : std::lower_bound(graph.centers, end, last) - graph.centers;
+    parts.push_back({first, last, first_pair, last_pair});
+  }
+  return parts;
+}
+
+// Evaluates all atoms. Every part but the first adds its forces in an array of its own, and these are added in order, so
+// that results depend on the number of parts alone, not on who did them when.
+template <class T, int L>
+bool evaluate_in_parts(const Graph<T>& graph, const Radial<T>& series, const Tape<T>& tape,
+                       const PairTerm<T>& pair_term, int n_elements, bool cross_terms, const Results<T>& results,
+                       const ffi::ThreadPool& pool) {
+  for (std::int64_t atom = 0; atom < graph.n_atoms; ++atom)
+    if (graph.types[atom] < 0 || graph.types[atom] >= n_elements) return false;
+  const std::int64_t n_forces = results.n_energies * graph.n_atoms * 3;
+  std::fill_n(results.forces, n_forces, T(0));
+  std::fill_n(results.virials, 2 * n_forces, T(0));
+  const auto most = std::max<std::int64_t>(graph.n_atoms / kFewestAtoms, 1);
+  const std::vector<Part> parts = parts_of(graph, std::clamp<std::int64_t>(pool.num_threads(), 1, most));
+  std::vector<std::vector<T>> own(parts.size());
+  std::vector<char> good(parts.size());
+  share_out(int(parts.size()), pool, [&](int k) {
+    Results<T> target = results;
+    if (k) {
+      own[k].assign(n_forces, T(0));
+      target.forces = own[k].data();
+    }
+    good[k] = Evaluation<T, L>(graph, series, tape, pair_term, n_elements, cross_terms, target).run(parts[k]);
+  });
+  for (std::size_t k = 1; k < own.size(); ++k)
+    for (std::int64_t i = 0; i < n_forces; ++i) results.forces[i] += own[k][i];
+  return std::all_of(good.begin(), good.end(), [](char is_good) { return is_good; });
+}
 
 // ---------------------------------------------------------------- the handler
 
@@ -220,7 +289,7 @@ ffi::ErrorOr<Tape<T>> read_tape(const TapeAttributes& tape, const ffi::Remaining
                  {tape.outputs.begin(), tape.outputs.end()}, std::move(parameters)};
 }
 
-ffi::Error evaluate(ffi::AnyBuffer vectors, ffi::AnyBuffer centers, ffi::AnyBuffer neighbors, ffi::AnyBuffer types,
+ffi::Error evaluate(ffi::ThreadPool pool, ffi::AnyBuffer vectors, ffi::AnyBuffer centers, ffi::AnyBuffer neighbors, ffi::AnyBuffer types,
                     ffi::AnyBuffer coefficients, ffi::AnyBuffer pair_gradients, ffi::RemainingArgs parameters,
                     ffi::Result<ffi::AnyBuffer> outputs, ffi::Result<ffi::AnyBuffer> forces,
                     ffi::Result<ffi::AnyBuffer> virials, std::int64_t n_max, double r_cut, std::int64_t n_elements,
@@ -243,7 +312,7 @@ ffi::Error evaluate(ffi::AnyBuffer vectors, ffi::AnyBuffer centers, ffi::AnyBuff
                            neighbors.typed_data<std::int32_t>(), types.typed_data<std::int32_t>(),
                            std::int64_t(centers.element_count()), std::int64_t(types.element_count())};
       const PairTerm<T> pair_term{pair_gradients.typed_data<T>(), pair_gradients.dimensions()[0]};
-      if (!Evaluation<T, L>(graph, *series, *tape, pair_term, int(n_elements), cross_terms, results).run())
+      if (!evaluate_in_parts<T, L>(graph, *series, *tape, pair_term, int(n_elements), cross_terms, results, pool))
         return ffi::Error::InvalidArgument("pair kernel: pairs must be sorted by center, with indices of atoms");
       return ffi::Error::Success();
     });
@@ -254,6 +323,7 @@ ffi::Error evaluate(ffi::AnyBuffer vectors, ffi::AnyBuffer centers, ffi::AnyBuff
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(neuralil_evaluate, neuralil::evaluate,
                               ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()  // vectors (pairs, 3)
                                   .Arg<ffi::AnyBuffer>()  // centers (pairs,)
                                   .Arg<ffi::AnyBuffer>()  // neighbors (pairs,)

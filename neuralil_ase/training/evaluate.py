@@ -12,6 +12,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 
 from neuralil_ase.calculator import predict_many
+from neuralil_ase.derivatives import Level
 from neuralil_ase.errors import DataError
 from neuralil_ase.model_file import write_atomically
 from neuralil_ase.potential import Potential
@@ -60,8 +61,10 @@ def evaluation_of(frames: Sequence[Frame], predictions: Sequence[Prediction]) ->
     return Evaluation(list(frames), list(predictions), comparison, accuracy(comparison))
 
 
-def predict_frames(potential: Potential, frames: Sequence[Frame]) -> list[Prediction]:
-    """Predictions with members' forces, evaluated in batches.
+def predict_frames(
+    potential: Potential, frames: Sequence[Frame], uncertainty: Level = "forces"
+) -> list[Prediction]:
+    """Predictions, by default with members' forces, evaluated in batches.
 
     Raises
     ------
@@ -70,7 +73,7 @@ def predict_frames(potential: Potential, frames: Sequence[Frame]) -> list[Predic
     """
     for frame in frames:
         types_of(frame, potential.elements)
-    return predict_many(potential, map(_bare_atoms, frames), uncertainty="forces")
+    return predict_many(potential, map(_bare_atoms, frames), uncertainty=uncertainty)
 
 
 def write_predictions(evaluation: Evaluation, path: str | Path) -> None:

@@ -80,9 +80,10 @@ def train(
     settings
         All options; the defaults train well.
     start_from
-        Model file, or potential, to go on from, for instance with new frames added to the data. The run begins with
-        its predictions and keeps its architecture, repulsion radii and energy reference; settings of the
-        architecture are then taken from it. Learning rate and schedule begin anew. Hold back the same frames as
+        Model file, or potential, to go on from: with new frames added to its data, or from a cheap method to a dear
+        one. The run begins with its predictions and keeps its architecture and repulsion radii; settings of the
+        architecture are then taken from it. The energy reference is kept, too, unless the data count energies from
+        another zero. Learning rate and schedule begin anew. Hold back the same frames as
         before (``split_by``, ``validation_files``): on frames that the old run has learnt, errors and error bars
         come out too small.
     resume

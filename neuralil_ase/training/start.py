@@ -1,6 +1,7 @@
 """Training that goes on from a potential: which one it is, what it fixes, what it cannot learn."""
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,15 +14,24 @@ from neuralil_ase.errors import ConfigError, DataError
 from neuralil_ase.model_file import load_potential
 from neuralil_ase.potential import Params, Potential, cast_params, flatten
 from neuralil_ase.training.dataset import Frame
+from neuralil_ase.training.evaluate import predict_frames
+from neuralil_ase.training.labels import energy_reference, types_of
 from neuralil_ase.training.settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
+OTHER_ZERO = 0.05
+"""Smallest shift, in eV/atom, that is taken for another zero of energy; less is for the network to learn."""
+LEFT_BY_SHIFT = 0.1
+"""And the largest part of the energy errors (root mean square) that may then be left."""
 
 
 @dataclass(frozen=True)
 class Start:
     """The potential that a run begins with.
 
-    Its architecture, repulsion radii and energy reference stay as they are; its parameters are the first ones of
-    the run, which therefore begins with exactly its predictions (to float32 rounding).
+    Its architecture and repulsion radii stay as they are, and so does its energy reference unless the data count
+    energies from another zero (:func:`reference_for`); its parameters are the first ones of the run, which therefore
+    begins with exactly its forces (to float32 rounding).
 
     Attributes
     ----------
@@ -135,6 +145,38 @@ def check_elements(start: Start, frames: Sequence[Frame]) -> None:
                 f"{frame.source} holds {', '.join(unknown)}, but {start.name}, which training is to go on from, knows "
                 f"only {', '.join(start.potential.elements)}. Leave such frames out, or train a new model on all data"
             )
+
+
+def reference_for(start: Start, frames: Sequence[Frame]) -> np.ndarray:
+    """Energy of every element in eV: that of the start, moved if these frames count energies from another zero.
+
+    Another code, functional or pseudopotential shifts all energies by a constant per element, which the networks should
+    not have to learn. The shift is the least-squares fit to the energies per atom that the start misses. It is made
+    where it is large and explains nearly all of them; errors of the potential itself are not of that kind.
+    """
+    reference, elements = start.potential.energy_reference, start.potential.elements
+    known = [frame for frame in frames if frame.energy is not None]
+    if not known:
+        return reference
+    predictions = predict_frames(start.potential, known, "off")
+    missed = [
+        replace(frame, energy=frame.energy - prediction.energy)  # type: ignore[operator]
+        for frame, prediction in zip(known, predictions, strict=True)
+    ]
+    shift = energy_reference(missed, elements)
+    sizes = np.array([len(frame.symbols) for frame in missed])
+    errors = np.array([frame.energy for frame in missed]) / sizes
+    moved = np.array([shift[types_of(frame, elements)].sum() for frame in missed]) / sizes
+    left, before = (np.sqrt(np.mean(x**2)) for x in (errors - moved, errors))
+    if abs(np.median(errors)) < OTHER_ZERO or left > LEFT_BY_SHIFT * before:
+        return reference
+    logger.warning(
+        "the energies of the data lie %+.4g eV/atom from those of %s, alike in all frames of a composition: they count "
+        "from another zero, and the energy reference is moved there",
+        np.median(errors),
+        start.name,
+    )
+    return reference + shift
 
 
 def _fixed_by(potential: Potential) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from neuralil_ase.training.labels import (
 )
 from neuralil_ase.training.precompute import neighbour_counts, precompute
 from neuralil_ase.training.settings import TrainingSettings
-from neuralil_ase.training.start import Start, check_elements
+from neuralil_ase.training.start import Start, check_elements, reference_for
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def prepare(
 ) -> Task:
     """Find elements, neighbour counts, repulsion radii and energy reference, and precompute, with a progress bar.
 
-    Elements, radii and reference are those of ``start``, where there is one; the settings must have its architecture.
+    Elements and radii are those of ``start``, where there is one, and so is the reference unless the data have another
+    zero of energy; the settings must have its architecture.
 
     Raises
     ------
@@ -96,7 +97,7 @@ def prepare(
         config = model_config(settings, elements, pairs[:n_train], types[:n_train])
         reference = energy_reference(train, elements, settings.isolated_atoms)
     else:
-        config, reference = start.potential.config, start.potential.energy_reference
+        config, reference = start.potential.config, reference_for(start, train)
     inlets(config)  # refuses what cannot be trained, before the long work
     slots = _slots(pairs, types, elements)
     samples = _samples(config, settings, frames, types, pairs, reference, slots, progress)

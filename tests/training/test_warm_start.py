@@ -1,6 +1,8 @@
 """Training that goes on from a potential: it begins with its predictions and is otherwise like any run."""
 
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -59,9 +61,10 @@ def new_data() -> list[Atoms]:
     return [relabelled(atoms) for atoms in others]
 
 
-def relabelled(atoms: Atoms, offset: float = 100.0) -> Atoms:
-    """EMT's labels with the energy shifted, as another reference would."""
+def relabelled(atoms: Atoms, zeros: Mapping[str, float] | None = None) -> Atoms:
+    """EMT's labels, with the energy of every atom of an element counted from another zero."""
     atoms.calc = EMT()
+    offset = sum((zeros or {}).get(symbol, 0.0) for symbol in atoms.symbols)
     results = {"energy": atoms.get_potential_energy() + offset, "forces": atoms.get_forces()}
     atoms.calc = SinglePointCalculator(atoms, **results)
     return atoms
@@ -120,11 +123,34 @@ def test_a_run_begins_with_the_predictions_of_the_potential(network: NetworkConf
 def test_the_data_change_neither_architecture_nor_radii_nor_reference() -> None:
     cold = train(new_data(), settings=TINY.updated({"epochs": 1}), report=False).potential
     assert cold.config.zbl_radii != old().config.zbl_radii
-    assert np.abs(cold.energy_reference - old().energy_reference).max() > 1
+    assert np.abs(cold.energy_reference - old().energy_reference).max() > 1e-3
     trainer = warm_trainer(old(), new_data(), validation_fraction=0.25)
     assert trainer.task.config == old().config
     np.testing.assert_array_equal(trainer.task.reference, old().energy_reference)
     check_first_state(old(), trainer)
+
+
+def test_another_zero_of_energy_moves_the_reference_and_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    zeros = {"Au": -900.0, "Cu": 50.0}
+    shifted = [relabelled(atoms.copy(), zeros) for atoms in alloy()]
+    with caplog.at_level(logging.WARNING):
+        trainer = warm_trainer(old(), shifted, validation_fraction=0.25)
+    assert (
+        "eV/atom from those of old, alike in all frames of a composition: they count" in caplog.text
+    )
+    moved = trainer.task.reference - old().energy_reference
+    np.testing.assert_allclose(moved, [-900.0, 50.0], atol=1.0)
+    assert trainer.task.config == old().config
+    after, atoms = trainer.potential(trainer.start().best), alloy(14, seed=3)[-1].copy()
+    forces = [NeuralILCalculator(p).get_forces(atoms) for p in (old(), after)]
+    np.testing.assert_allclose(forces[1], forces[0], atol=1e-4)
+    warm = quick(shifted, start_from=old()).history
+    assert warm[0]["energy_mae"] < 1.0  # of 247
+    caplog.clear()
+    warm_trainer(old(), list(alloy()), validation_fraction=0.25)
+    assert not caplog.records
 
 
 def test_a_data_set_of_fewer_elements_will_do() -> None:
