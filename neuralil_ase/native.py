@@ -21,6 +21,7 @@ def compiled_library() -> ctypes.CDLL | str:
         level = ctypes.CDLL(str(_library_file(1))).neuralil_x86_level()
         loaded = ctypes.CDLL(str(_best_library(level)))
         loaded.neuralil_pairs_inside.restype = ctypes.c_int64
+        loaded.neuralil_sort_pairs.restype = ctypes.c_bool
     except (OSError, AttributeError) as error:
         return f"it was built but does not load: {error}"
     return loaded
@@ -51,18 +52,53 @@ def pairs_inside(
     int
         How many pairs were written.
     """
-    loaded = compiled_library()
-    assert isinstance(loaded, ctypes.CDLL)
-    arrays = (
+    arrays: list[np.ndarray] = [
         np.ascontiguousarray(positions, float),
         np.ascontiguousarray(cell, float),
         *candidates,
         *found,
-    )
-    pointers = (ctypes.c_void_p(array.ctypes.data) for array in arrays)
-    return loaded.neuralil_pairs_inside(
-        *pointers, ctypes.c_int64(len(candidates[0])), ctypes.c_double(r_cut)
-    )
+    ]
+    count = ctypes.c_int64(len(candidates[0]))
+    return _library().neuralil_pairs_inside(*map(_pointer, arrays), count, ctypes.c_double(r_cut))
+
+
+def sorted_pairs(
+    centers: np.ndarray, neighbors: np.ndarray, shifts: np.ndarray, types: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs sorted by center, then by the neighbour's type; the library must be there.
+
+    Parameters
+    ----------
+    centers, neighbors, shifts
+        Of P pairs, shapes (P,), (P,) and (P, 3).
+    types
+        Of every atom, shape (N,).
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Centers and neighbours, int32, and shifts, float64.
+    """
+    arrays: list[np.ndarray] = [
+        np.ascontiguousarray(indices, np.int64) for indices in (centers, neighbors)
+    ]
+    arrays += [np.ascontiguousarray(values, np.int32) for values in (shifts, types)]
+    count, n_types = len(centers), int(types.max(initial=0)) + 1
+    found = np.empty(count, np.int32), np.empty(count, np.int32), np.empty((count, 3))
+    sizes = (ctypes.c_int64(size) for size in (count, len(types), n_types))
+    if not _library().neuralil_sort_pairs(*map(_pointer, [*arrays, *found]), *sizes):
+        raise IndexError(f"pairs or types that are not of {len(types)} atoms and {n_types} types")
+    return found
+
+
+def _library() -> ctypes.CDLL:
+    loaded = compiled_library()
+    assert isinstance(loaded, ctypes.CDLL)
+    return loaded
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
 
 
 def _best_library(level: int) -> Path | None:

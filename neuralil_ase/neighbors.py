@@ -113,10 +113,7 @@ class _Reference(NamedTuple):
         i, j, shifts = searcher.compute(
             points=positions, box=_complete(cell, pbc), periodic=pbc, quantities="ijS"
         )
-        order = np.argsort(
-            i.astype(np.int64) * (types.max(initial=0) + 1) + types[j], kind="stable"
-        )
-        i, j, shifts = i[order].astype(np.int32), j[order].astype(np.int32), shifts[order]
+        i, j, shifts = _sorted(i, j, shifts, types)
         return cls(
             positions.copy(),
             cell.copy(),
@@ -125,7 +122,7 @@ class _Reference(NamedTuple):
             radius,
             i,
             j,
-            shifts.astype(float),
+            shifts,
             Pairs(np.empty((len(i), 3)), np.empty_like(i), np.empty_like(j)),
         )
 
@@ -170,6 +167,16 @@ class _Reference(NamedTuple):
         vectors += self.shifts @ cell
         keep = np.flatnonzero(np.einsum("ij,ij->i", vectors, vectors) < r_cut**2)
         return Pairs(vectors.take(keep, 0), self.centers.take(keep), self.neighbors.take(keep))
+
+
+def _sorted(
+    i: np.ndarray, j: np.ndarray, shifts: np.ndarray, types: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By center, then by the neighbour's type: indices as int32, shifts as float64."""
+    if not isinstance(native.compiled_library(), str):
+        return native.sorted_pairs(i, j, shifts, types)
+    order = np.argsort(i.astype(np.int64) * (types.max(initial=0) + 1) + types[j], kind="stable")
+    return i[order].astype(np.int32), j[order].astype(np.int32), shifts[order].astype(float)
 
 
 def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius: float) -> None:

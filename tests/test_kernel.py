@@ -182,7 +182,7 @@ def test_graphs_that_threads_share(n_atoms: int) -> None:
         expected, first, second = (
             evaluated(config, graph, kernel) for kernel in (False, True, True)
         )
-    assert_close(first, expected, 1e-11)
+        assert_close(first, expected, 1e-11)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(a, b)
 

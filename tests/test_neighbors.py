@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from ase.geometry import cellpar_to_cell
 from ase.neighborlist import primitive_neighbor_list
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from neuralil_ase import native
 from neuralil_ase.errors import StructureError
 from neuralil_ase.neighbors import NeighborList, Pairs
 
@@ -250,3 +253,26 @@ def test_a_refused_geometry_does_not_spoil_the_next_call() -> None:
     with pytest.raises(StructureError):
         neighbor_list.pairs(positions * np.nan, cell, PERIODIC, types)
     assert_same(neighbor_list.pairs(positions, cell, PERIODIC, types), positions, cell, PERIODIC)
+
+
+@pytest.mark.skipif(isinstance(native.compiled_library(), str), reason="the library was not built")
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**31), n_atoms=st.integers(1, 40), count=st.integers(0, 200))
+def test_sorting_in_the_library_is_a_stable_sort(seed: int, n_atoms: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    types = rng.integers(0, 4, n_atoms)
+    i, j = rng.integers(0, n_atoms, (2, count))
+    shifts = rng.integers(-3, 4, (count, 3)).astype(np.int32)
+    order = np.lexsort((types[j], i))
+    for found, given_ in zip(native.sorted_pairs(i, j, shifts, types), (i, j, shifts), strict=True):
+        np.testing.assert_array_equal(found, given_[order])
+
+
+@pytest.mark.skipif(isinstance(native.compiled_library(), str), reason="the library was not built")
+@pytest.mark.parametrize(
+    ("i", "j", "types"), [([0, 5], [1, 0], [0, 0]), ([0, 0], [1, -1], [0, 0]), ([0], [0], [-1])]
+)
+def test_sorting_refuses_what_is_out_of_range(i: list, j: list, types: list) -> None:
+    arrays = (np.array(i), np.array(j), np.zeros((len(i), 3)), np.array(types))
+    with pytest.raises(IndexError, match="pairs or types that are not of"):
+        native.sorted_pairs(*arrays)

@@ -364,6 +364,32 @@ extern "C" std::int64_t neuralil_pairs_inside(const double* positions, const dou
   return found;
 }
 
+// Copies `count` pairs in the order of their centers, then of the neighbour's type, then as they come. False when an
+// index or type is out of range.
+extern "C" bool neuralil_sort_pairs(const std::int64_t* centers, const std::int64_t* neighbors,
+                                    const std::int32_t* shifts, const std::int32_t* types,
+                                    std::int32_t* sorted_centers, std::int32_t* sorted_neighbors,
+                                    double* sorted_shifts, std::int64_t count, std::int64_t n_atoms,
+                                    std::int64_t n_types) {
+  const auto key = [&](std::int64_t pair) { return centers[pair] * n_types + types[neighbors[pair]]; };
+  for (std::int64_t atom = 0; atom < n_atoms; ++atom)
+    if (types[atom] < 0 || types[atom] >= n_types) return false;
+  std::vector<std::int64_t> place(n_atoms * n_types + 1);
+  for (std::int64_t pair = 0; pair < count; ++pair) {
+    if (std::min(centers[pair], neighbors[pair]) < 0 || std::max(centers[pair], neighbors[pair]) >= n_atoms)
+      return false;
+    ++place[key(pair) + 1];
+  }
+  for (std::size_t k = 1; k < place.size(); ++k) place[k] += place[k - 1];
+  for (std::int64_t pair = 0; pair < count; ++pair) {
+    const std::int64_t to = place[key(pair)]++;
+    sorted_centers[to] = std::int32_t(centers[pair]);
+    sorted_neighbors[to] = std::int32_t(neighbors[pair]);
+    for (int i = 0; i < 3; ++i) sorted_shifts[3 * to + i] = shifts[3 * pair + i];
+  }
+  return true;
+}
+
 // The level of the x86-64 instruction set of this processor: 4, 3 or 1; 0 elsewhere.
 extern "C" int neuralil_x86_level() {
 #if defined(__x86_64__)

@@ -16,6 +16,7 @@ from neuralil_ase.neighbors import NeighborList, Pairs
 from neuralil_ase.pair_terms import zbl
 from neuralil_ase.training.dataset import Frame
 from neuralil_ase.training.precompute import coarse_bucket
+from neuralil_ase.training.settings import CUTOFFS
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,22 @@ def types_of(frame: Frame, elements: tuple[str, ...]) -> np.ndarray:
 def pairs_of(frame: Frame, types: np.ndarray, r_cut: float) -> Pairs:
     """Neighbours inside the cutoff."""
     return NeighborList(r_cut, 0.0).pairs(frame.positions, frame.cell, frame.pbc, types)
+
+
+def neighbour_distance(frames: Sequence[Frame], elements: tuple[str, ...]) -> float:
+    """Median distance in Å from an atom to its nearest neighbour, of the element for which it is largest.
+
+    From at most 64 frames, spread over the data. Atoms without a neighbour within half the longest cutoff that a run
+    chooses by itself count as if they had one there.
+    """
+    types, distances = [], []
+    for frame in frames[:: max(1, len(frames) // 64)]:
+        types.append(types_of(frame, elements))
+        pairs = pairs_of(frame, types[-1], CUTOFFS[1] / 2)
+        distances.append(np.full(len(types[-1]), CUTOFFS[1] / 2))
+        np.minimum.at(distances[-1], pairs.centers, np.linalg.norm(pairs.vectors, axis=1))
+    all_types, all_distances = np.concatenate(types), np.concatenate(distances)
+    return max(float(np.median(all_distances[all_types == k])) for k in np.unique(all_types))
 
 
 def energy_reference(

@@ -18,6 +18,7 @@ from neuralil_ase.training.labels import (
     elements_of,
     energy_reference,
     make_labels,
+    neighbour_distance,
     pairs_of,
     types_of,
     zbl_radii,
@@ -74,7 +75,7 @@ def prepare(
     start: Start | None = None,
     progress: bool = False,
 ) -> Task:
-    """Find elements, neighbour counts, repulsion radii and energy reference, and precompute, with a progress bar.
+    """Find elements, cutoff, neighbour counts, repulsion radii and energy reference, and precompute.
 
     Elements and radii are those of ``start``, where there is one, and so is the reference unless the data have another
     zero of energy; the settings must have its architecture.
@@ -85,11 +86,12 @@ def prepare(
         If nothing can be learnt from the frames: no labels, or no neighbours inside the cutoff; or if they hold an
         element that ``start`` does not know.
     """
-    settings = settings.with_epochs(len(train))
     frames = [*train, *validation]
     if start is not None:
         check_elements(start, frames)
     elements = elements_of(train) if start is None else start.potential.elements
+    settings = settings.with_epochs(len(train))
+    settings = settings.with_descriptor(neighbour_distance(train, elements))
     types = [types_of(frame, elements) for frame in frames]
     pairs = [pairs_of(frame, t, settings.r_cut) for frame, t in zip(frames, types, strict=True)]
     n_train = len(train)

@@ -3,7 +3,7 @@
 Runs in whatever environment its interpreter belongs to, so that peers are measured with the same code:
 
     python tests/benchmarks/ase_step.py neuralil-1 --repeat 1 2 3 --steps 200
-    /path/to/peers/bin/python tests/benchmarks/ase_step.py nep --repeat 1 2 3
+    /path/to/calorine/bin/python tests/benchmarks/ase_step.py nep --repeat 1 2 3
 
 VelocityVerlet, 0.5 fs, 300 K, the 225-atom EAN start structure repeated; all that a step costs is
 included: list rebuilds, transfers, ASE's own bookkeeping. Parameters are random: speed does not depend on them.
@@ -11,7 +11,6 @@ included: list rebuilds, transfers, ASE's own bookkeeping. Parameters are random
 
 import argparse
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ase import Atoms, units
 from ase.io import read
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
+from peers import PEERS
 
 START = Path(__file__).parents[2] / "md_examples" / "ean_start.extxyz"
 
@@ -43,26 +43,6 @@ def neuralil(members: int, level: str, network: str = "core", shared: int = 0) -
     return NeuralILCalculator(potential, uncertainty=level)  # type: ignore[arg-type]
 
 
-def nep(r_cut: float = 3.5) -> Any:
-    """NEP4 with random parameters, the size of a published CHNO potential (calorine)."""
-    from calorine.calculators import CPUNEP  # type: ignore[import-not-found]
-
-    n_types, n_max, basis, l_max, neurons = 4, 6, 8, 4, 30
-    n_features = (n_max + 1) * (1 + l_max)
-    n_parameters = (
-        n_types * (n_features + 2) * neurons + 1 + n_types**2 * 2 * (n_max + 1) * (basis + 1)
-    )
-    values = np.random.default_rng(0).normal(scale=0.05, size=n_parameters)
-    header = [
-        "nep4 4 C H N O", f"cutoff {r_cut} {r_cut} 100 60", f"n_max {n_max} {n_max}",
-        f"basis_size {basis} {basis}", f"l_max {l_max} 0 0", f"ANN {neurons} 0",
-    ]  # fmt: skip
-    scale = np.ones(n_features)
-    path = Path(tempfile.mkdtemp()) / "nep.txt"
-    path.write_text("\n".join([*header, *(f"{v:.7e}" for v in [*values, *scale])]) + "\n")
-    return CPUNEP(str(path))
-
-
 CALCULATORS = {
     "neuralil-1": lambda: neuralil(1, "off"),
     "neuralil-2": lambda: neuralil(2, "energy"),
@@ -73,7 +53,7 @@ CALCULATORS = {
     "neuralil-10-forces": lambda: neuralil(10, "forces"),
     "neuralil-resnet-1": lambda: neuralil(1, "off", "resnet"),
     "neuralil-resnet-10": lambda: neuralil(10, "energy", "resnet"),
-    "nep": nep,
+    **PEERS,
 }
 
 

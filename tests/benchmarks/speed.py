@@ -1,9 +1,10 @@
 """Cost of one MD step through ASE: our models and, if installed, peers, as a table and a picture.
 
-    python tests/benchmarks/speed.py --output speed [--peers /path/to/environment/bin/python]
+    python tests/benchmarks/speed.py --output speed
+    python tests/benchmarks/speed.py --output speed --peers calorine=PYTHON apax=PYTHON mace=PYTHON
 
 Calculators take turns, round by round, so that a busy machine slows all of them alike: compare ratios
-within one run. The peers' environment is made from tests/benchmarks/requirements-peers.txt.
+within one run. PYTHON is the interpreter of an environment made from tests/benchmarks/requirements-<name>.txt.
 """
 
 import argparse
@@ -20,27 +21,27 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from peers import ENVIRONMENTS
 
 STEP = Path(__file__).with_name("ase_step.py")
 MEMBERS = [1, 2, 5, 10, 20]
 OURS = [*(f"neuralil-{n}" for n in MEMBERS), "neuralil-10-shared", "neuralil-10-forces",
         "neuralil-resnet-1", "neuralil-resnet-10"]  # fmt: skip
-PEERS = ["nep"]
 Medians = dict[str, dict[int, dict[str, float]]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("speed"), help="folder")
-    parser.add_argument("--peers", help="Python interpreter of the environment with the peers")
+    parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PYTHON")
     parser.add_argument("--repeat", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     interpreters = {name: sys.executable for name in OURS}
-    if options.peers:
-        interpreters |= dict.fromkeys(PEERS, options.peers)
+    for environment, interpreter in (peer.split("=", 1) for peer in options.peers):
+        interpreters |= dict.fromkeys(ENVIRONMENTS[environment], interpreter)
     records: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     for _ in range(options.rounds):
         for name, interpreter in interpreters.items():

@@ -5,10 +5,16 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from neuralil_ase.errors import ConfigError
+from neuralil_ase.training.dataset import frames_from_atoms
+from neuralil_ase.training.labels import neighbour_distance
 from neuralil_ase.training.options import add_options, given_options, help_texts
 from neuralil_ase.training.settings import (
+    CUTOFFS,
     DEFAULT_STEPS,
     FEWEST_EPOCHS,
     TrainingSettings,
@@ -71,6 +77,37 @@ def test_without_epochs_the_number_of_steps_counts(n_frames: int) -> None:
         DEFAULT_STEPS
     )
     assert TrainingSettings(epochs=7).with_epochs(n_frames).epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("distance", "r_cut", "n_max"),
+    [(0.74, 3.5, 4), (1.26, 3.5, 4), (2.0, 4.5, 5), (2.52, 5.5, 6), (3.0, 6.0, 7)],
+)
+def test_without_a_cutoff_the_distance_between_neighbours_counts(
+    distance: float, r_cut: float, n_max: int
+) -> None:
+    settings = TrainingSettings().with_descriptor(distance)
+    assert (settings.r_cut, settings.n_max) == (r_cut, n_max)
+    assert TrainingSettings(r_cut=4.6).with_descriptor(distance).r_cut == 4.6
+    assert TrainingSettings(r_cut=4.6).with_descriptor(distance).n_max == 5
+    assert TrainingSettings(n_max=3).with_descriptor(distance).n_max == 3
+
+
+def test_distance_between_neighbours_of_what_stands_apart_most() -> None:
+    """Molecules, a salt, and an atom alone: the largest of the elements' medians, within half the longest cutoff."""
+    water, argon = molecule("H2O"), Atoms("Ar")
+    salt = bulk("NaCl", "rocksalt", a=5.64) * (2, 2, 2)
+    salt.rattle(0.02, seed=0)
+    for structures, elements, expected in (
+        ([water, water, molecule("H2O2")], ("H", "O"), 0.969),
+        ([salt], ("Cl", "Na"), 2.82),
+        ([salt, water], ("Cl", "H", "Na", "O"), 2.82),
+        ([argon], ("Ar",), CUTOFFS[1] / 2),
+    ):
+        for atoms in structures:
+            atoms.calc = SinglePointCalculator(atoms, energy=0.0)
+        found = neighbour_distance(frames_from_atoms(structures), elements)
+        assert found == pytest.approx(expected, abs=0.06)
 
 
 def test_every_setting_is_an_option_with_help() -> None:
