@@ -155,8 +155,7 @@ def quality(errors: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
     """
     size = np.linalg.norm(errors, axis=1)
     ratio = np.abs(errors) / (sigma / np.sqrt(errors.shape[1]))[:, None]
-    expected = np.linspace(0.01, 0.99, 99)
-    observed = (ratio.reshape(-1, 1) <= norm.ppf(0.5 + expected / 2)).mean(axis=0)
+    expected, observed = coverage(errors, sigma)
     return {
         "rms_error_over_rms_sigma": float(np.sqrt(np.mean(size**2) / np.mean(sigma**2))),
         "coverage_68": float((ratio <= 1).mean()),
@@ -165,6 +164,17 @@ def quality(errors: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
         "miscalibration_area": float(np.abs(observed - expected).mean()),
         "auroc_largest_tenth": auroc(sigma, size > np.quantile(size, 0.9)),
     }
+
+
+def coverage(errors: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of error components inside a Gaussian interval, for 99 intervals: expected, and observed.
+
+    Parameters are those of :func:`quality`.
+    """
+    ratio = np.abs(errors) / (sigma / np.sqrt(errors.shape[1]))[:, None]
+    expected = np.linspace(0.01, 0.99, 99)
+    within = np.searchsorted(np.sort(ratio, axis=None), norm.ppf(0.5 + expected / 2), side="right")
+    return expected, within / ratio.size
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:

@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from neuralil_ase import __version__
 from neuralil_ase.errors import DataError, NeuralILError
@@ -138,6 +138,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     import json
 
     from neuralil_ase.model_file import load_potential, write_atomically
+    from neuralil_ase.training.calibrate import calibration_report
     from neuralil_ase.training.evaluate import evaluate, write_predictions
     from neuralil_ase.training.metrics import format_table
     from neuralil_ase.training.report import write_report
@@ -146,10 +147,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     evaluation = evaluate(potential, frames)
     name = Path(options.data[0]).stem if len(options.data) == 1 else "all files"
     print(format_table({name: evaluation.card}))
+    uncertainty = calibration_report(potential.calibration, evaluation.comparison)
+    if uncertainty:
+        print(f"\n{_quality_table(uncertainty)}")
     if options.output:
         folder = Path(options.output)
         write_report(folder, {name: evaluation.comparison}, calibration=potential.calibration)
-        numbers = json.dumps(evaluation.card, indent=1, ensure_ascii=False)
+        card = evaluation.card | {"uncertainty": uncertainty}
+        numbers = json.dumps(card, indent=1, ensure_ascii=False)
         write_atomically(folder / "accuracy.json", numbers.encode())
         print(f"pictures and accuracy.json are in {folder}")
     if options.write_predictions:
@@ -270,12 +275,19 @@ def _frames(options: argparse.Namespace) -> "list[Frame]":
     return frames
 
 
-def _quality_table(report: dict[str, dict[str, Any]]) -> str:
-    names = list(next(iter(report.values())))
-    first = max(len(name) for name in names)
-    lines = [" " * first + "".join(f"  {title:>16}" for title in report)]
+def _quality_table(report: "dict[str, dict[str, float]]") -> str:
+    titles = {
+        "rms_error_over_rms_sigma": "rms error / rms sigma (1 is right)",
+        "coverage_68": "components within 1 sigma (0.683)",
+        "coverage_95": "components within 1.96 sigma (0.950)",
+        "spearman": "rank correlation with the error",
+        "miscalibration_area": "miscalibration area (0)",
+        "auroc_largest_tenth": "AUROC for the largest 10 %",
+    }
+    first = max(map(len, titles.values()))
+    lines = [f"{'sigma:':<{first}}" + "".join(f"  {column:>16}" for column in report)]
     lines += [
-        f"{name:<{first}}" + "".join(f"  {values[name]:>16.3f}" for values in report.values())
-        for name in names
+        f"{title:<{first}}" + "".join(f"  {values[key]:>16.3f}" for values in report.values())
+        for key, title in titles.items()
     ]
     return "\n".join(lines)

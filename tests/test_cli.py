@@ -66,10 +66,13 @@ def test_evaluate_prints_draws_and_writes(folder: Path, capsys: pytest.CaptureFi
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
     assert "force MAE (meV/Å)" in printed
+    assert "energy error bar" in printed
+    assert "components within 1 sigma (0.683)" in printed
     assert {path.name for path in Path(out).iterdir()} == (PICTURES - {"learning_curve.png"}) | {
         "accuracy.json"
     }
     card = json.loads((Path(out) / "accuracy.json").read_text())
+    assert 0 < card["uncertainty"]["force error bar"]["coverage_68"] <= 1
     structures = ase.io.read(written, ":")
     errors = np.concatenate([a.get_forces() - a.arrays["REF_forces"] for a in structures])
     assert 1e3 * np.abs(errors).mean() == pytest.approx(card["force_meV_per_A"]["mae"], rel=1e-3)

@@ -63,7 +63,12 @@ def calibrate_potential(
 def calibration_report(
     calibration: Mapping[str, object] | None, comparison: Comparison
 ) -> dict[str, dict[str, float]]:
-    """``calibration.quality`` of forces and energies, by raw spread and by calibrated error bar."""
+    """``calibration.quality`` of forces and energies, by raw spread and by calibrated error bar.
+
+    Empty without forces. Atoms of elements that the calibration has no error bar for are left out of its columns.
+    """
+    if comparison.n_members < 2 or not np.isfinite(comparison.forces).any():
+        return {}
     errors = held_out_errors(comparison)
     known = np.isfinite(errors.energy_errors)
     energy_errors = errors.energy_errors[known, None]
@@ -73,7 +78,9 @@ def calibration_report(
     if calibration is None:
         return report
     bars = force_error_bars(calibration, errors.symbols.tolist(), errors.force_spreads)
-    report["force error bar"] = quality(errors.force_errors, bars)
+    with_bar = np.isfinite(bars)
+    if with_bar.sum() > 2:
+        report["force error bar"] = quality(errors.force_errors[with_bar], bars[with_bar])
     if known.sum() > 2 and "energy_floor" in calibration:
         energy_bars = [
             energy_error_bar(calibration, size, spread)

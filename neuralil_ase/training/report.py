@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from neuralil_ase.calibration import force_error_bars
+from neuralil_ase.calibration import coverage, force_error_bars
 from neuralil_ase.errors import ModelFileError
 from neuralil_ase.model_file import write_atomically
 from neuralil_ase.training.metrics import Comparison
@@ -125,28 +125,33 @@ def draw_learning_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def draw_spread(comparison: Comparison, calibration: Mapping[str, Any] | None) -> Figure:
-    """Rms norm of force errors against the spread, in bins of equal population; also the calibrated error bar."""
+    """Force errors against what was expected, and how many of them lie within it.
+
+    Left: rms norm of the errors in bins of equal population. Right: share of components inside Gaussian intervals.
+    For the spread over members, and, where they are known, the calibrated error bar and the spread with the aleatoric
+    part.
+    """
     known = np.isfinite(comparison.force_errors).all(axis=1)
-    errors = np.linalg.norm(comparison.force_errors[known], axis=1)
-    spreads = comparison.force_spreads[known]
-    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
-    axes = figure.subplots()
-    shown = _some(np.arange(len(errors)))
-    axes.plot(spreads[shown], errors[shown], ".", color="0.8", ms=1.5, zorder=0)
-    axes.plot(*binned_rms(spreads, errors), "o-", color=COLORS[0], label="spread of the members")
-    if comparison.force_aleatoric is not None:
-        total = np.hypot(spreads, comparison.force_aleatoric[known])
-        axes.plot(
-            *binned_rms(total, errors), "^-", color=COLORS[2], label="with the aleatoric part"
-        )
+    errors, spreads = comparison.force_errors[known], comparison.force_spreads[known]
+    sigmas = {"spread of the members": spreads}
     if calibration is not None:
-        bars = force_error_bars(calibration, comparison.symbols[known].tolist(), spreads)
-        known_bars = np.isfinite(bars)
-        points = binned_rms(bars[known_bars], errors[known_bars])
-        axes.plot(*points, "s-", color=COLORS[1], label="calibrated error bar")
-    axes.set(xscale="log", yscale="log")
-    axes.axline((0.1, 0.1), (1, 1), color="black", lw=0.8)
-    _frame(axes, "spread or error bar of the force (eV/Å)", "rms norm of the force error (eV/Å)")
+        symbols = comparison.symbols[known].tolist()
+        sigmas["calibrated error bar"] = force_error_bars(calibration, symbols, spreads)
+    if comparison.force_aleatoric is not None:
+        sigmas["with the aleatoric part"] = np.hypot(spreads, comparison.force_aleatoric[known])
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    sizes, shown = np.linalg.norm(errors, axis=1), _some(np.arange(len(errors)))
+    left.plot(spreads[shown], sizes[shown], ".", color="0.8", ms=1.5, zorder=0)
+    for (label, sigma), color in zip(sigmas.items(), COLORS, strict=False):
+        has = np.isfinite(sigma)
+        left.plot(*binned_rms(sigma[has], sizes[has]), "o-", ms=4, color=color, label=label)
+        right.plot(*coverage(errors[has], sigma[has]), color=color, label=label)
+    left.set(xscale="log", yscale="log")
+    left.axline((0.1, 0.1), (1, 1), color="black", lw=0.8)
+    right.axline((0, 0), slope=1, color="black", lw=0.8)
+    _frame(left, "spread or error bar of the force (eV/Å)", "rms norm of the force error (eV/Å)")
+    _frame(right, "expected share of components inside", "observed share")
     return figure
 
 

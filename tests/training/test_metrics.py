@@ -1,11 +1,14 @@
 """The numbers of the accuracy card, from errors that are known beforehand."""
 
+from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pytest
 from small_runs import frames
 
+from neuralil_ase.calibration import coverage
 from neuralil_ase.errors import DataError
 from neuralil_ase.prediction import Prediction
 from neuralil_ase.training.calibrate import calibration_report, held_out_errors
@@ -153,6 +156,27 @@ def test_calibrated_error_bars_describe_the_errors_they_were_made_from() -> None
     assert report["force error bar"]["rms_error_over_rms_sigma"] == pytest.approx(1, abs=0.03)
     assert report["force error bar"]["coverage_68"] == pytest.approx(0.683, abs=0.02)
     assert report["force spread"]["rms_error_over_rms_sigma"] > 2
+    foreign = replace(comparison, symbols=np.where(np.arange(n) < n // 2, "H", "He"))
+    half = calibration_report(record, foreign)["force error bar"]
+    assert half["rms_error_over_rms_sigma"] == pytest.approx(1, abs=0.04)
+    only_foreign = replace(comparison, symbols=np.full(n, "He"))
+    assert calibration_report(record, only_foreign).keys() == {"force spread"}
+    unlabelled = replace(comparison, forces=np.full((n, 3), np.nan))
+    single = replace(
+        comparison, member_forces=comparison.member_forces[:1], member_energies=np.zeros((1, 60))
+    )
+    assert calibration_report(record, unlabelled) == calibration_report(record, single) == {}
+
+
+def test_coverage_counts_components_inside_gaussian_intervals() -> None:
+    rng = np.random.default_rng(0)
+    errors, sigma = rng.normal(size=(500, 3)), rng.uniform(0.5, 2, 500)
+    expected, observed = coverage(errors, sigma)
+    for k in (0, 49, 67, 98):
+        limit = NormalDist().inv_cdf(0.5 + expected[k] / 2) * sigma[:, None] / np.sqrt(3)
+        assert observed[k] == pytest.approx((np.abs(errors) <= limit).mean())
+    exact = rng.normal(size=(50_000, 3)) / np.sqrt(3)
+    np.testing.assert_allclose(*coverage(exact, np.ones(50_000)), atol=0.01)
 
 
 def test_the_aleatoric_part_stands_beside_the_spread_and_adds_in_squares() -> None:
