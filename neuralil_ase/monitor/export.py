@@ -45,11 +45,12 @@ def annotate(
 
     Notes
     -----
-    *OVITO*: open the extxyz file, add the modification "Color coding", property ``forces_std``.
+    *OVITO*: open the extxyz file, add the modification "Color coding", property ``forces_std``. (OVITO reads an
+    entry ``origin`` in ``info`` as a vector and refuses the file if it is text.)
     *ASE GUI*: write with ``as_charges=True``, then View → Colors → By initial charge.
-    *nglview*: ``view.add_spacefill(color_scheme="bfactor")`` on a PDB file written with
-    ``ase.io.write("frame.pdb", frame)`` after ``frame.set_array("bfactor",
-    frame.arrays["forces_std"])``.
+    *nglview*: ``frame.set_array("bfactor", 1e3 * frame.arrays["forces_std"])``, in meV/Å because a PDB file keeps
+    two decimals; ``ase.io.write("frame.pdb", frame)``; then ``view = nglview.show_file("frame.pdb")``,
+    ``view.clear()`` and ``view.add_spacefill(color_scheme="bfactor")``.
 
     Examples
     --------

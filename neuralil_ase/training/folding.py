@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from neuralil_ase.config import ModelConfig
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.potential import Params, flatten, unflatten
+
+VARIANCE_FACTOR = 10.0
+"""From the last layers of the variances to what softplus turns into σ². That begins near 0, where σ² is 0.7 eV²/Å²;
+forces known to 0.05 eV/Å need -6, which is farther than a learning rate of 2e-3 moves a weight in a usual run."""
 
 
 class Scaling(NamedTuple):
@@ -63,9 +66,8 @@ def fold(config: ModelConfig, scaling: Scaling, params: Params) -> Params:
         shift = jnp.einsum("f,...fh->...h", scaling.mean, scaled, precision="highest")
         flat[f"{layer}/kernel"] = jnp.concatenate([scaled, kernel[..., n_features:, :]], axis=-2)
         flat[f"{layer}/bias"] = flat[f"{layer}/bias"] - shift
-    for name in ("kernel", "bias"):
-        outlet: Array = flat[f"{_outlet(config)}/{name}"]
-        flat[f"{_outlet(config)}/{name}"] = outlet * scaling.energy
+    for name, scale in _outlets(config, scaling).items():
+        flat[name] = flat[name] * scale
     return unflatten(flat)
 
 
@@ -82,9 +84,8 @@ def unfold(config: ModelConfig, scaling: Scaling, params: Params) -> Params:
         scaled, rest = kernel[..., :n_features, :], kernel[..., n_features:, :]
         flat[f"{layer}/kernel"] = np.concatenate([scaled / factor, rest], axis=-2)
         flat[f"{layer}/bias"] = flat[f"{layer}/bias"] + np.einsum("f,...fh->...h", mean, scaled)
-    for name in ("kernel", "bias"):
-        outlet = f"{_outlet(config)}/{name}"
-        flat[outlet] = np.asarray(flat[outlet], np.float64) / scaling.energy
+    for name, scale in _outlets(config, scaling).items():
+        flat[name] = np.asarray(flat[name], np.float64) / scale
     return unflatten({name: np.asarray(value, np.float32) for name, value in flat.items()})
 
 
@@ -109,6 +110,10 @@ def inlets(config: ModelConfig) -> list[str]:
     return [f"{block}/Dense_0", f"{block}/Dense_3"]
 
 
-def _outlet(config: ModelConfig) -> str:
-    name = "energy_denormalizer" if config.is_heteroscedastic else "denormalizer"
-    return f"network/body/{name}"
+def _outlets(config: ModelConfig, scaling: Scaling) -> dict[str, float]:
+    """Parameters of the last layers, and their factors."""
+    if not config.is_heteroscedastic:
+        return {f"network/body/denormalizer/{name}": scaling.energy for name in ("kernel", "bias")}
+    energy = {f"energy_denormalizer/{name}": scaling.energy for name in ("kernel", "bias")}
+    variances = {f"{name}_denormalizer/kernel": VARIANCE_FACTOR for name in ("sigma2e", "sigma2f")}
+    return {f"network/body/{name}": scale for name, scale in (energy | variances).items()}

@@ -3,6 +3,7 @@
 import logging
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -289,6 +290,22 @@ def test_annotate_survives_extxyz_and_traj(in_folder):
     back = read("a.extxyz")
     np.testing.assert_allclose(back.arrays["forces_std"], prediction.forces_std, atol=1e-8)
     assert back.get_potential_energy() == pytest.approx(prediction.energy)
+
+
+def test_recipe_for_viewers_of_pdb_files(in_folder):
+    atoms = argon()
+    frame = annotate(atoms, atoms.calc.prediction(atoms, "forces"))
+    frame.set_array("bfactor", 1e3 * frame.arrays["forces_std"])
+    write("a.pdb", frame)
+    found = read("a.pdb").arrays["bfactor"]
+    np.testing.assert_allclose(found, 1e3 * frame.arrays["forces_std"], atol=0.005001)
+
+
+def test_structures_that_ship_can_be_opened_in_ovito():
+    """It reads an entry "origin" as a vector."""
+    examples = Path(__file__).parents[2] / "md_examples"
+    for frame in read(examples / "ean_start.extxyz", ":"):
+        assert "origin" not in frame.info
 
 
 def test_annotate_at_the_energy_level_leaves_out_forces():
