@@ -11,7 +11,7 @@ until nothing is flagged, or the last round is done. Is choosing frames worth it
 all the same with the same number of labels, but takes frames at random times from its own MD; both
 are judged on 500 K frames of the data set, which no loop ever learns.
 
-    python active_learning.py                 # some 10 minutes
+    python active_learning.py                 # half an hour of CPU time at most
     python active_learning.py --quick         # does it run here? a minute
 
 Every step (active_steps.py) leaves a file or folder in the work folder, and a killed run goes on from
@@ -72,7 +72,7 @@ class Settings:
     """Everything the result depends on; a run goes on only with the same."""
 
     data_sha256: str
-    rounds: int = option(3, "rounds of labelling")
+    rounds: int = option(6, "rounds of labelling, at most")
     start_frames: int = option(20, "frames at 300 K to begin with")
     valid_frames: int = option(12, "more of them, to calibrate the spread")
     test_frames: int = option(24, "frames to judge by, at most")

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from neuralil_ase.errors import TrainingError
-from neuralil_ase.potential import Params, Potential, init_params
+from neuralil_ase.potential import Params, Potential
 from neuralil_ase.training.batches import Sample
-from neuralil_ase.training.folding import fold, unfold
+from neuralil_ase.training.folding import first_params, fold, unfold
 from neuralil_ase.training.loss import SHAPES, Norms, Sums
 from neuralil_ase.training.objective import Batch
 from neuralil_ase.training.optimizer import build_optimizer
@@ -68,7 +68,7 @@ class Trainer:
         """A run with the parameters of the potential to go on from, or with fresh ones."""
         task = self.task
         if task.start is None:
-            initial = init_params(task.config, task.settings.seed)
+            initial = first_params(task.config, task.settings.seed)
         else:
             initial = unfold(task.config, task.scaling, task.start.params)
         params = jax.tree.map(jnp.asarray, initial)

@@ -12,7 +12,7 @@ import numpy as np
 
 from neuralil_ase.config import ModelConfig
 from neuralil_ase.errors import ConfigError
-from neuralil_ase.potential import Params, flatten, unflatten
+from neuralil_ase.potential import Params, flatten, init_params, unflatten
 
 VARIANCE_FACTOR = 10.0
 """From the last layers of the variances to what softplus turns into σ². That begins near 0, where σ² is 0.7 eV²/Å²;
@@ -54,6 +54,23 @@ def scaling_of(features: np.ndarray, force_rms: float) -> Scaling:
         (1 / np.maximum(deviation, floor)).astype(np.float32),
         float(force_rms) if np.isfinite(force_rms) and force_rms > 0 else 1.0,
     )
+
+
+def first_params(config: ModelConfig, seed: int) -> Params:
+    """Random parameters to begin a run with; variances of deep ensembles begin where they can rise and fall.
+
+    σ² is softplus(weight * swish(x)), and a swish of negative x is flat and near 0: a member that is driven there, by
+    large errors behind a negative weight or by small ones behind a positive weight, reports log 2 ever after. So x
+    begins on the other side, and the weight so small and negative that it gives way first.
+    """
+    flat = dict(flatten(init_params(config, seed)))
+    for name, values in flat.items():
+        is_variance = "/sigma2e_" in name or "/sigma2f_" in name
+        if is_variance and name.endswith("_denormalizer/kernel"):
+            flat[name] = np.full_like(values, -0.1)
+        elif is_variance and name.endswith("/bias") and values.shape[-1] == 1:
+            flat[name] = np.ones_like(values)
+    return unflatten(flat)
 
 
 def fold(config: ModelConfig, scaling: Scaling, params: Params) -> Params:

@@ -1,5 +1,6 @@
 """Every kind of network, optimiser, loss and label takes part in a short run that learns."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import optax
 import pytest
 from small_runs import TINY, alloy, frames, labelled, trainer_for
 
-from neuralil_ase import load_potential
+from neuralil_ase import load_potential, predict_many
 from neuralil_ase.errors import ConfigError, DataError
 from neuralil_ase.training import train
 from neuralil_ase.training.dataset import Frame, frames_from_atoms
@@ -48,6 +49,26 @@ def test_it_learns(options: dict) -> None:
         expected = optax.contrib.schedule_free_eval_params(run.state.optimizer, run.state.params)
         for a, b in zip(*map(jax.tree.leaves, (expected, run.state.average)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_no_member_of_a_deep_ensemble_is_stuck_at_its_first_variance() -> None:
+    """Behind a swish that died, σ² would be log 2 eV²/Å² for ever; half of the errors squared are below 0.01 here."""
+    data = frames(16)
+    options = {
+        "network": "heteroscedastic",
+        "widths": (16, 8),
+        "learning_rate": 0.005,
+        "epochs": 60,
+    }
+    trainer = trainer_for(data, [], members=8, **options)
+    run = fit(trainer, trainer.start(), lambda run, reason: None)
+    potential = trainer.potential(run.state.average)
+    for member in range(8):
+        params = jax.tree.map(lambda leaf, k=member: np.asarray(leaf)[[k]], potential.params)
+        alone = replace(potential, config=replace(potential.config, n_members=1), params=params)
+        predictions = predict_many(alone, alloy(16))
+        deviations = np.concatenate([p.forces_aleatoric_std for p in predictions])
+        assert np.median(deviations**2 / 3) < 0.1
 
 
 def test_bootstrap_gives_every_member_its_own_frames() -> None:
