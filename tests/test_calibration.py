@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from neuralil_ase.calibration import HIGH, LOW, ORDINARY, HeldOut, calibrate
+from neuralil_ase.calibration import (
+    HIGH,
+    LOW,
+    ORDINARY,
+    HeldOut,
+    calibrate,
+    energy_error_bar,
+    force_error_bars,
+)
 
 FRAMES, SIZE = 40, 50
 
@@ -64,3 +72,32 @@ def test_one_strange_frame_does_not_move_the_thresholds() -> None:
     strange[7, 3] = 50.0
     before = calibrate(held_out(*ordinary), {}, "test")["thresholds"]["low"]
     assert calibrate(held_out(strange, ordinary[1]), {}, "test")["thresholds"]["low"] < 1.1 * before
+
+
+def test_error_bars_of_deep_ensembles_take_the_noise_in() -> None:
+    """Errors made of a part that the spread sees and one that the members expect; half of what both say."""
+    rng = np.random.default_rng(3)
+    data = held_out(spreads(0.1, 1), spreads(0.1, 2))
+    noise = 0.2 * rng.lognormal(sigma=0.5, size=data.force_spreads.shape)
+    expected = np.hypot(data.force_spreads, noise)
+    errors = rng.normal(size=(len(noise), 3)) * 0.5 * expected[:, None] / np.sqrt(3)
+    energy_noise = rng.uniform(0.5, 2, FRAMES)
+    energy_errors = rng.normal(size=FRAMES) * 0.5 * energy_noise
+    data = data._replace(
+        force_errors=errors, force_noise=noise, energy_noise=energy_noise,
+        energy_errors=energy_errors, energy_spreads=np.full(FRAMES, 1e-6),
+    )  # fmt: skip
+    record = calibrate(data, {}, "test")
+    assert record["with_noise"]
+    assert "that the members expect" in record["estimator"]
+    symbols = data.symbols.tolist()
+    bars = force_error_bars(record, symbols, data.force_spreads, noise)
+    np.testing.assert_allclose(bars, 0.5 * expected, rtol=0.1)
+    assert energy_error_bar(record, 100, 0.0, 1.5) == pytest.approx(0.75, rel=0.25)
+    assert energy_error_bar(record, 100, 0.0, None) < 0.5
+    alone = calibrate(data._replace(force_noise=None, energy_noise=None), {}, "test")
+    assert not alone["with_noise"]
+    for kept in (alone, {k: v for k, v in alone.items() if k != "with_noise"}):
+        ignored = force_error_bars(kept, symbols, data.force_spreads, 1e6 * noise)
+        np.testing.assert_array_equal(ignored, force_error_bars(alone, symbols, data.force_spreads))
+    assert record["thresholds"] == alone["thresholds"]

@@ -77,14 +77,16 @@ def calibration_report(
         report["energy spread"] = quality(energy_errors, errors.energy_spreads[known])
     if calibration is None:
         return report
-    bars = force_error_bars(calibration, errors.symbols.tolist(), errors.force_spreads)
+    symbols = errors.symbols.tolist()
+    bars = force_error_bars(calibration, symbols, errors.force_spreads, errors.force_noise)
     with_bar = np.isfinite(bars)
     if with_bar.sum() > 2:
         report["force error bar"] = quality(errors.force_errors[with_bar], bars[with_bar])
     if known.sum() > 2 and "energy_floor" in calibration:
+        noise = [None] * len(known) if errors.energy_noise is None else errors.energy_noise
         energy_bars = [
-            energy_error_bar(calibration, size, spread)
-            for size, spread in zip(errors.frame_sizes, errors.energy_spreads, strict=True)
+            energy_error_bar(calibration, *of_frame)
+            for of_frame in zip(errors.frame_sizes, errors.energy_spreads, noise, strict=True)
         ]
         report["energy error bar"] = quality(energy_errors, np.array(energy_bars)[known])
     return report
@@ -102,6 +104,8 @@ def held_out_errors(comparison: Comparison) -> HeldOut:
         comparison.sizes[frames],
         comparison.without_offset(comparison.energy_errors)[frames],
         comparison.energy_spreads[frames],
+        None if comparison.force_aleatoric is None else comparison.force_aleatoric[with_forces],
+        None if comparison.energy_aleatoric is None else comparison.energy_aleatoric[frames],
     )
 
 

@@ -133,12 +133,13 @@ def draw_spread(comparison: Comparison, calibration: Mapping[str, Any] | None) -
     """
     known = np.isfinite(comparison.force_errors).all(axis=1)
     errors, spreads = comparison.force_errors[known], comparison.force_spreads[known]
-    sigmas = {"spread of the members": spreads}
+    sigmas, noise = {"spread of the members": spreads}, None
+    if comparison.force_aleatoric is not None:
+        noise = comparison.force_aleatoric[known]
+        sigmas["with the aleatoric part"] = np.hypot(spreads, noise)
     if calibration is not None:
         symbols = comparison.symbols[known].tolist()
-        sigmas["calibrated error bar"] = force_error_bars(calibration, symbols, spreads)
-    if comparison.force_aleatoric is not None:
-        sigmas["with the aleatoric part"] = np.hypot(spreads, comparison.force_aleatoric[known])
+        sigmas["calibrated error bar"] = force_error_bars(calibration, symbols, spreads, noise)
     figure = Figure(figsize=(9.6, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     sizes, shown = np.linalg.norm(errors, axis=1), _some(np.arange(len(errors)))

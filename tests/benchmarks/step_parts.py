@@ -25,6 +25,7 @@ from ase_step import CALCULATORS, START
 from neuralil_ase.calculator import to_system
 from neuralil_ase.evaluator import compiled
 from neuralil_ase.graph import bucket, pad_graph
+from neuralil_ase.kernel import supports
 from neuralil_ase.neighbors import NeighborList
 
 
@@ -52,7 +53,10 @@ def parts(atoms: Atoms) -> dict[str, Callable[[], object]]:
     sizes = {"n_atoms": bucket(len(atoms)), "n_pairs": bucket(len(pairs.pairs.centers))}
     options = sizes | {"r_cut": potential.r_cut, "dtype": np.float32}
     graph = pad_graph(*pairs.pairs, pairs.types, **options)
-    function, params = compiled(potential.config, "off", True), jax.device_put(potential.params)
+    function, params = (
+        compiled(potential.config, "off", supports(potential.config)),
+        jax.device_put(potential.params),
+    )
     return {
         "step through ASE": lambda: ours.run(1),
         "ASE's loop": lambda: empty.run(1),

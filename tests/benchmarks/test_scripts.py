@@ -9,6 +9,7 @@ import extrapolation
 import monitor_cost
 import numpy as np
 import pytest
+import step_parts
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -287,6 +288,12 @@ def test_every_cost_case_runs() -> None:
 
 
 @pytest.mark.slow
+def test_every_part_of_a_step_is_timed() -> None:
+    times = step_parts.measure(step_parts.parts(LIQUID), rounds=2)
+    assert list(times)[:3] == ["step through ASE", "ASE's loop", "compiled function"]
+    assert all(value > 0 for value in times.values())
+
+
 def test_extrapolation_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["extrapolation.py", "--system", "ean", "-o", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [*arguments, "--seconds", "0.1", "--frames", "6"])
