@@ -86,5 +86,7 @@ def _noise() -> list[Atoms]:
 
 
 PEERS = {"nep": nep, "apax": lambda: apax(False), "apax-stress": lambda: apax(True), "mace": mace}
+MOST_ATOMS = {"apax": 2000, "apax-stress": 2000, "mace": 2000}
+"""Of those that need some megabytes per atom."""
 ENVIRONMENTS = {"calorine": ("nep",), "apax": ("apax", "apax-stress"), "mace": ("mace",)}
 """Which of them an environment offers: requirements-<name>.txt."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from peers import ENVIRONMENTS
+from peers import ENVIRONMENTS, MOST_ATOMS
 
 STEP = Path(__file__).with_name("ase_step.py")
 MEMBERS = [1, 2, 5, 10, 20]
@@ -56,7 +56,8 @@ def main() -> None:
 
 
 def run(name: str, interpreter: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    repeat = [str(r) for r in options.repeat]
+    most = MOST_ATOMS.get(name, sys.maxsize)
+    repeat = [str(r) for r in options.repeat if 225 * r**3 <= most]
     command = [interpreter, str(STEP), name, "--repeat", *repeat, "--steps", str(options.steps)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
