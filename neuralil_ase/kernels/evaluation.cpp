@@ -238,8 +238,12 @@ bool evaluate_in_parts(const Graph<T>& graph, const Radial<T>& series, const Tap
     }
     good[k] = Evaluation<T, L>(graph, series, tape, pair_term, n_elements, cross_terms, target).run(parts[k]);
   });
-  for (std::size_t k = 1; k < own.size(); ++k)
-    for (std::int64_t i = 0; i < n_forces; ++i) results.forces[i] += own[k][i];
+  const auto n_parts = std::int64_t(parts.size());
+  share_out(n_parts > 1 ? int(n_parts) : 0, pool, [&](int slice) {
+    for (std::int64_t k = 1; k < n_parts; ++k)
+      for (std::int64_t i = slice * n_forces / n_parts; i < (slice + 1) * n_forces / n_parts; ++i)
+        results.forces[i] += own[k][i];
+  });
   return std::all_of(good.begin(), good.end(), [](char is_good) { return is_good; });
 }
 
