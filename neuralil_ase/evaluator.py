@@ -81,7 +81,7 @@ class Evaluator:
 
     def evaluate(self, systems: Sequence[System], level: Level) -> list[Prediction]:
         """Predictions for several structures, evaluated together as one disconnected graph."""
-        merged = _merge(systems)
+        merged = merge(systems)
         device = self._run(self._pad(merged.types, merged.pairs), level)
         host = jax.tree.map(np.asarray, device)
         ends = np.cumsum([len(system.types) for system in systems])
@@ -209,7 +209,8 @@ def precision(dtype: Dtype) -> AbstractContextManager[Any]:
     return jax.enable_x64(dtype == "float64")
 
 
-def _merge(systems: Sequence[System]) -> System:
+def merge(systems: Sequence[System]) -> System:
+    """All of them as one system without a volume: their atoms and pairs one after another."""
     if len(systems) == 1:
         return systems[0]
     sizes = [len(system.types) for system in systems]

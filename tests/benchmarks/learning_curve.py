@@ -77,13 +77,13 @@ def draw(runs: list[dict[str, Any]], output: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    titles = {"force": "force MAE (meV/Å)", "energy": "energy MAE, offset removed (meV/atom)"}
+    titles = {"force": "force MAE (meV/Å)", "energy": "energy MAE, no offset (meV/atom)"}
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         for labels in LEARN_FROM:
             points = sorted((run["frames"], run[key]) for run in runs if run["labels"] == labels)
             if points:
                 axis.loglog(*zip(*points, strict=True), "o-", label=f"learnt from {labels}")
-        axis.set(xlabel="training frames", ylabel=f"{title}, test seeds")
+        axis.set(xlabel="training frames", ylabel=f"{title},\ntest seeds")
     axes[0].legend(frameon=False)
     figure.savefig(output, dpi=160)
 

@@ -19,8 +19,8 @@ from ase.md.verlet import VelocityVerlet
 from ase_step import CALCULATORS, START
 
 from neuralil_ase import predict_many
-from neuralil_ase.calculator import to_system
-from neuralil_ase.evaluator import Evaluator
+from neuralil_ase.calculator import element_types
+from neuralil_ase.evaluator import Evaluator, System, merge
 from neuralil_ase.neighbors import NeighborList
 
 STEP = 0.5 * units.fs
@@ -32,15 +32,22 @@ class Walkers:
     def __init__(self, replicas: list[Atoms], evaluator: Evaluator) -> None:
         self.replicas, self.evaluator = replicas, evaluator
         self.lists = [NeighborList(evaluator.potential.r_cut, 0.5) for _ in replicas]
+        self.types = element_types(replicas[0].numbers, evaluator.potential.elements)
         self.masses = np.concatenate([atoms.get_masses() for atoms in replicas])[:, None]
         self.momenta = np.concatenate([atoms.get_momenta() for atoms in replicas])
         self.forces = self.evaluate()
 
     def evaluate(self) -> np.ndarray:
-        potential = self.evaluator.potential
-        pairs = zip(self.replicas, self.lists, strict=True)
-        systems = [to_system(atoms, potential, pair_list) for atoms, pair_list in pairs]
-        return np.concatenate([p.forces for p in self.evaluator.evaluate(systems, "off")])
+        systems = [
+            System(
+                self.types,
+                pair_list.pairs(atoms.positions, atoms.cell.array, atoms.pbc, self.types),
+                None,
+            )
+            for atoms, pair_list in zip(self.replicas, self.lists, strict=True)
+        ]
+        (prediction,) = self.evaluator.evaluate([merge(systems)], "off")
+        return prediction.forces
 
     def step(self) -> None:
         self.momenta += STEP / 2 * self.forces
