@@ -14,16 +14,16 @@ from neuralil_ase import NeuralILCalculator
 from neuralil_ase.bias import UncertaintyBias
 from neuralil_ase.monitor import annotate
 
-STRENGTH = 5.0  # eV of bias per eV of spread
+STRENGTH = 20.0  # eV of bias per eV of spread
 
 atoms = read(Path(__file__).parent / "ean_start.extxyz")
 model = NeuralILCalculator(uncertainty="forces")  # one evaluation serves potential and bias
 atoms.calc = model
-FIRE(atoms, dt=0.05, dtmax=0.2, logfile=None).run(fmax=0.2, steps=100)
+FIRE(atoms, dt=0.05, dtmax=0.2, logfile=None).run(fmax=0.1, steps=200)
 relaxed = model.prediction(atoms)
 
 atoms.calc = SumCalculator([model, UncertaintyBias(model, -STRENGTH)])
-FIRE(atoms, dt=0.05, dtmax=0.2, logfile=None).run(fmax=0.2, steps=100)
+FIRE(atoms, dt=0.05, dtmax=0.2, logfile=None).run(fmax=0.1, steps=200)
 found = model.prediction(atoms)
 
 print("                        relaxed    found")

@@ -17,6 +17,7 @@ def run(code_or_path: list[str], folder: Path) -> str:
         [sys.executable, *code_or_path], cwd=folder, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Exception ignored" not in done.stderr, done.stderr[-3000:]
     return done.stdout
 
 
@@ -53,8 +54,19 @@ def test_a_low_threshold_stops_the_run(tmp_path: Path) -> None:
 
 def test_nve(tmp_path: Path) -> None:
     output = run(["-c", shortened("nve.py", **{"dyn.run(500)": "dyn.run(50)"})], tmp_path)
-    totals = [float(line.split()[1]) for line in output.splitlines()[1:]]
+    totals = [float(total) for total in re.findall(r"(-[\d.]+) eV", output)]
+    assert len(totals) == 2
     assert abs(totals[0] - totals[-1]) < 0.5
+
+
+def test_uncertainty_search(tmp_path: Path) -> None:
+    """Twice the spread of the relaxed structure for less than 5 meV/atom."""
+    output = run([str(EXAMPLES / "uncertainty_search.py")], tmp_path)
+    relaxed, found = map(float, re.findall(r"spread of energy \(eV\) +(\S+) +(\S+)", output)[0])
+    (above,) = re.findall(r"above relaxed: (\S+) meV/atom", output)
+    assert found > 2 * relaxed
+    assert float(above) < 5
+    assert (tmp_path / "unsure.extxyz").exists()
 
 
 def test_npt(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ def short_run(train_frames: list[Frame], validation: list[Frame], **options: Any
     "options",
     [
         pytest.param({"network": "resnet"}, marks=pytest.mark.slow),
-        {"network": "heteroscedastic", "nll_start": 0.0, "epochs": 12},
+        pytest.param(
+            {"network": "heteroscedastic", "nll_start": 0.0, "epochs": 12}, marks=pytest.mark.slow
+        ),
         {"shared_layers": 1, "bootstrap": True},
         {"optimizer": "muon"},
         {"optimizer": "schedule-free"},
