@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from neuralil_ase.monitor import ExtrapolationMonitor
     from neuralil_ase.potential import Potential
     from neuralil_ase.prediction import Prediction
+    from neuralil_ase.replicas import Replicas
     from neuralil_ase.training import train
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "NeuralILCalculator",
     "Potential",
     "Prediction",
+    "Replicas",
     "load_potential",
     "predict_many",
     "save_potential",
@@ -32,6 +34,7 @@ _ROOMS = {
     "NeuralILCalculator": "calculator",
     "Potential": "potential",
     "Prediction": "prediction",
+    "Replicas": "replicas",
     "load_potential": "model_file",
     "predict_many": "calculator",
     "save_potential": "model_file",

@@ -90,10 +90,10 @@ class NeuralILCalculator(Calculator):
         directory: str = ".",
         atoms: Atoms | None = None,
     ) -> None:
-        if not (np.isfinite(skin) and skin >= 0):
-            raise ConfigError(f"skin must be a length in Å, zero or more, got {skin}")
         self.uncertainty = check_level(uncertainty)
-        self.potential = model if isinstance(model, Potential) else load_potential(_path(model))
+        self.potential = (
+            model if isinstance(model, Potential) else load_potential(model_path(model))
+        )
         self._evaluator = Evaluator(self.potential, dtype)
         self._neighbor_list = NeighborList(self.potential.r_cut, skin)
         self._last: _Evaluated | None = None
@@ -297,7 +297,8 @@ def check_level(level: Any) -> Level:
     return level
 
 
-def _path(model: str | Path | None) -> Path:
+def model_path(model: str | Path | None) -> Path:
+    """The path given, or that of the potential that ships with the package."""
     return (
         Path(str(files("neuralil_ase") / "models" / DEFAULT_MODEL))
         if model is None

@@ -1,6 +1,7 @@
 """The compiled library: which file, and what of it is called without JAX. Looked for at the first use only."""
 
 import ctypes
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -29,37 +30,41 @@ def compiled_library() -> ctypes.CDLL | str:
 
 def pairs_inside(
     positions: np.ndarray,
-    cell: np.ndarray,
-    candidates: tuple[np.ndarray, np.ndarray, np.ndarray],
+    cells: np.ndarray,
+    candidates: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
     r_cut: float,
     found: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> int:
-    """Write those pairs that are closer than the cutoff; the library must be there.
+    """Write those pairs that are closer than the cutoff, of one replica after another; the library must be there.
 
     Parameters
     ----------
-    positions, cell
-        In Å, float64, shapes (N, 3) and (3, 3).
+    positions, cells
+        Of R replicas, in Å, float64, shapes (R, N, 3) and (R, 3, 3).
     candidates
-        Centers and neighbours, int32, shape (C,), and cell shifts, float64, shape (C, 3).
+        For each replica cell shifts, float64, shape (C, 3), centers and neighbours, int32, shape (C,).
     r_cut
         Cutoff in Å.
     found
-        Receives vectors, float64, shape (C, 3), centers and neighbours, int32, shape (C,).
+        Receives vectors, float64, shape (F, 3), centers and neighbours, int32, shape (F,); F no less than all C
+        together. Atom i of replica k is written as k N + i.
 
     Returns
     -------
     int
         How many pairs were written.
     """
-    arrays: list[np.ndarray] = [
-        np.ascontiguousarray(positions, float),
-        np.ascontiguousarray(cell, float),
-        *candidates,
-        *found,
-    ]
-    count = ctypes.c_int64(len(candidates[0]))
-    return _library().neuralil_pairs_inside(*map(_pointer, arrays), count, ctypes.c_double(r_cut))
+    n_replicas, n_atoms, _ = positions.shape
+    # In a variable, so that they are alive while they are pointed to.
+    arrays = [np.ascontiguousarray(values, float) for values in (positions, cells)]
+    arrays.append(
+        np.array([[array.ctypes.data for array in part] for part in candidates], np.int64)
+    )
+    arrays.append(np.array([len(centers) for _, centers, _ in candidates], np.int64))
+    sizes = ctypes.c_int64(n_replicas), ctypes.c_int64(n_atoms)
+    return _library().neuralil_pairs_inside(
+        *map(_pointer, [*arrays, *found]), *sizes, ctypes.c_double(r_cut)
+    )
 
 
 def sorted_pairs(

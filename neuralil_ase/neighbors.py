@@ -10,7 +10,7 @@ import numpy as np
 import vesin
 
 from neuralil_ase import native
-from neuralil_ase.errors import StructureError
+from neuralil_ase.errors import ConfigError, StructureError
 
 MAX_PAIRS = 500_000_000
 
@@ -32,7 +32,7 @@ class Pairs(NamedTuple):
 
 
 class NeighborList:
-    """Pair list with a skin.
+    """Pair list with a skin, of one structure or of several replicas of it.
 
     Parameters
     ----------
@@ -44,10 +44,17 @@ class NeighborList:
     Attributes
     ----------
     builds
-        How often the list was built so far.
+        How often a list was built so far; each replica has its own.
+
+    Raises
+    ------
+    ConfigError
+        If the skin is not a length.
     """
 
     def __init__(self, r_cut: float, skin: float) -> None:
+        if not (np.isfinite(skin) and skin >= 0):
+            raise ConfigError(f"skin must be a length in Å, zero or more, got {skin}")
         self.r_cut = r_cut
         self.skin = skin
         self.builds = 0
@@ -74,99 +81,111 @@ class NeighborList:
         StructureError
             If positions or cell are not finite, or a periodic direction has no extent.
         """
-        if len(positions) == 0:
-            return Pairs(np.empty((0, 3)), np.empty(0, np.int32), np.empty(0, np.int32))
+        return self.replica_pairs(positions[None], cell[None], pbc, types)
+
+    def replica_pairs(
+        self, positions: np.ndarray, cells: np.ndarray, pbc: np.ndarray, types: np.ndarray
+    ) -> Pairs:
+        """As :meth:`pairs`, of R replicas at once, that do not see each other.
+
+        Positions have the shape (R, N, 3), cells (R, 3, 3). Atom i of replica k is number k N + i of the pairs.
+        """
+        if positions.size == 0:
+            return _room(0)
         reference = self._reference
+        if reference is None or not reference.is_of(positions, pbc, types):
+            radius = self.r_cut + self.skin
+            reference = self._reference = _Reference(len(positions), pbc, types, radius)
         # Positions that are not finite are never covered, so that checks at a rebuild suffice.
-        if reference is None or not reference.covers(positions, cell, pbc, types, self.r_cut):
-            check_geometry(positions, cell, pbc, self.r_cut + self.skin)
-            reference = _Reference.build(positions, cell, pbc, types, self.r_cut + self.skin)
-            self._reference = reference
+        for replica in np.flatnonzero(~reference.covers(positions, cells, self.r_cut)):
+            try:
+                reference.build(int(replica), positions[replica], cells[replica])
+            except StructureError as error:
+                if len(positions) == 1:
+                    raise
+                raise StructureError(f"replica {replica}: {error}") from error
             self.builds += 1
-        return reference.inside(positions, cell, self.r_cut)
+        return reference.inside(positions, cells, self.r_cut)
 
 
-class _Reference(NamedTuple):
-    """The configuration a list was built for, and the list."""
+class _Reference:
+    """The configurations that lists were built for, and the lists, of R replicas of N atoms."""
 
-    positions: np.ndarray
-    cell: np.ndarray
-    pbc: np.ndarray
-    types: np.ndarray
-    radius: float
-    centers: np.ndarray
-    neighbors: np.ndarray
-    shifts: np.ndarray
-    found: Pairs  # room for the pairs inside, kept: fresh memory costs more than the search
+    def __init__(self, n_replicas: int, pbc: np.ndarray, types: np.ndarray, radius: float) -> None:
+        self.pbc, self.types, self.radius = pbc.copy(), types.copy(), radius
+        # Not a number until a list is built: it covers nothing.
+        self.positions = np.full((n_replicas, len(types), 3), np.nan)
+        self.cells = np.full((n_replicas, 3, 3), np.nan)
+        # Shifts, centers and neighbours of the pairs found last, for every replica.
+        self.candidates = [_room(0)] * n_replicas
+        # Room for the pairs inside, kept: fresh memory costs more than the search.
+        self.found = _room(0)
 
-    @classmethod
-    def build(
-        cls,
-        positions: np.ndarray,
-        cell: np.ndarray,
-        pbc: np.ndarray,
-        types: np.ndarray,
-        radius: float,
-    ) -> "_Reference":
+    def is_of(self, positions: np.ndarray, pbc: np.ndarray, types: np.ndarray) -> bool:
+        return (
+            positions.shape == self.positions.shape
+            and np.array_equal(types, self.types)
+            and np.array_equal(pbc, self.pbc)
+        )
+
+    def build(self, replica: int, positions: np.ndarray, cell: np.ndarray) -> None:
+        check_geometry(positions, cell, self.pbc, self.radius)
         # One thread: a rebuild takes well under a millisecond, and waiting for busy cores far longer.
-        searcher = vesin.NeighborList(cutoff=radius, full_list=True, n_threads=1)
+        searcher = vesin.NeighborList(cutoff=self.radius, full_list=True, n_threads=1)
         i, j, shifts = searcher.compute(
-            points=positions, box=_complete(cell, pbc), periodic=pbc, quantities="ijS"
+            points=positions, box=_complete(cell, self.pbc), periodic=self.pbc, quantities="ijS"
         )
-        i, j, shifts = _sorted(i, j, shifts, types)
-        return cls(
-            positions.copy(),
-            cell.copy(),
-            pbc.copy(),
-            types.copy(),
-            radius,
-            i,
-            j,
-            shifts,
-            Pairs(np.empty((len(i), 3)), np.empty_like(i), np.empty_like(j)),
-        )
+        centers, neighbors, shifts = _sorted(i, j, shifts, self.types)
+        self.candidates[replica] = Pairs(shifts, centers, neighbors)
+        self.positions[replica], self.cells[replica] = positions, cell
+        count = sum(len(candidates.centers) for candidates in self.candidates)
+        if count > len(self.found.centers):
+            self.found = _room(count + count // 20)
 
-    def covers(
-        self,
-        positions: np.ndarray,
-        cell: np.ndarray,
-        pbc: np.ndarray,
-        types: np.ndarray,
-        r_cut: float,
-    ) -> bool:
-        """Whether no pair outside the list can have come inside the cutoff.
+    def covers(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> np.ndarray:
+        """Whether no pair outside the list can have come inside the cutoff, for every replica.
 
         With F the deformation of the cell and u what an atom moved beyond it, a pair vector becomes
         d F + u_j - u_i, no shorter than σ_min(F) |d| - 2 max|u|, and |d| was at least ``radius``.
         """
-        if len(types) != len(self.types) or not (
-            np.array_equal(types, self.types) and np.array_equal(pbc, self.pbc)
-        ):
-            return False
-        reach, moved = self.radius, self.positions
-        if not np.array_equal(cell, self.cell):
-            if not np.isfinite(cell).all():
-                return False
-            deformation = np.linalg.solve(_complete(self.cell, pbc), _complete(cell, pbc))
-            reach *= np.linalg.svd(deformation, compute_uv=False)[-1]
-            moved = moved @ deformation
-        displacement = positions - moved
-        largest = np.einsum("ij,ij->i", displacement, displacement).max(initial=0.0)
+        reach, moved = np.full(len(cells), self.radius), self.positions
+        changed = (cells != self.cells).any(axis=(1, 2))
+        if changed.any():
+            moved = moved.copy()
+        for k in np.flatnonzero(changed):
+            if not np.isfinite([cells[k], self.cells[k]]).all():
+                reach[k] = np.nan
+                continue
+            old, new = _complete(self.cells[k], self.pbc), _complete(cells[k], self.pbc)
+            deformation = np.linalg.solve(old, new)
+            reach[k] *= np.linalg.svd(deformation, compute_uv=False)[-1]
+            moved[k] = moved[k] @ deformation
+        displacements = positions - moved
+        largest = np.einsum("kij,kij->ki", displacements, displacements).max(axis=1)
         return reach - 2 * np.sqrt(largest) >= r_cut
 
-    def inside(self, positions: np.ndarray, cell: np.ndarray, r_cut: float) -> Pairs:
+    def inside(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> Pairs:
         if isinstance(native.compiled_library(), str):
-            return self._inside_in_numpy(positions, cell, r_cut)
-        candidates = self.centers, self.neighbors, self.shifts
-        count = native.pairs_inside(positions, cell, candidates, r_cut, self.found)
+            return self._inside_in_numpy(positions, cells, r_cut)
+        count = native.pairs_inside(positions, cells, self.candidates, r_cut, self.found)
         return Pairs(*(values[:count] for values in self.found))
 
-    def _inside_in_numpy(self, positions: np.ndarray, cell: np.ndarray, r_cut: float) -> Pairs:
-        vectors = positions.take(self.neighbors, 0)
-        vectors -= positions.take(self.centers, 0)
-        vectors += self.shifts @ cell
-        keep = np.flatnonzero(np.einsum("ij,ij->i", vectors, vectors) < r_cut**2)
-        return Pairs(vectors.take(keep, 0), self.centers.take(keep), self.neighbors.take(keep))
+    def _inside_in_numpy(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> Pairs:
+        parts = []
+        for k, (shifts, centers, neighbors) in enumerate(self.candidates):
+            vectors = positions[k].take(neighbors, 0)
+            vectors -= positions[k].take(centers, 0)
+            vectors += shifts @ cells[k]
+            keep = np.flatnonzero(np.einsum("ij,ij->i", vectors, vectors) < r_cut**2)
+            indices = (
+                values.take(keep) + np.int32(k * len(self.types)) for values in (centers, neighbors)
+            )
+            parts.append(Pairs(vectors.take(keep, 0), *indices))
+        return Pairs(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _room(count: int) -> Pairs:
+    return Pairs(np.empty((count, 3)), np.empty(count, np.int32), np.empty(count, np.int32))
 
 
 def _sorted(

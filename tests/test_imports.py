@@ -23,20 +23,20 @@ LAYERS = (
     ("evaluator",),
     ("model_file", "published_pickle", "published_files"),
     ("calculator",),
-    ("bias",),
+    ("bias", "replicas"),
     ("monitor", "training"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ALLOWED = {
-    "ase": {"calculator", "bias", "monitor", "training", "cli", "ase_plugin"},
+    "ase": {"calculator", "bias", "replicas", "monitor", "training", "cli", "ase_plugin"},
     "flax": {"network"},
     "vesin": {"neighbors", "monitor"},
     "optax": {"training"},
 }
 WITHOUT_JAX = {
     "__init__", "ase_plugin", "bias", "calculator", "calibration", "config", "errors", "model_file", "monitor",
-    "native", "neighbors", "prediction", "published_pickle",
+    "native", "neighbors", "prediction", "published_pickle", "replicas",
 }  # fmt: skip
 
 

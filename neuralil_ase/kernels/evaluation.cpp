@@ -349,21 +349,34 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(neuralil_evaluate, neuralil::evaluate,
                                   .Attr<std::int64_t>("n_columns")
                                   .Attr<std::int64_t>("n_shared_columns"));
 
-// Those of `count` pairs that are shorter than r_cut, in their order; returns how many.
-extern "C" std::int64_t neuralil_pairs_inside(const double* positions, const double* cell, const std::int32_t* centers,
-                                              const std::int32_t* neighbors, const double* shifts,
-                                              double* found_vectors, std::int32_t* found_centers,
-                                              std::int32_t* found_neighbors, std::int64_t count, double r_cut) {
+// Candidate pairs of one replica.
+struct Candidates {
+  const double* shifts;
+  const std::int32_t *centers, *neighbors;
+};
+
+// Those candidates of all replicas that are shorter than r_cut, in their order; returns how many. Each replica has
+// n_atoms atoms, which are numbered on from those of the one before.
+extern "C" std::int64_t neuralil_pairs_inside(const double* positions, const double* cells, const Candidates* candidates,
+                                              const std::int64_t* counts, double* found_vectors,
+                                              std::int32_t* found_centers, std::int32_t* found_neighbors,
+                                              std::int64_t n_replicas, std::int64_t n_atoms, double r_cut) {
   std::int64_t found = 0;
-  for (std::int64_t pair = 0; pair < count; ++pair) {
-    const double *from = positions + 3 * std::int64_t(centers[pair]), *to = positions + 3 * std::int64_t(neighbors[pair]);
-    const double* shift = shifts + 3 * pair;
-    double* vector = found_vectors + 3 * found;
-    for (int i = 0; i < 3; ++i)
-      vector[i] = to[i] - from[i] + (shift[0] * cell[i] + shift[1] * cell[3 + i] + shift[2] * cell[6 + i]);
-    found_centers[found] = centers[pair];
-    found_neighbors[found] = neighbors[pair];
-    found += vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2] < r_cut * r_cut;
+  for (std::int64_t replica = 0; replica < n_replicas; ++replica) {
+    const Candidates list = candidates[replica];
+    const std::int64_t first = replica * n_atoms;
+    const double *atoms = positions + 3 * first, *cell = cells + 9 * replica;
+    for (std::int64_t pair = 0; pair < counts[replica]; ++pair) {
+      const double* from = atoms + 3 * std::int64_t(list.centers[pair]);
+      const double* to = atoms + 3 * std::int64_t(list.neighbors[pair]);
+      const double* shift = list.shifts + 3 * pair;
+      double* vector = found_vectors + 3 * found;
+      for (int i = 0; i < 3; ++i)
+        vector[i] = to[i] - from[i] + (shift[0] * cell[i] + shift[1] * cell[3 + i] + shift[2] * cell[6 + i]);
+      found_centers[found] = std::int32_t(first + list.centers[pair]);
+      found_neighbors[found] = std::int32_t(first + list.neighbors[pair]);
+      found += vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2] < r_cut * r_cut;
+    }
   }
   return found;
 }

@@ -1,7 +1,8 @@
-"""Which optimiser trains best per CPU minute: one run each, and a figure from their logs.
+"""What trains best per CPU minute, optimisers, averages of the weights, batch sizes: one run each, and a figure.
 
     python tests/benchmarks/optimisers.py run DATA.extxyz -o logs --epochs 80
     python tests/benchmarks/optimisers.py draw logs/*.log -o optimisers.png
+    python tests/benchmarks/optimisers.py run DATA.extxyz -o logs2 --epochs 80 --compare averages batches
 
 All runs share split, initial parameters and order of the frames. Time is CPU time of training alone, validation
 included. To compare other options, put any log of ``neuralil-ase train`` beside them: its name is the label, and
@@ -20,11 +21,24 @@ from neuralil_ase.training.run import load_data
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.task import prepare
 
-RUNS: dict[str, dict[str, object]] = {
-    "AdamW as in the paper": {"optimizer": "adamw", "weight_decay": 1e-4, "learning_rate": 5e-3},
-    "AdamW": {"optimizer": "adamw"},
-    "Muon": {"optimizer": "muon"},
-    "schedule-free AdamW": {"optimizer": "schedule-free"},
+RUNS: dict[str, dict[str, dict[str, object]]] = {
+    "optimisers": {
+        "AdamW as in the paper": {
+            "optimizer": "adamw",
+            "weight_decay": 1e-4,
+            "learning_rate": 5e-3,
+        },
+        "AdamW": {"optimizer": "adamw"},
+        "Muon": {"optimizer": "muon"},
+        "schedule-free AdamW": {"optimizer": "schedule-free"},
+    },
+    "averages": {
+        "no average": {"ema": 0.0},
+        "average 0.9": {"ema": 0.9},
+        "average 0.99": {},
+        "average 0.999": {"ema": 0.999},
+    },
+    "batches": {f"batches of {size}": {"batch_size": size} for size in (1, 2, 5, 10)},
 }
 
 
@@ -81,6 +95,7 @@ def main() -> None:
     runner.add_argument("--epochs", type=int, default=80)
     runner.add_argument("--members", type=int, default=4)
     runner.add_argument("--validation-fraction", type=float, default=0.2)
+    runner.add_argument("--compare", nargs="+", choices=RUNS, default=["optimisers"])
     drawer = commands.add_parser("draw")
     drawer.add_argument("logs", nargs="+", type=Path)
     drawer.add_argument("-o", "--output", type=Path, required=True)
@@ -92,7 +107,8 @@ def main() -> None:
     common = TrainingSettings(
         epochs=given.epochs, members=given.members, validation_fraction=given.validation_fraction
     )
-    for name, options in RUNS.items():
+    runs = [run for kind in given.compare for run in RUNS[kind].items()]
+    for name, options in runs:
         log = given.output / f"{name.replace(' ', '_')}.log"
         measure(given.data, common.updated(options), log)
 

@@ -18,10 +18,7 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase_step import CALCULATORS, START
 
-from neuralil_ase import predict_many
-from neuralil_ase.calculator import element_types
-from neuralil_ase.evaluator import Evaluator, System, merge
-from neuralil_ase.neighbors import NeighborList
+from neuralil_ase import Potential, Replicas, predict_many
 
 STEP = 0.5 * units.fs
 
@@ -29,32 +26,17 @@ STEP = 0.5 * units.fs
 class Walkers:
     """Replicas of one system, all stepped by one velocity Verlet and evaluated in one call."""
 
-    def __init__(self, replicas: list[Atoms], evaluator: Evaluator) -> None:
-        self.replicas, self.evaluator = replicas, evaluator
-        self.lists = [NeighborList(evaluator.potential.r_cut, 0.5) for _ in replicas]
-        self.types = element_types(replicas[0].numbers, evaluator.potential.elements)
-        self.masses = np.concatenate([atoms.get_masses() for atoms in replicas])[:, None]
-        self.momenta = np.concatenate([atoms.get_momenta() for atoms in replicas])
-        self.forces = self.evaluate()
-
-    def evaluate(self) -> np.ndarray:
-        systems = [
-            System(
-                self.types,
-                pair_list.pairs(atoms.positions, atoms.cell.array, atoms.pbc, self.types),
-                None,
-            )
-            for atoms, pair_list in zip(self.replicas, self.lists, strict=True)
-        ]
-        (prediction,) = self.evaluator.evaluate([merge(systems)], "off")
-        return prediction.forces
+    def __init__(self, structures: list[Atoms], potential: Potential) -> None:
+        self.replicas = Replicas(structures[0], potential)
+        self.positions = np.stack([atoms.positions for atoms in structures])
+        self.momenta = np.stack([atoms.get_momenta() for atoms in structures])
+        self.masses = structures[0].get_masses()[:, None]
+        self.forces = self.replicas.evaluate(self.positions).forces
 
     def step(self) -> None:
         self.momenta += STEP / 2 * self.forces
-        moves = (STEP * self.momenta / self.masses).reshape(len(self.replicas), -1, 3)
-        for atoms, move in zip(self.replicas, moves, strict=True):
-            atoms.positions += move
-        self.forces = self.evaluate()
+        self.positions += STEP * self.momenta / self.masses
+        self.forces = self.replicas.evaluate(self.positions).forces
         self.momenta += STEP / 2 * self.forces
 
 
@@ -102,7 +84,7 @@ def main() -> None:
         side = round(count ** (1 / 3))
         replicas = [[thermal(cell.copy(), seed) for seed in range(count)] for _ in range(3)]
         large = thermal(cell.repeat(side), 0)
-        together = Walkers(replicas[1], Evaluator(potential))
+        together = Walkers(replicas[1], potential)
 
         def predict(structures: list[Atoms] = replicas[2]) -> object:
             return predict_many(potential, structures, uncertainty="off", batch_atoms=10**5)

@@ -1,0 +1,150 @@
+"""Many replicas of one system, stepped together: walkers, replica exchange, beads of a path integral.
+
+For loops of one's own over arrays; the ASE calculator serves single ``Atoms``, ``predict_many`` data sets.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms
+
+from neuralil_ase.calculator import check_level, element_types, model_path
+from neuralil_ase.derivatives import Level
+from neuralil_ase.errors import StructureError
+from neuralil_ase.evaluator import Dtype, Evaluator, System
+from neuralil_ase.model_file import load_potential
+from neuralil_ase.neighbors import NeighborList
+from neuralil_ase.potential import Potential
+from neuralil_ase.prediction import Prediction
+
+
+class ReplicaPrediction(NamedTuple):
+    """Means and spreads over the M members of an ensemble, for R replicas of N atoms, float64.
+
+    Attributes
+    ----------
+    energy
+        In eV, shape (R,).
+    forces
+        In eV/Å, shape (R, N, 3).
+    virial
+        dE/dε in eV, shape (R, 6), order xx yy zz yz xz xy; over the volume, it is the stress, tension positive.
+    energies_std
+        Spread of the atomic energies in eV (ddof = 1), shape (R, N); None at level "off" and for one member.
+    forces_std
+        Spread of the forces in eV/Å (ddof = 1, norm over components), shape (R, N); None below level "forces" and for
+        one member.
+    """
+
+    energy: np.ndarray
+    forces: np.ndarray
+    virial: np.ndarray
+    energies_std: np.ndarray | None
+    forces_std: np.ndarray | None
+
+
+class Replicas:
+    """Evaluates replicas of one system in one call, with one pair list that spans them.
+
+    >>> import numpy as np
+    >>> from ase.build import molecule
+    >>> from neuralil_ase import Replicas
+    >>> atoms = molecule("CH3CH2NH2")
+    >>> walkers = Replicas(atoms)
+    >>> positions = np.stack([atoms.positions, 1.01 * atoms.positions])
+    >>> walkers.evaluate(positions).forces.shape
+    (2, 10, 3)
+
+    Parameters
+    ----------
+    atoms
+        The system: its elements, periodicity and, for all replicas that are given no other, its cell.
+    model
+        Path of a model file, a loaded potential, or None for the potential that ships with the package.
+    dtype, skin, uncertainty
+        As for :class:`~neuralil_ase.NeuralILCalculator`.
+
+    Raises
+    ------
+    ConfigError, ModelFileError, StructureError
+        As from the calculator.
+    """
+
+    def __init__(
+        self,
+        atoms: Atoms,
+        model: str | Path | Potential | None = None,
+        *,
+        dtype: Dtype = "float32",
+        skin: float = 0.5,
+        uncertainty: Level = "off",
+    ) -> None:
+        self.uncertainty = check_level(uncertainty)
+        self.potential = (
+            model if isinstance(model, Potential) else load_potential(model_path(model))
+        )
+        self._types = element_types(atoms.numbers, self.potential.elements)
+        self._cell, self._pbc = atoms.cell.array.copy(), atoms.pbc.copy()
+        self._neighbor_list = NeighborList(self.potential.r_cut, skin)
+        self._evaluator = Evaluator(self.potential, dtype)
+
+    @property
+    def compilations(self) -> int:
+        """Number of compilations caused so far; constant while atoms move and their number of replicas stays."""
+        return self._evaluator.compilations
+
+    @property
+    def neighbor_list_builds(self) -> int:
+        """How often the part of one replica of the pair list was built, all replicas together."""
+        return self._neighbor_list.builds
+
+    def evaluate(self, positions: np.ndarray, cells: np.ndarray | None = None) -> ReplicaPrediction:
+        """Energies, forces and virials of all replicas.
+
+        Parameters
+        ----------
+        positions
+            In Å, shape (R, N, 3), wrapped or not. Pass the replicas in the same order every time: each has its own
+            part of the pair list, kept until one of its atoms may have crossed the skin.
+        cells
+            Lattice vectors as rows in Å, shape (R, 3, 3) or (3, 3) for all; without them that of the system.
+
+        Raises
+        ------
+        StructureError
+            If arrays have a wrong shape, or the geometry of a replica is not finite or degenerate.
+        """
+        positions = np.asarray(positions, float)
+        if positions.ndim != 3 or positions.shape[1:] != (len(self._types), 3):
+            raise StructureError(
+                f"positions have the shape {positions.shape}; replicas of this system need (R, {len(self._types)}, 3)"
+            )
+        n_replicas = len(positions)
+        cells = self._cells(n_replicas, cells)
+        pairs = self._neighbor_list.replica_pairs(positions, cells, self._pbc, self._types)
+        # In a volume of 1 Å³, stresses are virials.
+        system = System(np.tile(self._types, n_replicas), pairs, 1.0)
+        (found,) = self._evaluator.evaluate([system], self.uncertainty)
+        return self._by_replica(found, n_replicas)
+
+    def _by_replica(self, found: Prediction, n_replicas: int) -> ReplicaPrediction:
+        shape = n_replicas, len(self._types)
+        spreads: list[np.ndarray | None] = [
+            np.asarray(getattr(found, name)).reshape(shape) if found.holds(name) else None
+            for name in ("energies_std", "forces_std")
+        ]
+        return ReplicaPrediction(
+            found.energies.reshape(shape).sum(axis=1),
+            found.forces.reshape(*shape, 3),
+            np.asarray(found.stresses).reshape(*shape, 6).sum(axis=1),
+            *spreads,
+        )
+
+    def _cells(self, n_replicas: int, cells: np.ndarray | None) -> np.ndarray:
+        given = self._cell if cells is None else np.asarray(cells, float)
+        if given.shape not in ((3, 3), (n_replicas, 3, 3)):
+            raise StructureError(
+                f"cells have the shape {given.shape}; give one, (3, 3), or one for each replica, ({n_replicas}, 3, 3)"
+            )
+        return np.broadcast_to(given, (n_replicas, 3, 3))
