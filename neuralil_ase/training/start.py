@@ -160,7 +160,7 @@ def reference_for(start: Start, frames: Sequence[Frame]) -> np.ndarray:
         return reference
     predictions = predict_frames(start.potential, known, "off")
     missed = [
-        replace(frame, energy=frame.energy - prediction.energy)  # type: ignore[operator]
+        replace(frame, energy=frame.energy - prediction.energy)  # type: ignore[operator]  # all known have one
         for frame, prediction in zip(known, predictions, strict=True)
     ]
     shift = energy_reference(missed, elements)

@@ -3,6 +3,7 @@
     python tests/benchmarks/extrapolation.py --system ean -o extrapolation     # liquid EAN, GFN1-xTB
     python tests/benchmarks/extrapolation.py --system sto -o extrapolation     # SrTiO3, 500 K against 1000 K
     python tests/benchmarks/extrapolation.py --system dft -o extrapolation     # EAN, published DFT cells
+    python tests/benchmarks/extrapolation.py --system ean -o seed1 --seed 1 --kinds independent deep
 
 Writes SYSTEM.json, SYSTEM.md (the tables that are printed) and SYSTEM.png; the models go to SYSTEM/ and are not
 trained again if they are there. "sto" and "dft" need the reference data beside the repository.
@@ -63,7 +64,7 @@ def score_all(models: dict[str, Trained], problem: Problem) -> dict[str, Scored]
     parts = {s: [a for a in problem.data if a.info["split"] == s] for s in ("train", "valid")}
     sets = {"valid": parts["valid"], "test": problem.test, "ordinary": problem.ordinary}
     sets |= {case: strange.frames for case, strange in problem.strange.items()}
-    distance = DescriptorDistance(models["independent"].potential, parts["train"])
+    distance = DescriptorDistance(next(iter(models.values())).potential, parts["train"])
     of = {
         kind: score_sets(model.potential, sets, distance if kind == "independent" else None)
         for kind, model in models.items()
@@ -75,13 +76,16 @@ def title(signal: Signal) -> str:
     return TITLES.get(signal, signal[0])
 
 
-def measure(problem: Problem, folder: Path, seconds: float) -> tuple[Results, dict[str, Any]]:
+def measure(
+    problem: Problem, folder: Path, seconds: float, kinds: list[str], seed: int
+) -> tuple[Results, dict[str, Any]]:
     """All numbers, and what the picture is drawn from: errors, raw and calibrated error bars of the test set."""
-    options = dict(problem.options)
+    options = {**problem.options, "seed": seed}
     models = {
         kind: train_at_cost(kind, problem.data, folder / f"{name(kind)}.safetensors", seconds, **options)
-        for kind in KINDS
+        for kind in kinds
     }  # fmt: skip
+    signals = [signal for signal in SIGNALS if signal[0] in kinds]
     sets = score_all(models, problem)
     strange = {case: sets[case] for case in problem.strange}
     labelled = {"test": sets["test"]} | {
@@ -92,15 +96,15 @@ def measure(problem: Problem, folder: Path, seconds: float) -> tuple[Results, di
         "costs": {k: m.cost for k, m in models.items()},
         "quality": {},
     }
-    bars = {s: error_bars(sets["valid"], s) for s in SIGNALS}
+    bars = {s: error_bars(sets["valid"], s) for s in signals}
     for label, scored in labelled.items():
-        results["quality"][label] = {title(s): qualities(scored, s, bars[s]) for s in SIGNALS}
+        results["quality"][label] = {title(s): qualities(scored, s, bars[s]) for s in signals}
     results["auroc"] = {
-        case: {how: {title(s): told(problem, case, sets["ordinary"], scored, s, how) for s in SIGNALS} for how in HOW}
+        case: {how: {title(s): told(problem, case, sets["ordinary"], scored, s, how) for s in signals} for how in HOW}
         for case, scored in strange.items()
     }  # fmt: skip
     results["ranking"] = ranking(results)
-    test = {title(s): drawn(sets["test"], s, bars[s]) for s in SIGNALS}
+    test = {title(s): drawn(sets["test"], s, bars[s]) for s in signals}
     return results, test
 
 
@@ -251,6 +255,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("extrapolation"), help="folder")
     parser.add_argument("--seconds", type=float, default=150.0, help="CPU time of each training")
     parser.add_argument("--frames", type=int, default=100, help="to train on, at most; 0 for all")
+    parser.add_argument("--seed", type=int, default=0, help="of the parameters of all members")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--data", type=Path, help="other data for ean: extxyz.xz with info split")
     given = parser.parse_args()
     folder = given.output / given.system
@@ -260,7 +266,7 @@ def main() -> None:
         problem = load(given.system, given.frames, data=given.data)
     except FileNotFoundError as error:
         raise SystemExit(f"skipped: {error}") from error
-    results, test = measure(problem, folder, given.seconds)
+    results, test = measure(problem, folder, given.seconds, given.kinds, given.seed)
     results["cpu_seconds_in_all"] = time.process_time() - began
     text = tables(given.system, results)
     folder.with_suffix(".json").write_text(json.dumps(results, indent=1), encoding="utf-8")
