@@ -18,7 +18,7 @@ from neuralil_ase.derivatives import Level
 from neuralil_ase.errors import ConfigError, StructureError
 from neuralil_ase.evaluator import Dtype, Evaluator, System
 from neuralil_ase.model_file import load_potential
-from neuralil_ase.neighbors import NeighborList
+from neuralil_ase.neighbors import NeighborList, identical
 from neuralil_ase.potential import Potential
 from neuralil_ase.prediction import Prediction
 
@@ -124,7 +124,7 @@ class NeuralILCalculator(Calculator):
             "cell": (last.cell.array, atoms.cell.array),
             "pbc": (last.pbc, atoms.pbc),
         }
-        return [name for name, (old, new) in pairs.items() if not np.array_equal(old, new)]
+        return [name for name, (old, new) in pairs.items() if not identical(old, new)]
 
     def calculate(
         self,
@@ -207,10 +207,10 @@ class _Evaluated(NamedTuple):
     def serves(self, atoms: Atoms, level: Level) -> bool:
         return (
             LEVELS.index(level) <= LEVELS.index(self.level)
-            and np.array_equal(self.positions, atoms.positions)
-            and np.array_equal(self.numbers, atoms.numbers)
-            and np.array_equal(self.cell, atoms.cell.array)
-            and np.array_equal(self.pbc, atoms.pbc)
+            and identical(self.positions, atoms.positions)
+            and identical(self.numbers, atoms.numbers)
+            and identical(self.cell, atoms.cell.array)
+            and identical(self.pbc, atoms.pbc)
         )
 
 
@@ -263,7 +263,8 @@ def to_system(atoms: Atoms, potential: Potential, neighbor_list: NeighborList) -
     """
     types = element_types(atoms.numbers, potential.elements)
     pairs = neighbor_list.pairs(atoms.positions, atoms.cell.array, atoms.pbc, types)
-    return System(types, pairs, atoms.cell.volume if atoms.cell.rank == 3 else None)
+    # A missing lattice vector makes the determinant exactly zero.
+    return System(types, pairs, atoms.cell.volume or None)
 
 
 def element_types(numbers: np.ndarray, elements: Sequence[str]) -> np.ndarray:

@@ -82,8 +82,7 @@ class Evaluator:
     def evaluate(self, systems: Sequence[System], level: Level) -> list[Prediction]:
         """Predictions for several structures, evaluated together as one disconnected graph."""
         merged = merge(systems)
-        device = self._run(self._pad(merged.types, merged.pairs), level)
-        host = jax.tree.map(np.asarray, device)
+        host = self._run(self._pad(merged.types, merged.pairs), level)
         ends = np.cumsum([len(system.types) for system in systems])
         return [
             self._prediction(system, _rows(host, end - len(system.types), end))
@@ -115,7 +114,7 @@ class Evaluator:
             before = function.traces
             result = function(self._device_params(), graph)
             self.compilations += function.traces - before
-        return result
+        return Derivatives(*(None if x is None else np.asarray(x) for x in result))
 
     def _uses_kernel(self) -> bool:
         is_cpu = jax.default_backend() == "cpu"
@@ -164,7 +163,9 @@ class Evaluator:
 
 def _rows(values: Derivatives, start: int, stop: int) -> Derivatives:
     """The atoms of one structure, without padding, in float64."""
-    return jax.tree.map(lambda x: x[..., start:stop, :].astype(float), values)
+    return Derivatives(
+        *(None if x is None else x[..., start:stop, :].astype(float) for x in values)
+    )
 
 
 def _energy_level(members: np.ndarray, outputs: np.ndarray) -> dict[str, Any]:
