@@ -103,6 +103,8 @@ struct FloatFormat<double> {
   static constexpr double ln2_high = 0.693145751953125, ln2_low = 1.42860682030941723212e-6;
 };
 
+constexpr double factorial(int k) { return k < 2 ? 1 : k * factorial(k - 1); }
+
 // e^x for every lane, to rounding; clamped to what a normal number can hold.
 template <class T>
 inline Vec<T> exp(Vec<T> x) {
@@ -114,9 +116,9 @@ inline Vec<T> exp(Vec<T> x) {
   const Vec<T> magic = Vec<T>{} + T(3ll << (Format::mantissa_bits - 1));
   const Vec<T> shifted = x * T(1 / M_LN2) + magic, power = shifted - magic;
   const Vec<T> rest = x - power * Format::ln2_high - power * Format::ln2_low;
-  Vec<T> sum = Vec<T>{} + 1;
+  Vec<T> sum = Vec<T>{} + T(1 / factorial(Format::terms - 1));
 #pragma GCC unroll 16
-  for (int k = Format::terms - 1; k > 0; --k) sum = sum * (rest * T(1.0 / k)) + 1;
+  for (int k = Format::terms - 2; k >= 0; --k) sum = sum * rest + T(1 / factorial(k));
   Ints bits, magic_bits;
   std::memcpy(&bits, &shifted, sizeof bits);
   std::memcpy(&magic_bits, &magic, sizeof bits);
