@@ -1,6 +1,7 @@
 """The ASE calculator: reads arrays from ``Atoms``, hands them to the evaluator, fills ASE's results."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -275,9 +276,7 @@ def element_types(numbers: np.ndarray, elements: Sequence[str]) -> np.ndarray:
     StructureError
         Naming the elements that are not known, and the first atom of each.
     """
-    table = np.full(len(chemical_symbols), -1)
-    table[[atomic_numbers[symbol] for symbol in elements]] = np.arange(len(elements))
-    types = table[numbers]
+    types = _element_table(tuple(elements))[numbers]
     if (types < 0).any():
         unknown, first = np.unique(numbers[types < 0], return_index=True)
         atoms = np.flatnonzero(types < 0)[first]
@@ -289,6 +288,14 @@ def element_types(numbers: np.ndarray, elements: Sequence[str]) -> np.ndarray:
             "Use a model trained with these elements"
         )
     return types
+
+
+@lru_cache(maxsize=8)
+def _element_table(elements: tuple[str, ...]) -> np.ndarray:
+    """Index in ``elements`` by atomic number; -1 for the others."""
+    table = np.full(len(chemical_symbols), -1)
+    table[[atomic_numbers[symbol] for symbol in elements]] = np.arange(len(elements))
+    return table
 
 
 def check_level(level: Any) -> Level:

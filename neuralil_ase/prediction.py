@@ -1,6 +1,6 @@
 """The record of one evaluation, with units."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,7 @@ class Prediction:
     calibration: Any = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = object.__getattribute__(self, field.name)
+        for value in self.__dict__.values():
             if isinstance(value, np.ndarray):
                 value.flags.writeable = False
 
