@@ -82,9 +82,10 @@ def test_relax(tmp_path: Path) -> None:
     assert re.search(r"cell edge \d+\.\d+ Å, largest force spread", output)
 
 
-def test_the_readme_block_runs(tmp_path: Path) -> None:
+def test_the_readme_blocks_run_one_after_another(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    code = code.replace('"md_examples/', f'"{EXAMPLES}/')
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(blocks) > 1
+    code = "\n".join(blocks).replace('"md_examples/', f'"{EXAMPLES}/')
     assert "checks" in run(["-c", code], tmp_path)
     assert (tmp_path / "md.log").exists()

@@ -113,7 +113,7 @@ def test_every_descriptor_in_float64(
 
 
 @needs_kernel
-@pytest.mark.parametrize("level", ["off", "energy", "forces"])
+@pytest.mark.parametrize("level", ["energy", "forces"])
 @pytest.mark.parametrize(
     "network",
     [{}, {"widths": (1,)}, {"widths": (33, 1, 5), "embed_d": 0}, {"activation": "tanh", "shared_layers": 1},
@@ -150,7 +150,7 @@ def test_activations_saturate_without_overflow(activation: str, size: float) -> 
 @needs_kernel
 @pytest.mark.parametrize(
     ("n_pairs", "n_atoms"),
-    [(0, 1), (0, 17), (1, 5), (7, 16), (16, 17), (17, 1), (100, 16), (100, 17)],
+    [(0, 1), (0, 17), (1, 5), (7, 16), (17, 1), (100, 17)],
 )
 def test_any_number_of_pairs_and_atoms(n_pairs: int, n_atoms: int) -> None:
     config = model_of(DescriptorConfig(SYMBOLS[:3], 4, 3.5))
