@@ -45,9 +45,10 @@ def reference(original: Path, case: str) -> dict[str, np.ndarray]:
 @lru_cache
 def neighbours(original: Path, case: str) -> list[tuple[np.ndarray, Pairs]]:
     data = reference(original, case)
-    neighbor_list = NeighborList(published(original, case).r_cut, 0.0)
+    r_cut = published(original, case).r_cut
     geometry = zip(data["positions"], data["cell"], data["pbc"], data["types"], strict=True)
-    return [(types, neighbor_list.pairs(*rest, types)) for *rest, types in geometry]
+    # A list for each, as what a list returns is valid until its next call.
+    return [(types, NeighborList(r_cut, 0.0).pairs(*rest, types)) for *rest, types in geometry]
 
 
 @lru_cache

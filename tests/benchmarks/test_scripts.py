@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read
-from ensemble_kinds import DescriptorDistance, Scores, fingerprint, score_sets
+from ensemble_kinds import KINDS, DescriptorDistance, Scores, fingerprint, score_sets
 from ensembles import random_potential
 from extrapolation_cases import CASES, O_H, PUBLISHED, STRETCHED, Problem, Strange, load
 from scipy.spatial import cKDTree
@@ -294,8 +294,13 @@ def test_every_part_of_a_step_is_timed() -> None:
     assert all(value > 0 for value in times.values())
 
 
-def test_extrapolation_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["extrapolation.py", "--system", "ean", "-o", str(tmp_path)]
+@pytest.mark.parametrize(
+    "kinds", [["independent"], pytest.param(list(KINDS), marks=pytest.mark.slow)], ids=len
+)
+def test_extrapolation_end_to_end(
+    kinds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["extrapolation.py", "--system", "ean", "-o", str(tmp_path), "--kinds", *kinds]
     monkeypatch.setattr(sys, "argv", [*arguments, "--seconds", "0.1", "--frames", "6"])
     extrapolation.main()
     assert "Winner: " in (tmp_path / "ean.md").read_text(encoding="utf-8")
