@@ -294,9 +294,8 @@ def test_every_part_of_a_step_is_timed() -> None:
     assert all(value > 0 for value in times.values())
 
 
-@pytest.mark.parametrize(
-    "kinds", [["independent"], pytest.param(list(KINDS), marks=pytest.mark.slow)], ids=len
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [["independent"], list(KINDS)], ids=len)
 def test_extrapolation_end_to_end(
     kinds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
