@@ -73,12 +73,14 @@ class NetworkConfig:
     Attributes
     ----------
     kind
-        "core": Dense layers with layer normalisation; "resnet": residual blocks; "heteroscedastic": a residual
-        trunk with one head each for the energy and for the variances of energy and force.
+        "core": Dense layers with layer normalisation, by choice with a head for the variances of energy and force;
+        "resnet": residual blocks; "heteroscedastic": a residual trunk with one head each for the energy and for the
+        two variances.
     widths
         Layer widths (of the trunk, for "heteroscedastic").
     head_widths
-        Widths of the three heads, for "heteroscedastic" only.
+        Widths of the three heads, for "heteroscedastic"; of the head from the first layer to the variances, for
+        "core", or none.
     activation
         Name of the activation function in jax.nn; the published models use "swish".
     embed_d
@@ -104,8 +106,8 @@ class NetworkConfig:
             f"layer widths must lie between 1 and 65536, got {self.widths} and {self.head_widths}",
         )
         _require(
-            (self.kind == "heteroscedastic") == bool(self.head_widths),
-            "head_widths belong to the network kind 'heteroscedastic', and only to it",
+            self.kind == "core" or (self.kind == "heteroscedastic") == bool(self.head_widths),
+            "the network kind 'heteroscedastic' needs head_widths, and 'resnet' has no heads",
         )
         _require(
             0 <= self.embed_d <= 1024, f"embed_d must lie between 0 and 1024, got {self.embed_d}"
@@ -160,7 +162,7 @@ class ModelConfig:
     @property
     def is_heteroscedastic(self) -> bool:
         """Whether the network predicts variances beside the energy."""
-        return self.network.kind == "heteroscedastic"
+        return bool(self.network.head_widths)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists, strings and numbers, ready for JSON."""

@@ -16,6 +16,14 @@ from jax import Array
 
 from neuralil_ase.config import NetworkConfig
 
+VARIANCES = ("sigma2e", "sigma2f")
+"""Stems of the names of layers that lead to the variances alone, in the order of the outputs; "sigma2" begins both."""
+
+
+def is_variance(parameter: str) -> bool:
+    """Whether the parameter of this slash-separated name acts on the variances alone."""
+    return "/sigma2" in parameter
+
 
 def activation(name: str) -> Callable[[Array], Array]:
     """The activation function of this name."""
@@ -44,19 +52,33 @@ class Embedded(nn.Module):
 
 
 class Core(nn.Module):
-    """Dense layers with layer normalisation from the second on; arXiv:2106.16220, section 2."""
+    """Dense layers with layer normalisation from the second on; arXiv:2106.16220, section 2.
+
+    With ``head_widths``, more such layers go from the first layer to σ²_E and σ²_F.
+    """
 
     widths: tuple[int, ...]
     activation: str
+    head_widths: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         act, dtype = activation(self.activation), x.dtype
-        for k, width in enumerate(self.widths):
+        h = x = act(nn.Dense(self.widths[0], name="Dense_0", param_dtype=dtype)(x))
+        for k, width in enumerate(self.widths[1:], 1):
             x = nn.Dense(width, name=f"Dense_{k}", param_dtype=dtype)(x)
-            x = act(nn.LayerNorm(name=f"LayerNorm_{k}", param_dtype=dtype)(x) if k else x)
+            x = act(nn.LayerNorm(name=f"LayerNorm_{k}", param_dtype=dtype)(x))
         x = act(nn.Dense(1, name=f"Dense_{len(self.widths)}", param_dtype=dtype)(x))
-        return nn.Dense(1, name="denormalizer", param_dtype=dtype)(x)
+        energy = nn.Dense(1, name="denormalizer", param_dtype=dtype)(x)
+        if not self.head_widths:
+            return energy
+        for k, width in enumerate(self.head_widths):
+            h = nn.Dense(width, name=f"sigma2_Dense_{k}", param_dtype=dtype)(h)
+            h = act(nn.LayerNorm(name=f"sigma2_LayerNorm_{k}", param_dtype=dtype)(h))
+        outlets = (
+            nn.Dense(1, name=f"{name}_denormalizer", param_dtype=dtype) for name in VARIANCES
+        )
+        return jnp.concatenate([energy, *(nn.softplus(outlet(h)) for outlet in outlets)], axis=-1)
 
 
 class ResidualBlock(nn.Module):
@@ -128,7 +150,7 @@ class Heteroscedastic(nn.Module):
             h = ResNet((*self.head_widths, 1), self.activation, name=f"{name}_head")(x)
             return nn.Dense(1, use_bias, name=f"{name}_denormalizer", param_dtype=x.dtype)(h)
 
-        variances = [nn.softplus(head(name, use_bias=False)) for name in ("sigma2e", "sigma2f")]
+        variances = [nn.softplus(head(name, use_bias=False)) for name in VARIANCES]
         return jnp.concatenate([head("energy", use_bias=True), *variances], axis=-1)
 
 
@@ -136,7 +158,7 @@ def build_network(config: NetworkConfig, n_elements: int) -> nn.Module:
     """The module of a validated description."""
     body: nn.Module
     if config.kind == "core":
-        body = Core(config.widths, config.activation)
+        body = Core(config.widths, config.activation, config.head_widths)
     elif config.kind == "resnet":
         body = ResNetCore(config.widths, config.activation)
     else:

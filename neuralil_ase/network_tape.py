@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from neuralil_ase.config import ModelConfig
+from neuralil_ase.network import VARIANCES
 
 ACTIVATIONS = ("swish", "silu", "tanh")
 """Activations that the kernel knows."""
@@ -139,14 +140,22 @@ def network_tape(config: ModelConfig) -> Tape:
 
 def _core(tape: Tape, config: ModelConfig, x: Columns) -> None:
     """As ``network.Core``."""
-    widths, activation = config.network.widths, config.network.activation
-    for k, width in enumerate(widths):
+    network, layers = config.network, [x]
+    for k, width in enumerate(network.widths):
         x = tape.dense(f"body/Dense_{k}", x, width)
-        x = tape.function(activation, tape.norm(f"body/LayerNorm_{k}", x) if k else x)
-        if k + 1 == config.network.shared_layers:
+        x = tape.norm(f"body/LayerNorm_{k}", x) if k else x
+        layers.append(x := tape.function(network.activation, x))
+        if k + 1 == network.shared_layers:
             tape.share()
-    x = tape.function(activation, tape.dense(f"body/Dense_{len(widths)}", x, 1))
+    x = tape.function(network.activation, tape.dense(f"body/Dense_{len(network.widths)}", x, 1))
     _finish(tape, tape.dense("body/denormalizer", x, 1))
+    h = layers[1]
+    for k, width in enumerate(network.head_widths):
+        h = tape.norm(f"body/sigma2_LayerNorm_{k}", tape.dense(f"body/sigma2_Dense_{k}", h, width))
+        h = tape.function(network.activation, h)
+    for name in VARIANCES if network.head_widths else ():
+        variance = tape.dense(f"body/{name}_denormalizer", h, 1)
+        tape.outputs.append(tape.function("softplus", variance).start)
 
 
 def _resnet(tape: Tape, config: ModelConfig, x: Columns) -> None:
@@ -166,7 +175,7 @@ def _heteroscedastic(tape: Tape, config: ModelConfig, x: Columns) -> None:
         return tape.dense(f"body/{name}_denormalizer", h, 1, use_bias)
 
     _finish(tape, head("energy", use_bias=True))
-    for name in ("sigma2e", "sigma2f"):
+    for name in VARIANCES:
         tape.outputs.append(tape.function("softplus", head(name, use_bias=False)).start)
 
 

@@ -119,6 +119,7 @@ def test_every_descriptor_in_float64(
     [{}, {"widths": (1,)}, {"widths": (33, 1, 5), "embed_d": 0}, {"activation": "tanh", "shared_layers": 1},
      {"shared_layers": 2, "activation": "silu"}, {"kind": "resnet", "widths": (20, 7)},
      {"kind": "resnet", "widths": (23, 9, 9, 9), "embed_d": 5, "activation": "tanh"},
+     {"widths": (9, 4), "head_widths": (5, 3)}, {"widths": (6,), "head_widths": (4,), "shared_layers": 1},
      {"kind": "heteroscedastic", "widths": (9, 9, 4), "head_widths": (4,)}],
     ids=str,
 )  # fmt: skip

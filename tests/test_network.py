@@ -121,6 +121,25 @@ def test_heteroscedastic_network_has_three_heads() -> None:
     assert (found[..., 1:] >= 0).all()
 
 
+@pytest.mark.parametrize("widths", [(6,), (6, 4)])
+def test_the_variances_of_a_core_network_come_from_its_first_layer(widths: tuple[int, ...]) -> None:
+    network = NetworkConfig("core", widths, head_widths=(4, 3))
+    config = ModelConfig(DESCRIPTOR, network, n_members=2)
+    params = parameters(config)
+    found = outputs(config, params)
+    assert found.shape == (2, 5, 3)
+    for k in range(2):
+        p = member(params, k)
+        body = p["body"]
+        h = swish(dense(body["Dense_0"], embedded(p)))
+        for layer in range(2):
+            h = dense(body[f"sigma2_Dense_{layer}"], h)
+            h = swish(norm(body[f"sigma2_LayerNorm_{layer}"], h))
+        logits = [dense(body[f"{name}_denormalizer"], h) for name in ("sigma2e", "sigma2f")]
+        expected = np.hstack([core(p, embedded(p), len(widths)), *np.logaddexp(0, logits)])
+        np.testing.assert_allclose(found[k], expected, rtol=1e-10)
+
+
 def test_without_an_embedding_elements_differ_by_their_descriptors_alone() -> None:
     config = ModelConfig(DESCRIPTOR, NetworkConfig("core", (4,), embed_d=0))
     params = parameters(config)

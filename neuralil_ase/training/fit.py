@@ -62,7 +62,6 @@ class Trainer:
         n_steps = self.steps_per_epoch * task.settings.epochs
         self._optimizer = build_optimizer(task.settings, n_steps)
         self._functions = Functions(task, self._optimizer)
-        self._n_steps = n_steps
 
     def start(self) -> Run:
         """A run with the parameters of the potential to go on from, or with fresh ones."""
@@ -98,8 +97,7 @@ class Trainer:
         if self._is_validation_due(epoch):
             errors = self.validate(state.average)
             record |= {f"validation_{key}": value for key, value in errors.items()}
-            is_best = best_loss is None or errors["loss"] <= best_loss
-            if is_best and self._has_final_loss(int(state.step)):
+            if best_loss is None or errors["loss"] <= best_loss:
                 best, best_loss = state.average, errors["loss"]
         record["seconds"] = time.perf_counter() - began
         return Run(state, best, best_loss, epoch, [*run.history, record])
@@ -152,24 +150,14 @@ class Trainer:
         task, functions = self.task, self._functions
         samples = [task.train[k] for k in chosen]
         norms = norms_of(samples)
-        share = self._nll_share(int(state.step)) if task.config.is_heteroscedastic else 0.0
         results = [
-            functions.gradient(state.params, batch, _at_least_one(norms), share)
+            functions.gradient(state.params, batch, _at_least_one(norms))
             for batch in task.packer.pack(samples, task.counts[:, chosen])
         ]
         gradient, loss = results[0][0], results[0][1][0]
         for other, (other_loss, _) in results[1:]:
             gradient, loss = functions.add((gradient, loss), (other, other_loss))
         return functions.update(state, gradient), loss, [sums for _, (_, sums) in results], norms
-
-    def _has_final_loss(self, step: int) -> bool:
-        """Whether members have begun to learn all that they are for; before, none of them can be the best."""
-        return not self.task.config.is_heteroscedastic or self._nll_share(step) == 1
-
-    def _nll_share(self, step: int) -> float:
-        """From the shaped residuals to the likelihood over a tenth of the run."""
-        progress = (step / self._n_steps - self.task.settings.nll_start) / 0.1
-        return float(np.clip(progress, 0, 1))
 
     def _residuals(
         self, params: Params, samples: Sequence[Sample]

@@ -12,11 +12,12 @@ import numpy as np
 
 from neuralil_ase.config import ModelConfig
 from neuralil_ase.errors import ConfigError
+from neuralil_ase.network import VARIANCES
 from neuralil_ase.potential import Params, flatten, init_params, unflatten
 
 VARIANCE_FACTOR = 10.0
-"""From the last layers of the variances to what softplus turns into σ². That begins near 0, where σ² is 0.7 eV²/Å²;
-forces known to 0.05 eV/Å need -6, which is farther than a learning rate of 2e-3 moves a weight in a usual run."""
+"""From the last layers of the variances to what softplus turns into σ²: forces known to 0.05 eV/Å need -6, energies -9,
+which is farther than a learning rate of 2e-3 moves a weight in a usual run."""
 
 
 class Scaling(NamedTuple):
@@ -57,20 +58,15 @@ def scaling_of(features: np.ndarray, force_rms: float) -> Scaling:
 
 
 def first_params(config: ModelConfig, seed: int) -> Params:
-    """Random parameters to begin a run with; variances of deep ensembles begin where they can rise and fall.
+    """Random parameters to begin a run with.
 
-    σ² is softplus(weight * swish(x)), and a swish of negative x is flat and near 0: a member that is driven there, by
-    large errors behind a negative weight or by small ones behind a positive weight, reports log 2 ever after, perhaps
-    for the atoms of one element alone. So x begins at 2, and the weight negative and such that σ² is
-    0.16 eV²/Å²: with room to both sides. From 1 and from 3, one network or another died in our trials.
+    Variances begin alike for all atoms, at softplus(-5) = 0.007: for forces that is a σ of 0.08 eV/Å.
     """
     flat = dict(flatten(init_params(config, seed)))
-    for name, values in flat.items():
-        is_variance = "/sigma2e_" in name or "/sigma2f_" in name
-        if is_variance and name.endswith("_denormalizer/kernel"):
-            flat[name] = np.full_like(values, -0.1)
-        elif is_variance and name.endswith("/bias") and values.shape[-1] == 1:
-            flat[name] = np.full_like(values, 2.0)
+    for name in VARIANCES if config.is_heteroscedastic else ():
+        layer = f"network/body/{name}_denormalizer"
+        flat[f"{layer}/kernel"] = np.zeros_like(flat[f"{layer}/kernel"])
+        flat[f"{layer}/bias"] = np.full_like(flat[f"{layer}/bias"], -5 / VARIANCE_FACTOR)
     return unflatten(flat)
 
 
@@ -130,8 +126,12 @@ def inlets(config: ModelConfig) -> list[str]:
 
 def _outlets(config: ModelConfig, scaling: Scaling) -> dict[str, float]:
     """Parameters of the last layers, and their factors."""
-    if not config.is_heteroscedastic:
-        return {f"network/body/denormalizer/{name}": scaling.energy for name in ("kernel", "bias")}
-    energy = {f"energy_denormalizer/{name}": scaling.energy for name in ("kernel", "bias")}
-    variances = {f"{name}_denormalizer/kernel": VARIANCE_FACTOR for name in ("sigma2e", "sigma2f")}
-    return {f"network/body/{name}": scale for name, scale in (energy | variances).items()}
+    is_published = config.network.kind == "heteroscedastic"
+    energy = "energy_denormalizer" if is_published else "denormalizer"
+    outlets = {f"network/body/{energy}/{leaf}": scaling.energy for leaf in ("kernel", "bias")}
+    if config.is_heteroscedastic:
+        # Those of the published architecture have no bias.
+        leaves = ("kernel",) if is_published else ("kernel", "bias")
+        for name in VARIANCES:
+            outlets |= {f"network/body/{name}_denormalizer/{x}": VARIANCE_FACTOR for x in leaves}
+    return outlets

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -91,9 +92,10 @@ def loss_sums(settings: TrainingSettings, predicted: Predicted, batch: Batch) ->
 def _likelihood(
     predicted: Predicted, batch: Batch, energy_residual: Array, force_residual: Array
 ) -> Array:
-    """Gaussian negative log-likelihood ½(log σ² + residual²/σ²) of forces and energies, arXiv:2302.08805."""
+    """Gaussian negative log-likelihood ½(log σ² + residual²/σ²) of forces and energies, for given residuals."""
     if predicted.variance_energy is None or predicted.variance_forces is None:
         return jnp.zeros(len(batch.member_weight))
+    energy_residual, force_residual = jax.lax.stop_gradient((energy_residual, force_residual))
     variance_e = predicted.variance_energy + 1e-6
     variance_f = predicted.variance_forces[..., None] + 1e-6
     of_energy = 0.5 * (jnp.log(variance_e) + energy_residual**2 / variance_e) * batch.energy_weight
@@ -103,16 +105,10 @@ def _likelihood(
     return (of_energy * weight).sum(1) + (of_forces * weight[:, batch.frame, None]).sum((1, 2))
 
 
-def total(settings: TrainingSettings, sums: Sums, norms: Norms, nll_share: Array | float) -> Array:
-    """The loss of every member, shape (M,).
-
-    ``nll_share`` blends the shaped residuals of the forces (0) into the likelihood (1). Energies and stresses keep
-    theirs: in the likelihood one energy stands against hundreds of force components, and would drift away.
-    """
-    forces = settings.force_weight * sums.forces / norms.forces
-    others = (
-        settings.energy_weight * sums.energy / norms.energy
+def total(settings: TrainingSettings, sums: Sums, norms: Norms) -> Array:
+    """The loss of every member, shape (M,), without the likelihood."""
+    return (
+        settings.force_weight * sums.forces / norms.forces
+        + settings.energy_weight * sums.energy / norms.energy
         + settings.stress_weight * sums.stress / norms.stress
     )
-    likelihood = sums.likelihood / (norms.forces + norms.energy)
-    return others + (1 - nll_share) * forces + nll_share * likelihood

@@ -8,7 +8,8 @@ import numpy as np
 from jax import Array
 
 from neuralil_ase.config import ModelConfig
-from neuralil_ase.potential import Params, network_outputs
+from neuralil_ase.network import is_variance
+from neuralil_ase.potential import Params, flatten, network_outputs, unflatten
 from neuralil_ase.spectrum import power_spectrum, pull_back_spectrum
 
 
@@ -89,15 +90,28 @@ def predict(
     if with_stress:
         virials = per_frame(_virials(pair_gradient, jnp.asarray(batch.vectors)))
         stress = virials.transpose(2, 0, 1) / batch.volume[:, None]
-    sums = jax.vmap(per_frame)(outputs)
-    has_variance = config.is_heteroscedastic
+    variances = _variances(config, params, batch) if config.is_heteroscedastic else None
     return Predicted(
-        sums[..., 0],
+        jax.vmap(per_frame)(outputs[..., 0]),
         _forces(pair_gradient, jnp.asarray(batch.reverse)),
         stress,
-        sums[..., 1] if has_variance else None,
-        outputs[..., 2] if has_variance else None,
+        None if variances is None else jax.vmap(per_frame)(variances[..., 0]),
+        None if variances is None else variances[..., 1],
     )
+
+
+def _variances(config: ModelConfig, params: Params, batch: Batch) -> Array:
+    """σ²_E and σ²_F of every atom, (M, N, 2), as functions of their own layers alone.
+
+    What leads to the energy does not learn for them: else the network spends on its noise, and forces become
+    worse ("faithful" regression, Stirn et al., arXiv:2212.09184).
+    """
+    own = {
+        name: leaf if is_variance(name) else jax.lax.stop_gradient(leaf)
+        for name, leaf in flatten(params).items()
+    }
+    features = power_spectrum(config.descriptor, jnp.asarray(batch.density))
+    return network_outputs(config, unflatten(own), features, batch.types)[..., 1:]
 
 
 def _outputs_and_gradient(config: ModelConfig, params: Params, batch: Batch) -> tuple[Array, Array]:

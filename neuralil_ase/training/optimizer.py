@@ -8,8 +8,8 @@ import optax
 from jax import Array
 
 from neuralil_ase.config import NetworkConfig
-from neuralil_ase.network import member_axes
-from neuralil_ase.potential import Params
+from neuralil_ase.network import is_variance, member_axes
+from neuralil_ase.potential import Params, flatten, unflatten
 from neuralil_ase.training.settings import TrainingSettings
 
 MUON_RMS = 0.5
@@ -50,18 +50,24 @@ def schedule(settings: TrainingSettings, n_steps: int) -> optax.Schedule:
 
 
 def clip_members(network: NetworkConfig, gradient: Params, limit: float) -> Params:
-    """Scale the gradient of every member to a norm of at most ``limit``; layers that all share count as one more."""
-    axes = member_axes(network, gradient["network"])
-    leaves, tree = jax.tree.flatten(gradient["network"])
-    flags = jax.tree.flatten(axes, is_leaf=lambda x: x is None)[0]
-    own = [_squares(leaf, 1) for leaf, axis in zip(leaves, flags, strict=True) if axis == 0]
-    shared = [_squares(leaf, 0) for leaf, axis in zip(leaves, flags, strict=True) if axis is None]
-    own_factor, shared_factor = _factor(own, limit), _factor(shared, limit)
-    clipped = [
-        leaf * (own_factor.reshape(-1, *[1] * (leaf.ndim - 1)) if axis == 0 else shared_factor)
-        for leaf, axis in zip(leaves, flags, strict=True)
-    ]
-    return {"network": jax.tree.unflatten(tree, clipped)}
+    """Scale the gradient of every member to a norm of at most ``limit``.
+
+    Layers that all share count as one more member, and those of the variances, which learn by a loss of their own, as
+    another for each.
+    """
+    axes = flatten({"network": member_axes(network, gradient["network"])})
+    leaves = flatten(gradient)
+    groups: dict[tuple[int | None, bool], list[str]] = {}
+    for name in leaves:
+        groups.setdefault((axes[name], is_variance(name)), []).append(name)
+    clipped = {}
+    for (axis, _), names in groups.items():
+        factor = _factor([_squares(leaves[name], 1 if axis == 0 else 0) for name in names], limit)
+        for name in names:
+            clipped[name] = leaves[name] * factor.reshape(
+                factor.shape + (1,) * (leaves[name].ndim - factor.ndim)
+            )
+    return unflatten(clipped)
 
 
 def evaluated(

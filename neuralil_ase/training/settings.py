@@ -51,11 +51,13 @@ class TrainingSettings:
     max_force
         Frames with a force component above this, in eV/Å, are named and left out.
     network
-        Kind of network; "heteroscedastic" members predict the variance of their own errors (deep ensembles).
+        Kind of network: "core" or "resnet"; "heteroscedastic", the published deep ensemble, only with ``start_from``.
     widths
         Widths of the layers.
     head_widths
-        Widths of the three heads of a heteroscedastic network; (16,) if not given.
+        Widths of the layers to the variances that members expect of their own errors (deep ensembles): from the first
+        layer of a core network, or of the three heads of a heteroscedastic one; () for a core without. A "resnet" has
+        none.
     activation
         Name of the activation function in jax.nn.
     embed_d
@@ -78,8 +80,6 @@ class TrainingSettings:
         Residual at which log-cosh and Huber turn from quadratic to linear, in eV/Å, eV/atom and eV/Å³.
     force_weight, energy_weight, stress_weight
         Weight of this part of the loss, measured in its own scale.
-    nll_start
-        For heteroscedastic networks: part of the run after which the Gaussian likelihood takes over.
     bootstrap
         Each member trains on its own resampling of the frames.
     optimizer
@@ -123,7 +123,7 @@ class TrainingSettings:
     max_force: float = 200.0
     network: NetworkKind = "core"
     widths: tuple[int, ...] = (64, 32, 16, 16, 16)
-    head_widths: tuple[int, ...] = ()
+    head_widths: tuple[int, ...] = (16,)
     activation: str = "swish"
     embed_d: int = 2
     shared_layers: int = 0
@@ -139,7 +139,6 @@ class TrainingSettings:
     force_weight: float = 1.0
     energy_weight: float = 0.04
     stress_weight: float = 0.1
-    nll_start: float = 0.3
     bootstrap: bool = False
     optimizer: Optimizer = "muon"
     learning_rate: float = 2e-3
@@ -277,7 +276,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "force_weight": (0, 1e9),
     "energy_weight": (0, 1e9),
     "stress_weight": (0, 1e9),
-    "nll_start": (0, 1),
     "learning_rate": (1e-12, 10),
     "weight_decay": (0, 10),
     "clip_norm": (1e-9, 1e12),

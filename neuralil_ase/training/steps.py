@@ -48,15 +48,17 @@ class Functions:
 
 
 def _gradient(
-    task: Task, params: Params, batch: Batch, norms: Norms, nll_share: Array
+    task: Task, params: Params, batch: Batch, norms: Norms
 ) -> tuple[Params, tuple[Array, Sums]]:
     """Gradient of the summed loss of all members, the loss of every member, and its parts."""
 
     def objective(p: Params) -> tuple[Array, tuple[Array, Sums]]:
         predicted = _outputs(task, p, batch)
         sums = loss_sums(task.settings, predicted, batch)
-        losses = total(task.settings, sums, norms, nll_share)
-        return losses.sum(), (losses, sums)
+        losses = total(task.settings, sums, norms)
+        # The variances learn by their likelihood alone, and nothing else depends on them: it needs no weight.
+        likelihood = sums.likelihood / (norms.forces + norms.energy)
+        return (losses + likelihood).sum(), (losses, sums)
 
     return jax.grad(objective, has_aux=True)(params)
 

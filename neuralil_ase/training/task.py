@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.errors import DataError
+from neuralil_ase.errors import ConfigError, DataError
 from neuralil_ase.neighbors import Pairs
 from neuralil_ase.spectrum import channels, power_spectrum
 from neuralil_ase.training.batches import Packer, Sample, packer_for
@@ -85,6 +85,8 @@ def prepare(
     DataError
         If nothing can be learnt from the frames: no labels, or no neighbours inside the cutoff; or if they hold an
         element that ``start`` does not know.
+    ConfigError
+        If the network is one that is not trained anew, or that training cannot normalise.
     """
     frames = [*train, *validation]
     if start is not None:
@@ -124,9 +126,13 @@ def model_config(
     types: Sequence[np.ndarray],
 ) -> ModelConfig:
     """The architecture that the settings ask for, with repulsion radii from the data."""
-    heads = settings.head_widths
-    if settings.network == "heteroscedastic" and not heads:
-        heads = (16,)
+    if settings.network == "heteroscedastic":
+        raise ConfigError(
+            "the network 'heteroscedastic' is the published architecture of deep ensembles, which is trained on from "
+            "an imported model (start_from), not anew: its swish in front of σ² dies too easily. For a new deep "
+            "ensemble leave the network at 'core', whose head_widths lead to the variances"
+        )
+    heads = () if settings.network == "resnet" else settings.head_widths
     use_zbl = settings.pair_term == "zbl"
     return ModelConfig(
         DescriptorConfig(elements, settings.n_max, settings.r_cut, settings.cross_terms),

@@ -25,11 +25,12 @@ from neuralil_ase.training.run import load_data
 from neuralil_ase.training.task import prepare
 
 KINDS: dict[str, dict[str, Any]] = {
-    "independent": {"members": 8},
-    "shared trunk": {"members": 8, "shared_layers": 2},
-    "bootstrap": {"members": 8, "bootstrap": True},
-    "deep": {"members": 5, "network": "heteroscedastic", "widths": (64, 32, 16)},
+    "independent": {"members": 8, "head_widths": ()},
+    "shared trunk": {"members": 8, "head_widths": (), "shared_layers": 2},
+    "bootstrap": {"members": 8, "head_widths": (), "bootstrap": True},
+    "deep": {"members": 8},
 }
+"""Options of each; a deep ensemble is an independent one whose members know the variance of their errors."""
 PROBE_EPOCHS = 3
 
 

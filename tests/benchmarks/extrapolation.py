@@ -128,7 +128,20 @@ def qualities(scored: Scored, signal: Signal, calibration: dict[str, Any]) -> di
         "force_mae": float(np.abs(errors).mean()),
         "raw": quality(errors, raw),
         "calibrated": quality(errors, calibrated),
+        "crps": crps(errors, calibrated),
     }
+
+
+def crps(errors: np.ndarray, sigma: np.ndarray) -> float:
+    """Continuous ranked probability score of Gaussian error bars, eV/Å, mean over components: smaller is better.
+
+    One number for error and error bar together, which only the true distribution minimises (Gneiting and Raftery,
+    J. Am. Stat. Assoc. 102, 359 (2007), eq. 21). Errors (n, 3), error bars of their norms (n,).
+    """
+    of_component = (sigma / np.sqrt(3))[:, None]
+    z = errors / of_component
+    scores = z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi)
+    return float((of_component * scores).mean())
 
 
 def told(
@@ -174,7 +187,7 @@ def tables(system: str, results: Results) -> str:
         lines += ["", *quality_table(label, entries)]
         if label == "test":
             lines += [
-                f"| ({t}, its own DFT cells) | | {spearman:.2f} | | {ratio:.2f} | | | |"
+                f"| ({t}, its own DFT cells) | | | {spearman:.2f} | | {ratio:.2f} | | | |"
                 for t, (spearman, ratio) in PUBLISHED.items()
             ]
     if results["auroc"]:
@@ -189,15 +202,16 @@ def quality_table(label: str, entries: dict[str, Any]) -> list[str]:
     lines = [
         f"Forces, {label} frames; ratio is rms error / rms bar; before -> after calibration",
         "",
-        "| signal | MAE meV/Å | Spearman | largest 10 % | ratio | within 68 % | within 95 % | area |",
-        "|---|---|---|---|---|---|---|---|",
+        "| signal | MAE meV/Å | CRPS meV/Å | Spearman | largest 10 % | ratio | within 68 % | within 95 % | area |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name_of, entry in entries.items():
         raw, calibrated = entry["raw"], entry["calibrated"]
         keys = ("rms_error_over_rms_sigma", "coverage_68", "coverage_95", "miscalibration_area")
         cells = [f"{raw[key]:.2f} -> {calibrated[key]:.2f}" for key in keys]
         lines.append(
-            f"| {name_of} | {1e3 * entry['force_mae']:.1f} | {raw['spearman']:.2f} -> {calibrated['spearman']:.2f} "
+            f"| {name_of} | {1e3 * entry['force_mae']:.1f} | {1e3 * entry['crps']:.1f} "
+            f"| {raw['spearman']:.2f} -> {calibrated['spearman']:.2f} "
             f"| {calibrated['auroc_largest_tenth']:.2f} | {' | '.join(cells)} |"
         )
     return lines

@@ -8,10 +8,13 @@ import jax
 import numpy as np
 import optax
 import pytest
+from scipy.stats import spearmanr
 from small_runs import TINY, alloy, frames, labelled, trainer_for
 
-from neuralil_ase import load_potential, predict_many
+from neuralil_ase import Potential, load_potential, predict_many
 from neuralil_ase.errors import ConfigError, DataError
+from neuralil_ase.network import is_variance
+from neuralil_ase.potential import flatten
 from neuralil_ase.training import train
 from neuralil_ase.training.dataset import Frame, frames_from_atoms
 from neuralil_ase.training.fit import Run, fit
@@ -29,9 +32,6 @@ def short_run(train_frames: list[Frame], validation: list[Frame], **options: Any
     "options",
     [
         pytest.param({"network": "resnet"}, marks=pytest.mark.slow),
-        pytest.param(
-            {"network": "heteroscedastic", "nll_start": 0.0, "epochs": 12}, marks=pytest.mark.slow
-        ),
         {"shared_layers": 1, "bootstrap": True},
         {"optimizer": "muon"},
         {"optimizer": "schedule-free"},
@@ -53,29 +53,46 @@ def test_it_learns(options: dict) -> None:
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_no_member_of_a_deep_ensemble_is_stuck_at_its_first_variance() -> None:
-    """Behind a swish that died, σ² would be log 2 eV²/Å² for ever, for all atoms or those of one element.
+def test_every_member_learns_the_size_of_its_errors() -> None:
+    """For each element the σ² of every member goes from where it began towards the errors squared.
 
-    Half of the errors squared are below 0.01 here.
+    The published architecture failed here: behind a swish that died, σ² was log 2 eV²/Å² for ever.
     """
-    data = frames(16)
-    options = {
-        "network": "heteroscedastic",
-        "widths": (16, 8),
-        "learning_rate": 0.005,
-        "epochs": 60,
-    }
-    trainer = trainer_for(data, [], members=8, **options)
+    options = {"widths": (16, 8), "head_widths": (8,), "learning_rate": 0.005, "epochs": 60}
+    trainer = trainer_for(frames(16), [], members=8, **options)
     run = fit(trainer, trainer.start(), lambda run, reason: None)
     potential = trainer.potential(run.state.average)
     for member in range(8):
-        params = jax.tree.map(lambda leaf, k=member: np.asarray(leaf)[[k]], potential.params)
-        alone = replace(potential, config=replace(potential.config, n_members=1), params=params)
-        predictions = predict_many(alone, alloy(16))
+        predictions = predict_many(only_member(potential, member), alloy(16))
         symbols = np.concatenate([p.symbols for p in predictions])
         variances = np.concatenate([p.forces_aleatoric_std for p in predictions]) ** 2 / 3
+        errors = [p.forces - a.get_forces() for p, a in zip(predictions, alloy(16), strict=True)]
+        squares = (np.concatenate(errors) ** 2).mean(axis=1)
         for symbol in np.unique(symbols):
-            assert np.median(variances[symbols == symbol]) < 0.1
+            own, expected = variances[symbols == symbol], squares[symbols == symbol]
+            assert 0.2 < np.median(own) / np.median(expected) < 5
+            assert own.max() > 5 * own.min()  # all were equal at the beginning
+        assert spearmanr(variances, squares).statistic > 0.3
+
+
+def only_member(potential: Potential, member: int) -> Potential:
+    params = jax.tree.map(lambda leaf: np.asarray(leaf)[[member]], potential.params)
+    return replace(potential, config=replace(potential.config, n_members=1), params=params)
+
+
+def test_forces_do_not_depend_on_whether_variances_are_learnt() -> None:
+    """Their layers follow the network without acting on it, whatever they learn and however large their gradient."""
+    data = frames()
+    runs = [short_run(data, [], head_widths=heads, clip_norm=0.1) for heads in ((), (4,))]
+    without, with_heads = (flatten(run.state.params) for run in runs)
+    for name, values in without.items():
+        np.testing.assert_allclose(with_heads[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert any(is_variance(name) for name in with_heads)
+
+
+def test_the_published_deep_ensemble_is_not_trained_anew() -> None:
+    with pytest.raises(ConfigError, match="trained on from an imported model"):
+        trainer_for(frames(3), [], network="heteroscedastic")
 
 
 def test_bootstrap_gives_every_member_its_own_frames() -> None:

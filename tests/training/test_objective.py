@@ -26,9 +26,9 @@ def structures() -> list[Atoms]:
     "options",
     [
         {},
-        {"cross_terms": True, "pair_term": "none"},
+        {"cross_terms": True, "pair_term": "none", "head_widths": ()},
         {"network": "resnet", "widths": (12, 8)},
-        {"network": "heteroscedastic", "widths": (12, 8), "head_widths": (6,)},
+        {"widths": (12, 8), "head_widths": (6, 4)},
         {"shared_layers": 1, "memory_budget": 0},
     ],
     ids=lambda options: "-".join(map(str, options)) or "core",

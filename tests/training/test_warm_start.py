@@ -34,7 +34,8 @@ from neuralil_ase.training.task import prepare
 KINDS = (
     NetworkConfig("core", (8, 4)),
     NetworkConfig("core", (8, 4), embed_d=0),
-    NetworkConfig("core", (8, 4), shared_layers=1),
+    NetworkConfig("core", (8, 4), (6,)),
+    NetworkConfig("core", (8, 4), (6,), shared_layers=1),
     NetworkConfig("resnet", (8, 4)),
     NetworkConfig("heteroscedastic", (8, 4), (4,)),
 )
@@ -78,7 +79,9 @@ def warm_trainer(potential: Potential, data: list[Atoms], **options: Any) -> Tra
 # --- folding -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", KINDS, ids=lambda n: f"{n.kind}-{n.embed_d}-{n.shared_layers}")
+@pytest.mark.parametrize(
+    "network", KINDS, ids=lambda n: f"{n.kind}-{len(n.head_widths)}-{n.embed_d}-{n.shared_layers}"
+)
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_unfolding_is_the_inverse_of_folding(network: NetworkConfig, seed: int) -> None:
@@ -112,12 +115,24 @@ def test_unfolding_is_the_inverse_of_folding(network: NetworkConfig, seed: int) 
 
 @pytest.mark.parametrize("network", KINDS[2:], ids=lambda n: n.kind)
 def test_a_run_begins_with_the_predictions_of_the_potential(network: NetworkConfig) -> None:
-    options: dict[str, Any] = {
-        "network": network.kind, "head_widths": network.head_widths,
-        "shared_layers": network.shared_layers, "epochs": 1,
-    }  # fmt: skip
-    before = train(list(alloy()), settings=TINY.updated(options), report=False).potential
+    before = random_potential(network)
     check_first_state(before, warm_trainer(before, new_data(), validation_fraction=0.25))
+
+
+def test_a_published_deep_ensemble_is_trained_on() -> None:
+    """All of its layers learn, those of the variances too."""
+    before = random_potential(KINDS[-1])
+    trainer = warm_trainer(before, new_data(), **FREE)
+    first = trainer.start()
+    second = flatten(trainer.epoch(first).state.params)
+    for name, values in flatten(first.state.params).items():
+        assert np.isfinite(second[name]).all()
+        assert np.abs(second[name] - values).max() > 0, name
+
+
+def random_potential(network: NetworkConfig) -> Potential:
+    config = replace(old().config, network=network)
+    return Potential(config, init_params(config, 1), old().energy_reference)
 
 
 def test_the_data_change_neither_architecture_nor_radii_nor_reference() -> None:
@@ -167,7 +182,9 @@ def check_first_state(before: Potential, trainer: Trainer) -> None:
         for potential in (before, after)
     )
     assert second.energy == pytest.approx(first.energy, abs=1e-4)
-    for name in ("forces", "stress", "member_energies", "member_forces"):
+    names = ["forces", "stress", "member_energies", "member_forces"]
+    names += ["forces_aleatoric_std"] if before.config.is_heteroscedastic else []
+    for name in names:
         expected = getattr(first, name)
         atol = 1e-4 * max(1.0, np.abs(expected).max())
         np.testing.assert_allclose(getattr(second, name), expected, rtol=0, atol=atol)
