@@ -93,19 +93,19 @@ class Tape:
         return self._write(Kind.DENSE, x, width, weights=weights, bias=bias)
 
     def norm(self, name: str, x: Columns) -> Columns:
-        """``flax.linen.LayerNorm``."""
+        """``flax.linen.LayerNorm``; overwrites ``x``, which nothing else may read."""
         scale, bias = self._parameter(f"{name}/scale"), self._parameter(f"{name}/bias")
-        return self._write(Kind.NORM, x, x.width, weights=scale, bias=bias)
-
-    def function(self, name: str, x: Columns) -> Columns:
-        """An elementwise function; its slope is kept behind its value."""
-        kind = Kind.SWISH if name == "silu" else Kind[name.upper()]
-        value = self._write(kind, x, x.width)
-        self._take(x.width)
+        value = self._write(Kind.NORM, x, x.width, weights=scale, bias=bias)
+        self._take(1)  # 1 / standard deviation, kept for the way back
         return value
 
+    def function(self, name: str, x: Columns) -> Columns:
+        """An elementwise function; overwrites ``x``, which nothing else may read, with its slope."""
+        kind = Kind.SWISH if name == "silu" else Kind[name.upper()]
+        return self._write(kind, x, x.width)
+
     def add(self, x: Columns, y: Columns) -> Columns:
-        """Sum of two values."""
+        """Sum of two values, which no later operation may read."""
         return self._write(Kind.ADD, x, x.width, weights=y.start)
 
     def _write(

@@ -57,64 +57,73 @@ class Evaluation {
   Evaluation(const Graph<T>& graph, const Radial<T>& series, const Tape<T>& tape, const PairTerm<T>& pair_term,
              int n_elements, bool has_cross_terms, const Results<T>& results)
       : graph_(graph), series_(series), tape_(tape), pair_term_(pair_term), results_(results),
-        spectrum_(n_elements, has_cross_terms), n_elements_(n_elements), n_density_(n_elements * Counts<L>::channels), density_(lanes * n_density_),
-        by_density_(results.n_energies * lanes * n_density_), density_columns_(padded<T>(n_density_)),
-        by_density_columns_(padded<T>(n_density_)), columns_(tape.n_columns), cotangents_(tape.n_columns) {}
+        spectrum_(n_elements, has_cross_terms), n_elements_(n_elements), n_density_(n_elements * Counts<L>::channels), stride_(padded<T>(n_density_)), density_(lanes * n_density_),
+        by_density_(results.n_energies * lanes * n_density_),
+        density_columns_(kAbreast * stride_), by_density_columns_(results.n_energies * kAbreast * stride_),
+        columns_(kAbreast * tape.n_columns), cotangents_(kAbreast * tape.n_columns) {}
 
   // Adds what the atoms of a part do to forces and virials, and writes their outputs. False when pairs are not sorted
   // by centers, or an index is out of range.
   bool run(const Part& part) {
-    std::int64_t begin = part.first_pair;
-    for (first_ = part.first_atom; first_ < part.last_atom; first_ += lanes) {
-      count_ = int(std::min<std::int64_t>(lanes, part.last_atom - first_));
-      const std::int64_t end = find_segments(begin, part.last_pair);
-      if (end < 0) return false;
-      sum_pairs<T, L>(graph_.vectors + 3 * begin, segments_.data(), end - begin, series_, density_.data(),
-                      lanes * n_elements_);
+    std::int64_t ends[kAbreast + 1] = {part.first_pair};
+    for (first_ = part.first_atom; first_ < part.last_atom; first_ += count_) {
+      count_ = int(std::min<std::int64_t>(kAbreast * lanes, part.last_atom - first_));
+      n_registers_ = (count_ + lanes - 1) / lanes;
+      for (int r = 0; r < n_registers_; ++r) {
+        ends[r + 1] = find_segments(ends[r], part.last_pair, r);
+        if (ends[r + 1] < 0) return false;
+        describe(ends[r], ends[r + 1], r);
+      }
       run_networks();
-      pull_back(begin, end);
-      begin = end;
+      for (int r = 0; r < n_registers_; ++r) pull_back(ends[r], ends[r + 1], r);
+      ends[0] = ends[n_registers_];
     }
-    return begin == part.last_pair;
+    return ends[0] == part.last_pair;
   }
 
  private:
   static constexpr int lanes = kLanes<T>;
 
-  // One number for center and neighbour element of every pair of this block's atoms, which begin at `begin`.
+  // One number for center and neighbour element of every pair of a register's atoms; the pairs begin at `begin`.
   // Returns their end, or -1.
-  std::int64_t find_segments(std::int64_t begin, std::int64_t last) {
-    segments_.clear();
+  std::int64_t find_segments(std::int64_t begin, std::int64_t last, int r) {
+    const std::int64_t first_atom = first_ + r * lanes, last_atom = first_ + std::min((r + 1) * lanes, count_);
+    segments_[r].clear();
     std::int64_t pair = begin;
-    for (; pair < last && graph_.centers[pair] < first_ + count_; ++pair) {
+    for (; pair < last && graph_.centers[pair] < last_atom; ++pair) {
       const std::int64_t center = graph_.centers[pair], neighbor = graph_.neighbors[pair];
-      if (center < first_ || neighbor < 0 || neighbor >= graph_.n_atoms) return -1;
-      segments_.push_back(std::int32_t((center - first_) * n_elements_ + graph_.types[neighbor]));
+      if (center < first_atom || neighbor < 0 || neighbor >= graph_.n_atoms) return -1;
+      segments_[r].push_back(std::int32_t((center - first_atom) * n_elements_ + graph_.types[neighbor]));
     }
     return pair;
   }
 
-  // From density_ to outputs and to by_density_. Where only the mean is asked for, all members' cotangents meet
+  // From pairs to the features of a register's atoms.
+  void describe(std::int64_t begin, std::int64_t end, int r) {
+    sum_pairs<T, L>(graph_.vectors + 3 * begin, segments_[r].data(), end - begin, series_, density_.data(),
+                    lanes * n_elements_);
+    const T* rows[lanes];
+    for (int k = 0; k < lanes; ++k) rows[k] = density_.data() + k * n_density_;
+    Vec<T>* c = density_columns_.data() + r * stride_;
+    load_transposed<T>(rows, n_density_, c);
+    spectrum_.forward(c, columns_.data() + r * tape_.n_columns);
+  }
+
+  // From features to outputs and to by_density_columns_. Where only the mean is asked for, all members' cotangents meet
   // in the columns that they share, and go back from there as one.
   void run_networks() {
-    const T* rows[lanes];
-    std::int32_t types[lanes];
-    for (int k = 0; k < lanes; ++k) {
-      rows[k] = density_.data() + k * n_density_;
-      types[k] = graph_.types[std::min(first_ + k, graph_.n_atoms - 1)];
-    }
-    load_transposed<T>(rows, n_density_, density_columns_.data());
-    spectrum_.forward(density_columns_.data(), columns_.data());
-    tape_.forward(0, tape_.n_shared, 0, types, columns_.data());
+    std::int32_t types[kAbreast * lanes];
+    for (int k = 0; k < kAbreast * lanes; ++k) types[k] = graph_.types[std::min(first_ + k, graph_.n_atoms - 1)];
+    tape_.forward(0, tape_.n_shared, 0, types, n_registers_, columns_.data());
     const bool is_mean = results_.n_energies == 1;
-    std::fill(cotangents_.begin(), cotangents_.end(), Vec<T>{});
+    const T weight = is_mean ? T(1) / T(results_.n_members) : T(1);
     for (std::int64_t member = 0; member < results_.n_members; ++member) {
-      tape_.forward(tape_.n_shared, tape_.n_operations, member, types, columns_.data());
+      tape_.forward(tape_.n_shared, tape_.n_operations, member, types, n_registers_, columns_.data());
       store_outputs(member);
-      const std::int64_t kept = is_mean ? tape_.n_shared_columns : 0;
-      std::fill(cotangents_.begin() + kept, cotangents_.end(), Vec<T>{});
-      cotangents_[tape_.outputs[0]] += is_mean ? T(1) / T(results_.n_members) : T(1);
-      tape_.backward(tape_.n_shared, tape_.n_backward, member, columns_.data(), cotangents_.data());
+      for (int r = 0; r < n_registers_; ++r)
+        cotangents_[r * tape_.n_columns + tape_.outputs[0]] = Vec<T>{} + weight;
+      tape_.backward(tape_.n_shared, tape_.n_backward, member, n_registers_, columns_.data(), is_mean && member > 0,
+                     cotangents_.data());
       if (!is_mean) pull_back_to_density(member);
     }
     if (is_mean) pull_back_to_density(0);
@@ -124,38 +133,42 @@ class Evaluation {
     const std::int64_t width = tape_.outputs.size();
     T* out = results_.outputs + (member * graph_.n_atoms + first_) * width;
     for (int k = 0; k < count_; ++k)
-      for (std::int64_t i = 0; i < width; ++i) out[k * width + i] = columns_[tape_.outputs[i]][k];
+      for (std::int64_t i = 0; i < width; ++i)
+        out[k * width + i] = columns_[k / lanes * tape_.n_columns + tape_.outputs[i]][k % lanes];
   }
 
   void pull_back_to_density(std::int64_t energy) {
-    tape_.backward(0, tape_.n_shared, 0, columns_.data(), cotangents_.data());
-    Vec<T>* by_c = by_density_columns_.data();
-    spectrum_.pull_back(density_columns_.data(), cotangents_.data(), by_c);
-    T* rows[lanes];
-    for (int k = 0; k < lanes; ++k) rows[k] = by_density_.data() + (energy * lanes + k) * n_density_;
-    store_transposed<T>(by_c, n_density_, lanes, rows);
+    tape_.backward(0, tape_.n_shared, 0, n_registers_, columns_.data(), false, cotangents_.data());
+    for (int r = 0; r < n_registers_; ++r)
+      spectrum_.pull_back(density_columns_.data() + r * stride_, cotangents_.data() + r * tape_.n_columns,
+                          by_density_columns_.data() + (energy * kAbreast + r) * stride_);
   }
 
   // From by_density_ to forces and virials; the energies share the polynomials of every register of pairs.
-  void pull_back(std::int64_t begin, std::int64_t end) {
+  void pull_back(std::int64_t begin, std::int64_t end, int r) {
+    for (std::int64_t energy = 0; energy < results_.n_energies; ++energy) {
+      T* rows[lanes];
+      for (int k = 0; k < lanes; ++k) rows[k] = by_density_.data() + (energy * lanes + k) * n_density_;
+      store_transposed<T>(by_density_columns_.data() + (energy * kAbreast + r) * stride_, n_density_, lanes, rows);
+    }
     Block<T, L, true> block;
     Vec<T> gathered[SegmentSum<T, L>::kTiles * lanes];
     for (std::int64_t first = begin; first < end; first += lanes) {
       const int count = int(std::min<std::int64_t>(lanes, end - first));
       const bool any = block.read(graph_.vectors + 3 * first, count, series_);
       if (!any && !pair_term_.count) continue;
-      const Vec<T> r[3] = {block.x, block.y, block.z};
+      const Vec<T> vector[3] = {block.x, block.y, block.z};
       for (std::int64_t energy = 0; energy < results_.n_energies; ++energy) {
         Vec<T> gradient[3] = {};
         if (any) {
           const T* cotangent = by_density_.data() + energy * lanes * n_density_;
-          gather_rows<T, L>(cotangent, segments_.data() + (first - begin), count, gathered);
+          gather_rows<T, L>(cotangent, segments_[r].data() + (first - begin), count, gathered);
           contract<T, L>(block, gathered, series_.inverse_square, gradient);
         }
         add_pair_term(energy, first, count, gradient);
         const Forces<T> forces{results_.forces + 3 * energy * graph_.n_atoms,
                                results_.virials + 6 * energy * graph_.n_atoms};
-        forces.add(r, gradient, graph_.centers + first, graph_.neighbors + first, count);
+        forces.add(vector, gradient, graph_.centers + first, graph_.neighbors + first, count);
       }
     }
   }
@@ -174,10 +187,10 @@ class Evaluation {
   const PairTerm<T>& pair_term_;
   const Results<T> results_;
   const Spectrum<T, L> spectrum_;
-  const int n_elements_, n_density_;
+  const int n_elements_, n_density_, stride_;
   std::int64_t first_ = 0;  // the block's first atom, and how many it has
-  int count_ = 0;
-  std::vector<std::int32_t> segments_;
+  int count_ = 0, n_registers_ = 0;
+  std::vector<std::int32_t> segments_[kAbreast];
   std::vector<T> density_, by_density_;  // rows of atoms
   std::vector<Vec<T>> density_columns_, by_density_columns_, columns_, cotangents_;
 };

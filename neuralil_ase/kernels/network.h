@@ -29,99 +29,106 @@ constexpr double kNormEpsilon = 1e-6;  // flax.linen.LayerNorm
 
 // ---------------------------------------------------------------- products
 
-// sums[i] += sum_k matrix[i * row_stride + k * stride] * x[k], for `count` rows i, some at a time in registers.
-template <class T, int kRows>
-inline void add_products(const T* matrix, std::int64_t row_stride, std::int64_t stride, std::int64_t n,
-                         const Vec<T>* x, Vec<T>* sums) {
-  Vec<T> sum[kRows];
-  for (int i = 0; i < kRows; ++i) sum[i] = sums[i];
+constexpr int kAbreast = 2;  // registers of atoms, at most, that go through a network together: they share loads of weights
+
+// sums[i] = sum_k matrix[i * row_stride + k * stride] * x[k] for kRows rows i, held in registers, and for registers of
+// atoms whose columns lie `apart` from each other; with `adds`, this is added to the sums.
+template <class T, int kRows, int kRegisters>
+inline void sum_products(const T* matrix, std::int64_t row_stride, std::int64_t stride, std::int64_t n,
+                         const Vec<T>* x, bool adds, Vec<T>* sums, std::int64_t apart) {
+  Vec<T> sum[kRows][kRegisters];
+  for (int i = 0; i < kRows; ++i)
+    for (int r = 0; r < kRegisters; ++r) sum[i][r] = adds ? sums[r * apart + i] : Vec<T>{};
   for (std::int64_t k = 0; k < n; ++k) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) sum[i] += matrix[i * row_stride + k * stride] * x[k];
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+      for (int r = 0; r < kRegisters; ++r) sum[i][r] += matrix[i * row_stride + k * stride] * x[r * apart + k];
   }
-  for (int i = 0; i < kRows; ++i) sums[i] = sum[i];
+  for (int i = 0; i < kRows; ++i)
+    for (int r = 0; r < kRegisters; ++r) sums[r * apart + i] = sum[i][r];
 }
 
-template <class T>
-void multiply_add(const T* matrix, std::int64_t count, std::int64_t row_stride, std::int64_t stride,
-                  std::int64_t n, const Vec<T>* x, Vec<T>* sums) {
-  constexpr int many = 8;  // independent sums hide the latency; rows of more need more pointers than registers
+// The same for `count` rows.
+template <class T, int kRegisters>
+void multiply(const T* matrix, std::int64_t count, std::int64_t row_stride, std::int64_t stride,
+                  std::int64_t n, const Vec<T>* x, bool adds, Vec<T>* sums, std::int64_t apart) {
+  // Independent sums hide the latency; they must fit the 32 or 16 registers, and pointers to rows those for integers.
+  constexpr int many = kRegisterBytes == 64 || kRegisters == 1 ? 8 : 4;
   std::int64_t i = 0;
   for (; i + many <= count; i += many)
-    add_products<T, many>(matrix + i * row_stride, row_stride, stride, n, x, sums + i);
+    sum_products<T, many, kRegisters>(matrix + i * row_stride, row_stride, stride, n, x, adds, sums + i, apart);
   for (; i + 4 <= count; i += 4)
-    add_products<T, 4>(matrix + i * row_stride, row_stride, stride, n, x, sums + i);
-  for (; i < count; ++i) add_products<T, 1>(matrix + i * row_stride, row_stride, stride, n, x, sums + i);
+    sum_products<T, 4, kRegisters>(matrix + i * row_stride, row_stride, stride, n, x, adds, sums + i, apart);
+  for (; i < count; ++i)
+    sum_products<T, 1, kRegisters>(matrix + i * row_stride, row_stride, stride, n, x, adds, sums + i, apart);
 }
 
 // ---------------------------------------------------------------- elementwise functions
 
-// Each writes its value and its slope, `n` columns behind it.
+// Each writes its value and leaves its slope in place of the argument.
 template <class T>
-void swish(const Vec<T>* x, std::int64_t n, Vec<T>* y) {
+void swish(Vec<T>* x, std::int64_t n, Vec<T>* y) {
   for (std::int64_t i = 0; i < n; ++i) {
     const Vec<T> sigmoid = 1 / (1 + exp<T>(-x[i]));
     y[i] = x[i] * sigmoid;
-    y[n + i] = sigmoid + y[i] * (1 - sigmoid);
+    x[i] = sigmoid + y[i] * (1 - sigmoid);
   }
 }
 
 template <class T>
-void tanh(const Vec<T>* x, std::int64_t n, Vec<T>* y) {
+void tanh(Vec<T>* x, std::int64_t n, Vec<T>* y) {
   for (std::int64_t i = 0; i < n; ++i) {
     for (int k = 0; k < kLanes<T>; ++k) y[i][k] = std::tanh(x[i][k]);
-    y[n + i] = 1 - y[i] * y[i];
+    x[i] = 1 - y[i] * y[i];
   }
 }
 
 template <class T>
-void softplus(const Vec<T>* x, std::int64_t n, Vec<T>* y) {
+void softplus(Vec<T>* x, std::int64_t n, Vec<T>* y) {
   for (std::int64_t i = 0; i < n; ++i) {
-    y[n + i] = 1 / (1 + exp<T>(-x[i]));
     for (int k = 0; k < kLanes<T>; ++k)
       y[i][k] = std::log1p(std::exp(-std::abs(x[i][k]))) + (x[i][k] < 0 ? T(0) : x[i][k]);
+    x[i] = 1 / (1 + exp<T>(-x[i]));
   }
 }
 
 // ---------------------------------------------------------------- layer normalisation
 
-template <class T>
-struct Moments {
-  Vec<T> mean = {}, inverse_std = {};
-
-  Moments(const Vec<T>* x, std::int64_t n) {
-    Vec<T> square = {};
-    for (std::int64_t i = 0; i < n; ++i) mean += x[i];
-    mean /= T(n);
-    for (std::int64_t i = 0; i < n; ++i) square += (x[i] - mean) * (x[i] - mean);
-    T variance[kLanes<T>];
-    square = square / T(n) + T(kNormEpsilon);
-    std::memcpy(variance, &square, sizeof square);
-    for (T& value : variance) value = 1 / std::sqrt(value);
-    std::memcpy(&inverse_std, variance, sizeof variance);
-  }
-};
-
-template <class T>
-void normalise(const Vec<T>* x, std::int64_t n, const T* scale, const T* bias, Vec<T>* y) {
-  const Moments<T> moments(x, n);
-  for (std::int64_t i = 0; i < n; ++i)
-    y[i] = (x[i] - moments.mean) * moments.inverse_std * scale[i] + bias[i];
+// Sum of term(0) ... term(n - 1), in four sums that need not wait for each other.
+template <class T, class Term>
+inline Vec<T> sum_of(std::int64_t n, const Term& term) {
+  Vec<T> sum[4] = {};
+  std::int64_t i = 0;
+  for (; i + 4 <= n; i += 4)
+    for (int k = 0; k < 4; ++k) sum[k] += term(i + k);
+  for (; i < n; ++i) sum[0] += term(i);
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// by_x += inverse_std (h - mean(h) - x_hat mean(h x_hat)), h = scale by_y, x_hat the normalised x.
+// y = scale x_hat + bias. Leaves x_hat, the normalised x, in place of x, and 1 / std behind y.
 template <class T>
-void pull_back_norm(const Vec<T>* x, std::int64_t n, const T* scale, const Vec<T>* by_y, Vec<T>* by_x) {
-  const Moments<T> moments(x, n);
-  Vec<T> sum = {}, along = {};
+void normalise(Vec<T>* x, std::int64_t n, const T* scale, const T* bias, Vec<T>* y) {
+  const Vec<T> mean = sum_of<T>(n, [&](std::int64_t i) { return x[i]; }) / T(n);
+  const Vec<T> square = sum_of<T>(n, [&](std::int64_t i) { return (x[i] - mean) * (x[i] - mean); });
+  T inverse_std[kLanes<T>];
+  const Vec<T> variance = square / T(n) + T(kNormEpsilon);
+  for (int k = 0; k < kLanes<T>; ++k) inverse_std[k] = 1 / std::sqrt(variance[k]);
+  std::memcpy(y + n, inverse_std, sizeof inverse_std);
+  const Vec<T> factor = y[n];
   for (std::int64_t i = 0; i < n; ++i) {
-    sum += scale[i] * by_y[i];
-    along += scale[i] * by_y[i] * (x[i] - moments.mean);
+    x[i] = (x[i] - mean) * factor;
+    y[i] = x[i] * scale[i] + bias[i];
   }
-  sum /= T(n);
-  along *= moments.inverse_std * moments.inverse_std / T(n);
-  for (std::int64_t i = 0; i < n; ++i)
-    by_x[i] += moments.inverse_std * (scale[i] * by_y[i] - sum - along * (x[i] - moments.mean));
+}
+
+// by_x = (h - mean(h) - x_hat mean(h x_hat)) / std, h = scale by_y.
+template <class T>
+void pull_back_norm(const Vec<T>* x_hat, std::int64_t n, const T* scale, Vec<T> inverse_std, const Vec<T>* by_y,
+                    Vec<T>* by_x) {
+  const Vec<T> mean = sum_of<T>(n, [&](std::int64_t i) { return scale[i] * by_y[i]; }) / T(n);
+  const Vec<T> along = sum_of<T>(n, [&](std::int64_t i) { return scale[i] * by_y[i] * x_hat[i]; }) / T(n);
+  for (std::int64_t i = 0; i < n; ++i) by_x[i] = inverse_std * (scale[i] * by_y[i] - mean - along * x_hat[i]);
 }
 
 // ---------------------------------------------------------------- the tape
@@ -141,58 +148,79 @@ struct Tape {
     return parameters[number].data + (operation < n_shared ? 0 : member) * parameters[number].size;
   }
 
-  // Runs operations first ... last - 1 for atoms of some types.
-  void forward(std::int64_t first, std::int64_t last, std::int64_t member, const std::int32_t* types,
+  // Runs operations first ... last - 1 for some registers of atoms, with their types; n_columns for each register.
+  void forward(std::int64_t first, std::int64_t last, std::int64_t member, const std::int32_t* types, int n_registers,
                Vec<T>* columns) const {
     for (std::int64_t k = first; k < last; ++k) {
       const Operation& op = operations[k];
       const T *weights = parameter(k, op.kind == kAdd ? -1 : op.weights, member), *bias = parameter(k, op.bias, member);
-      const Vec<T>* x = columns + op.source;
-      Vec<T>* y = columns + op.target;
-      switch (op.kind) {
-        case kEmbed:
-          for (std::int64_t i = 0; i < op.n_out; ++i)
-            for (int lane = 0; lane < kLanes<T>; ++lane) y[i][lane] = weights[types[lane] * op.n_out + i];
-          break;
-        case kDense:
-          for (std::int64_t i = 0; i < op.n_out; ++i) y[i] = Vec<T>{} + (bias ? bias[i] : T(0));
-          multiply_add<T>(weights, op.n_out, 1, op.n_out, op.n_in, x, y);
-          break;
-        case kNorm: normalise<T>(x, op.n_in, weights, bias, y); break;
-        case kSwish: swish<T>(x, op.n_in, y); break;
-        case kTanh: tanh<T>(x, op.n_in, y); break;
-        case kSoftplus: softplus<T>(x, op.n_in, y); break;
-        case kAdd:
-          for (std::int64_t i = 0; i < op.n_in; ++i) y[i] = x[i] + columns[op.weights + i];
-          break;
+      for (int r = 0; r < n_registers; ++r) {
+        Vec<T>*x = columns + r * n_columns + op.source, *y = columns + r * n_columns + op.target;
+        switch (op.kind) {
+          case kEmbed:
+            for (std::int64_t i = 0; i < op.n_out; ++i)
+              for (int lane = 0; lane < kLanes<T>; ++lane)
+                y[i][lane] = weights[types[r * kLanes<T> + lane] * op.n_out + i];
+            break;
+          case kDense:
+            for (std::int64_t i = 0; i < op.n_out; ++i) y[i] = Vec<T>{} + (bias ? bias[i] : T(0));
+            break;
+          case kNorm: normalise<T>(x, op.n_in, weights, bias, y); break;
+          case kSwish: swish<T>(x, op.n_in, y); break;
+          case kTanh: tanh<T>(x, op.n_in, y); break;
+          case kSoftplus: softplus<T>(x, op.n_in, y); break;
+          case kAdd:
+            for (std::int64_t i = 0; i < op.n_in; ++i) y[i] = x[i] + columns[r * n_columns + op.weights + i];
+            break;
+        }
+      }
+      if (op.kind == kDense)
+        multiply_abreast(weights, op.n_out, 1, op.n_out, op.n_in, n_registers, columns + op.source, true,
+                         columns + op.target);
+    }
+  }
+
+  // Runs operations last - 1 ... first backwards, from cotangents of what they write to those of what they read. Those
+  // of the columns that all members share are added to what is there when `adds_to_shared`.
+  void backward(std::int64_t first, std::int64_t last, std::int64_t member, int n_registers, const Vec<T>* columns,
+                bool adds_to_shared, Vec<T>* cotangents) const {
+    for (std::int64_t k = last; k-- > first;) {
+      const Operation& op = operations[k];
+      const T* weights = parameter(k, op.kind == kAdd ? -1 : op.weights, member);
+      if (op.kind == kDense)
+        multiply_abreast(weights, op.n_in, op.n_out, 1, op.n_out, n_registers, cotangents + op.target,
+                         is_read_again(k) || (adds_to_shared && op.source < n_shared_columns), cotangents + op.source);
+      if (op.kind == kDense || op.kind == kEmbed) continue;
+      for (int r = 0; r < n_registers; ++r) {
+        const Vec<T>*x = columns + r * n_columns + op.source, *y = columns + r * n_columns + op.target;
+        Vec<T>*by_x = cotangents + r * n_columns + op.source, *by_y = cotangents + r * n_columns + op.target;
+        if (op.kind == kNorm) {
+          pull_back_norm<T>(x, op.n_in, weights, y[op.n_in], by_y, by_x);
+        } else if (op.kind == kAdd) {
+          for (std::int64_t i = 0; i < op.n_in; ++i) {
+            by_x[i] = by_y[i];
+            cotangents[r * n_columns + op.weights + i] = by_y[i];
+          }
+        } else {  // an elementwise function, whose slope stands in place of its argument
+          for (std::int64_t i = 0; i < op.n_in; ++i) by_x[i] = by_y[i] * x[i];
+        }
       }
     }
   }
 
-  // Runs operations last - 1 ... first backwards: adds to the cotangents of what they read.
-  void backward(std::int64_t first, std::int64_t last, std::int64_t member, const Vec<T>* columns,
-                Vec<T>* cotangents) const {
-    for (std::int64_t k = last; k-- > first;) {
-      const Operation& op = operations[k];
-      const T* weights = parameter(k, op.kind == kAdd ? -1 : op.weights, member);
-      const Vec<T>*x = columns + op.source, *by_y = cotangents + op.target;
-      Vec<T>* by_x = cotangents + op.source;
-      switch (op.kind) {
-        case kEmbed: break;
-        case kDense: multiply_add<T>(weights, op.n_in, op.n_out, 1, op.n_out, by_y, by_x); break;
-        case kNorm: pull_back_norm<T>(x, op.n_in, weights, by_y, by_x); break;
-        case kAdd:
-          for (std::int64_t i = 0; i < op.n_in; ++i) {
-            by_x[i] += by_y[i];
-            cotangents[op.weights + i] += by_y[i];
-          }
-          break;
-        default: {  // an elementwise function
-          const Vec<T>* slope = columns + op.target + op.n_in;
-          for (std::int64_t i = 0; i < op.n_in; ++i) by_x[i] += by_y[i] * slope[i];
-        }
-      }
-    }
+ private:
+  // Only the argument of a dense layer may be read by later operations too, whose cotangents are then there already.
+  bool is_read_again(std::int64_t operation) const {
+    const std::int64_t source = operations[operation].source;
+    return std::any_of(operations + operation + 1, operations + n_backward, [&](const Operation& later) {
+      return later.source == source || (later.kind == kAdd && later.weights == source);
+    });
+  }
+
+  void multiply_abreast(const T* matrix, std::int64_t count, std::int64_t row_stride, std::int64_t stride,
+                        std::int64_t n, int n_registers, const Vec<T>* x, bool adds, Vec<T>* sums) const {
+    const auto function = n_registers == 1 ? multiply<T, 1> : multiply<T, kAbreast>;
+    function(matrix, count, row_stride, stride, n, x, adds, sums, n_columns);
   }
 };
 
