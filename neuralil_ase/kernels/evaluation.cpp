@@ -35,15 +35,23 @@ struct Graph {
 template <class T>
 struct PairTerm {
   const T* gradients;
-  std::int64_t count;
+  std::int64_t count, n_pairs;
+
+  T operator()(std::int64_t energy, std::int64_t pair, int axis) const {
+    return count ? gradients[3 * ((count == 1 ? 0 : energy) * n_pairs + pair) + axis] : T(0);
+  }
 };
 
 // Results: outputs (members, atoms, columns); forces and virials of every member or of the mean, (energies, atoms, 3
-// and 6). Outputs and virials of an atom are written by whoever has it as a center; forces also act on neighbours.
+// and 6), but forces under way are (atoms, 3, width). Outputs and virials of an atom are written by whoever has it as a
+// center; forces also act on neighbours.
 template <class T>
 struct Results {
   T *outputs, *forces, *virials;
   std::int64_t n_members, n_energies;
+
+  bool has_energies_in_lanes() const { return n_energies > kLanes<T> / 4; }
+  std::int64_t width() const { return has_energies_in_lanes() ? padded<T>(n_energies) : n_energies; }
 };
 
 // Consecutive atoms, and the pairs whose centers they are.
@@ -58,9 +66,9 @@ class Evaluation {
              int n_elements, bool has_cross_terms, const Results<T>& results)
       : graph_(graph), series_(series), tape_(tape), pair_term_(pair_term), results_(results),
         spectrum_(n_elements, has_cross_terms), n_elements_(n_elements), n_density_(n_elements * Counts<L>::channels), stride_(padded<T>(n_density_)), density_(lanes * n_density_),
-        by_density_(results.n_energies * lanes * n_density_),
+        by_density_(results.width() * n_density_),
         density_columns_(kAbreast * stride_), by_density_columns_(results.n_energies * kAbreast * stride_),
-        columns_(kAbreast * tape.n_columns), cotangents_(kAbreast * tape.n_columns) {}
+        sums_(9 * results.width()), columns_(kAbreast * tape.n_columns), cotangents_(kAbreast * tape.n_columns) {}
 
   // Adds what the atoms of a part do to forces and virials, and writes their outputs. False when pairs are not sorted
   // by centers, or an index is out of range.
@@ -83,6 +91,8 @@ class Evaluation {
 
  private:
   static constexpr int lanes = kLanes<T>;
+
+  static T* numbers(std::vector<Vec<T>>& registers) { return reinterpret_cast<T*>(registers.data()); }
 
   // One number for center and neighbour element of every pair of a register's atoms; the pairs begin at `begin`.
   // Returns their end, or -1.
@@ -141,15 +151,27 @@ class Evaluation {
     tape_.backward(0, tape_.n_shared, 0, n_registers_, columns_.data(), false, cotangents_.data());
     for (int r = 0; r < n_registers_; ++r)
       spectrum_.pull_back(density_columns_.data() + r * stride_, cotangents_.data() + r * tape_.n_columns,
-                          by_density_columns_.data() + (energy * kAbreast + r) * stride_);
+                          columns_by_density(energy, r));
   }
 
-  // From by_density_ to forces and virials; the energies share the polynomials of every register of pairs.
+  Vec<T>* columns_by_density(std::int64_t energy, int r) {
+    return by_density_columns_.data() + (energy * kAbreast + r) * stride_;
+  }
+
+  // From by_density_columns_ to forces and virials.
   void pull_back(std::int64_t begin, std::int64_t end, int r) {
+    if (results_.has_energies_in_lanes())
+      pull_back_by_energy(begin, end, r);
+    else
+      pull_back_by_pair(begin, end, r);
+  }
+
+  // One pair in each lane; the energies share the polynomials of every register of pairs.
+  void pull_back_by_pair(std::int64_t begin, std::int64_t end, int r) {
     for (std::int64_t energy = 0; energy < results_.n_energies; ++energy) {
       T* rows[lanes];
-      for (int k = 0; k < lanes; ++k) rows[k] = by_density_.data() + (energy * lanes + k) * n_density_;
-      store_transposed<T>(by_density_columns_.data() + (energy * kAbreast + r) * stride_, n_density_, lanes, rows);
+      for (int k = 0; k < lanes; ++k) rows[k] = numbers(by_density_) + (energy * lanes + k) * n_density_;
+      store_transposed<T>(columns_by_density(energy, r), n_density_, lanes, rows);
     }
     Block<T, L, true> block;
     Vec<T> gathered[SegmentSum<T, L>::kTiles * lanes];
@@ -161,24 +183,67 @@ class Evaluation {
       for (std::int64_t energy = 0; energy < results_.n_energies; ++energy) {
         Vec<T> gradient[3] = {};
         if (any) {
-          const T* cotangent = by_density_.data() + energy * lanes * n_density_;
+          const T* cotangent = numbers(by_density_) + energy * lanes * n_density_;
           gather_rows<T, L>(cotangent, segments_[r].data() + (first - begin), count, gathered);
           contract<T, L>(block, gathered, series_.inverse_square, gradient);
         }
-        add_pair_term(energy, first, count, gradient);
-        const Forces<T> forces{results_.forces + 3 * energy * graph_.n_atoms,
+        for (int k = 0; k < count; ++k)
+          for (int axis = 0; axis < 3; ++axis) gradient[axis][k] += pair_term_(energy, first + k, axis);
+        const Forces<T> forces{results_.forces + energy, results_.width(),
                                results_.virials + 6 * energy * graph_.n_atoms};
         forces.add(vector, gradient, graph_.centers + first, graph_.neighbors + first, count);
       }
     }
   }
 
-  void add_pair_term(std::int64_t energy, std::int64_t first, int count, Vec<T>* gradient) const {
-    if (!pair_term_.count) return;
-    const std::int64_t which = pair_term_.count == 1 ? 0 : energy;
-    const T* added = pair_term_.gradients + 3 * (which * graph_.n_pairs + first);
-    for (int k = 0; k < count; ++k)
-      for (int axis = 0; axis < 3; ++axis) gradient[axis][k] += added[3 * k + axis];
+  // One energy in each lane, which pays for many: nothing is gathered or scattered but whole registers.
+  void pull_back_by_energy(std::int64_t begin, std::int64_t end, int r) {
+    const std::int64_t n_registers = results_.width() / lanes, first_atom = first_ + r * lanes;
+    for (std::int64_t e = 0; e < n_registers; ++e)
+      for (int c = 0; c < n_density_; ++c) {
+        Vec<T> square[lanes] = {};
+        for (std::int64_t energy = e * lanes; energy < std::min((e + 1) * lanes, results_.n_energies); ++energy)
+          square[energy % lanes] = columns_by_density(energy, r)[c];
+        transpose<T>(square);
+        for (int k = 0; k < lanes; ++k) by_density_[(k * n_density_ + c) * n_registers + e] = square[k];
+      }
+    std::fill(sums_.begin(), sums_.end(), Vec<T>{});
+    Block<T, L, true> block;
+    Vec<T> derivatives[Counts<L>::channels][3];
+    for (std::int64_t first = begin; first < end; first += lanes) {
+      const int count = int(std::min<std::int64_t>(lanes, end - first));
+      const bool any = block.read(graph_.vectors + 3 * first, count, series_);
+      if (!any && !pair_term_.count) continue;
+      if (any) differentiate<T, L>(block, series_.inverse_square, derivatives);
+      for (int k = 0; k < count; ++k) {
+        const std::int64_t pair = first + k, row = segments_[r][pair - begin] * Counts<L>::channels;
+        T* recoil = results_.forces + 3 * results_.width() * graph_.neighbors[pair];
+        for (std::int64_t e = 0; e < n_registers; ++e) {
+          Vec<T> g[3] = {};
+          if (any) contract_pair<T, L>(derivatives, k, by_density_.data() + row * n_registers + e, n_registers, g);
+          if (pair_term_.count)
+            for (int i = 0; i < 3 * lanes && e * lanes + i / 3 < results_.n_energies; ++i)
+              g[i % 3][i / 3] += pair_term_(e * lanes + i / 3, pair, i % 3);
+          const T x = block.x[k], y = block.y[k], z = block.z[k];
+          const Vec<T> terms[9] = {g[0], g[1], g[2], x * g[0], y * g[1], z * g[2],
+                                   (y * g[2] + z * g[1]) / 2, (x * g[2] + z * g[0]) / 2, (x * g[1] + y * g[0]) / 2};
+          Vec<T>* sum = sums_.data() + 9 * ((graph_.centers[pair] - first_atom) * n_registers + e);
+          for (int i = 0; i < 9; ++i) sum[i] += terms[i];
+          for (int axis = 0; axis < 3; ++axis) {
+            T* component = recoil + axis * results_.width() + e * lanes;
+            store<T>(load<T>(component) - g[axis], component);
+          }
+        }
+      }
+    }
+    for (std::int64_t k = 0; k < std::min<std::int64_t>(lanes, first_ + count_ - first_atom); ++k)
+      for (std::int64_t energy = 0; energy < results_.n_energies; ++energy) {
+        const Vec<T>* sum = sums_.data() + 9 * (k * n_registers + energy / lanes);
+        const std::int64_t atom = first_atom + k;
+        for (int i = 0; i < 3; ++i) results_.forces[(3 * atom + i) * results_.width() + energy] += sum[i][energy % lanes];
+        for (int i = 0; i < 6; ++i)
+          results_.virials[6 * (energy * graph_.n_atoms + atom) + i] = sum[3 + i][energy % lanes];
+      }
   }
 
   const Graph<T>& graph_;
@@ -191,8 +256,11 @@ class Evaluation {
   std::int64_t first_ = 0;  // the block's first atom, and how many it has
   int count_ = 0, n_registers_ = 0;
   std::vector<std::int32_t> segments_[kAbreast];
-  std::vector<T> density_, by_density_;  // rows of atoms
-  std::vector<Vec<T>> density_columns_, by_density_columns_, columns_, cotangents_;
+  std::vector<T> density_;         // rows of atoms
+  std::vector<Vec<T>> by_density_;  // the same: (energies, atoms, density), or with energies in lanes (atoms, density, energies)
+  std::vector<Vec<T>> density_columns_, by_density_columns_;
+  std::vector<Vec<T>> sums_;  // with energies in lanes: force and virial of every center, (atoms, 9, energies)
+  std::vector<Vec<T>> columns_, cotangents_;
 };
 
 // ---------------------------------------------------------------- many threads
@@ -228,34 +296,34 @@ std::vector<Part> parts_of(const Graph<T>& graph, std::int64_t count) {
   return parts;
 }
 
-// Evaluates all atoms. Every part but the first adds its forces in an array of its own, and these are added in order, so
-// that results depend on the number of parts alone, not on who did them when.
+// Evaluates all atoms. Every part adds its forces in an array of its own, and these are added in order, so that results
+// depend on the number of parts alone, not on who did them when.
 template <class T, int L>
 bool evaluate_in_parts(const Graph<T>& graph, const Radial<T>& series, const Tape<T>& tape,
                        const PairTerm<T>& pair_term, int n_elements, bool cross_terms, const Results<T>& results,
                        const ffi::ThreadPool& pool) {
   for (std::int64_t atom = 0; atom < graph.n_atoms; ++atom)
     if (graph.types[atom] < 0 || graph.types[atom] >= n_elements) return false;
-  const std::int64_t n_forces = results.n_energies * graph.n_atoms * 3;
-  std::fill_n(results.forces, n_forces, T(0));
-  std::fill_n(results.virials, 2 * n_forces, T(0));
+  std::fill_n(results.virials, results.n_energies * graph.n_atoms * 6, T(0));
   const auto most = std::max<std::int64_t>(graph.n_atoms / kFewestAtoms, 1);
   const std::vector<Part> parts = parts_of(graph, std::clamp<std::int64_t>(pool.num_threads(), 1, most));
-  std::vector<std::vector<T>> own(parts.size());
+  const std::int64_t n_components = 3 * graph.n_atoms, width = results.width();
+  std::vector<std::vector<T>> forces(parts.size());
   std::vector<char> good(parts.size());
   share_out(int(parts.size()), pool, [&](int k) {
     Results<T> target = results;
-    if (k) {
-      own[k].assign(n_forces, T(0));
-      target.forces = own[k].data();
-    }
+    forces[k].assign(n_components * width, T(0));
+    target.forces = forces[k].data();
     good[k] = Evaluation<T, L>(graph, series, tape, pair_term, n_elements, cross_terms, target).run(parts[k]);
   });
   const auto n_parts = std::int64_t(parts.size());
-  share_out(n_parts > 1 ? int(n_parts) : 0, pool, [&](int slice) {
-    for (std::int64_t k = 1; k < n_parts; ++k)
-      for (std::int64_t i = slice * n_forces / n_parts; i < (slice + 1) * n_forces / n_parts; ++i)
-        results.forces[i] += own[k][i];
+  share_out(int(n_parts), pool, [&](int slice) {
+    for (std::int64_t i = slice * n_components / n_parts; i < (slice + 1) * n_components / n_parts; ++i)
+      for (std::int64_t energy = 0; energy < results.n_energies; ++energy) {
+        T sum = 0;
+        for (const std::vector<T>& part : forces) sum += part[i * width + energy];
+        results.forces[energy * n_components + i] = sum;
+      }
   });
   return std::all_of(good.begin(), good.end(), [](char is_good) { return is_good; });
 }
@@ -328,7 +396,7 @@ ffi::Error evaluate(ffi::ThreadPool pool, ffi::AnyBuffer vectors, ffi::AnyBuffer
       const Graph<T> graph{vectors.typed_data<T>(), centers.typed_data<std::int32_t>(),
                            neighbors.typed_data<std::int32_t>(), types.typed_data<std::int32_t>(),
                            std::int64_t(centers.element_count()), std::int64_t(types.element_count())};
-      const PairTerm<T> pair_term{pair_gradients.typed_data<T>(), pair_gradients.dimensions()[0]};
+      const PairTerm<T> pair_term{pair_gradients.typed_data<T>(), pair_gradients.dimensions()[0], graph.n_pairs};
       if (!evaluate_in_parts<T, L>(graph, *series, *tape, pair_term, int(n_elements), cross_terms, results, pool))
         return ffi::Error::InvalidArgument("pair kernel: pairs must be sorted by center, with indices of atoms");
       return ffi::Error::Success();

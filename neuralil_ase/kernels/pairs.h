@@ -276,6 +276,56 @@ void contract(const Block<T, L, true>& block, const Vec<T>* cotangent, T inverse
   gradient[2] = z;
 }
 
+// ---------------------------------------------------------------- many energies
+
+// Derivatives of every radial_nl harmonic_lm by x, y and z, from which those of many energies are sums.
+template <class T, int L>
+void differentiate(const Block<T, L, true>& block, T inverse_square, Vec<T> (*derivatives)[3]) {
+  static const HarmonicConstants<T, L> constants;
+  const Vec<T>*radial = block.radial, *slope = block.slope;
+  const Vec<T> r[3] = {block.x, block.y, block.z};
+#pragma GCC unroll 9
+  for (int l = 0; l <= L; ++l) {
+    Vec<T> by_vector[2 * L + 1][3] = {};  // derivatives of harmonic_lm
+#pragma GCC unroll 9
+    for (int m = 0; m <= l; ++m) {
+      Vec<T> raised = {}, lowered = {}, same = {}, cosine = {}, sine = {};
+      if (m + 1 < l) raised = constants.raise[l][m] * block.legendre[l - 1][m + 1];
+      if (m < l) lowered = constants.lower[l][m] * block.legendre[l - 1][m];
+      if (m) same = T(m) * block.legendre[l][m], cosine = block.cosine[m - 1], sine = block.sine[m - 1];
+      by_vector[l + m][0] = same * cosine - raised * block.x * block.cosine[m];
+      by_vector[l + m][1] = -(same * sine) - raised * block.y * block.cosine[m];
+      by_vector[l + m][2] = lowered * block.cosine[m];
+      if (!m) continue;
+      by_vector[l - m][0] = same * sine - raised * block.x * block.sine[m];
+      by_vector[l - m][1] = same * cosine - raised * block.y * block.sine[m];
+      by_vector[l - m][2] = lowered * block.sine[m];
+    }
+#pragma GCC unroll 9
+    for (int n = 0; n <= L - l; ++n, ++radial, ++slope) {
+      const Vec<T> along_r = 2 * inverse_square * *slope;
+#pragma GCC unroll 17
+      for (int m = 0; m < 2 * l + 1; ++m, ++derivatives)
+        for (int axis = 0; axis < 3; ++axis)
+          (*derivatives)[axis] = along_r * block.harmonic[l * l + m] * r[axis] + *radial * by_vector[m][axis];
+    }
+  }
+}
+
+// Gradients of one pair, one energy in each lane; the cotangents of its segment are `apart` from channel to channel.
+template <class T, int L>
+void contract_pair(const Vec<T> (*derivatives)[3], int pair, const Vec<T>* cotangent, std::int64_t apart,
+                   Vec<T>* gradient) {
+  constexpr int many = 3;  // sums for each axis, which need not wait for each other
+  Vec<T> sum[many][3] = {};
+#pragma GCC unroll 300
+  for (int channel = 0; channel < Counts<L>::channels; ++channel)
+#pragma GCC unroll 3
+    for (int axis = 0; axis < 3; ++axis)
+      sum[channel % many][axis] += derivatives[channel][axis][pair] * cotangent[channel * apart];
+  for (int axis = 0; axis < 3; ++axis) gradient[axis] = sum[0][axis] + sum[1][axis] + sum[2][axis];
+}
+
 // ---------------------------------------------------------------- pair gradients -> forces, virials
 
 // With r_ij = r_j - r_i and g_ij = dE/dr_ij: F_i = sum_j g_ij - g_ji, shape (atoms, 3); virial of the center i,
@@ -283,6 +333,7 @@ void contract(const Block<T, L, true>& block, const Vec<T>* cotangent, T inverse
 template <class T>
 struct Forces {
   T* forces;
+  std::int64_t width;  // numbers from one component of a force to the next
   T* virials;
 
   // Adds what `count` pairs, one in each lane, do to their atoms.
@@ -295,8 +346,8 @@ struct Forces {
     for (int tile = 0; tile < tiles; ++tile) transpose<T>(rows + tile * lanes);
     Vec<T> sum[tiles] = {};
     for (int k = 0; k < count; ++k) {
-      T* recoil = forces + 3 * std::int64_t(neighbors[k]);
-      for (int axis = 0; axis < 3; ++axis) recoil[axis] -= rows[axis / lanes * lanes + k][axis % lanes];
+      T* recoil = forces + 3 * width * std::int64_t(neighbors[k]);
+      for (int axis = 0; axis < 3; ++axis) recoil[axis * width] -= rows[axis / lanes * lanes + k][axis % lanes];
       for (int tile = 0; tile < tiles; ++tile) sum[tile] += rows[tile * lanes + k];
       if (k + 1 == count || centers[k + 1] != centers[k]) {
         add_to_center(centers[k], sum);
@@ -309,7 +360,7 @@ struct Forces {
   void add_to_center(std::int64_t center, const Vec<T>* sum) const {
     T values[padded<T>(9)];
     std::memcpy(values, sum, sizeof values);
-    for (int i = 0; i < 3; ++i) forces[3 * center + i] += values[i];
+    for (int i = 0; i < 3; ++i) forces[(3 * center + i) * width] += values[i];
     for (int i = 0; i < 6; ++i) virials[6 * center + i] += values[3 + i];
   }
 };

@@ -28,6 +28,18 @@ using Vec = typename Register<T>::type;
 template <class T>
 constexpr int kLanes = kRegisterBytes / sizeof(T);
 
+template <class T>
+inline Vec<T> load(const T* from) {
+  Vec<T> x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+template <class T>
+inline void store(Vec<T> x, T* to) {
+  std::memcpy(to, &x, sizeof x);
+}
+
 // ---------------------------------------------------------------- transposition in registers
 
 // Exchanges the off-diagonal quarters of the 2x2 blocks of side `Stride` in two rows.
