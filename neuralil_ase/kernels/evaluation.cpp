@@ -65,8 +65,9 @@ class Evaluation {
   Evaluation(const Graph<T>& graph, const Radial<T>& series, const Tape<T>& tape, const PairTerm<T>& pair_term,
              int n_elements, bool has_cross_terms, const Results<T>& results)
       : graph_(graph), series_(series), tape_(tape), pair_term_(pair_term), results_(results),
-        spectrum_(n_elements, has_cross_terms), n_elements_(n_elements), n_density_(n_elements * Counts<L>::channels), stride_(padded<T>(n_density_)), density_(lanes * n_density_),
-        by_density_(results.width() * n_density_),
+        spectrum_(n_elements, has_cross_terms), n_density_(n_elements * Counts<L>::channels),
+        stride_(padded<T>(n_density_)), density_((lanes + 1) * stride_),
+        by_density_(results.width() * stride_ + 1),
         density_columns_(kAbreast * stride_), by_density_columns_(results.n_energies * kAbreast * stride_),
         sums_(9 * results.width()), columns_(kAbreast * tape.n_columns), cotangents_(kAbreast * tape.n_columns) {}
 
@@ -94,8 +95,8 @@ class Evaluation {
 
   static T* numbers(std::vector<Vec<T>>& registers) { return reinterpret_cast<T*>(registers.data()); }
 
-  // One number for center and neighbour element of every pair of a register's atoms; the pairs begin at `begin`.
-  // Returns their end, or -1.
+  // Where the coefficients of center and neighbour element begin for every pair of a register's atoms; the pairs begin
+  // at `begin`. Returns their end, or -1.
   std::int64_t find_segments(std::int64_t begin, std::int64_t last, int r) {
     const std::int64_t first_atom = first_ + r * lanes, last_atom = first_ + std::min((r + 1) * lanes, count_);
     segments_[r].clear();
@@ -103,7 +104,8 @@ class Evaluation {
     for (; pair < last && graph_.centers[pair] < last_atom; ++pair) {
       const std::int64_t center = graph_.centers[pair], neighbor = graph_.neighbors[pair];
       if (center < first_atom || neighbor < 0 || neighbor >= graph_.n_atoms) return -1;
-      segments_[r].push_back(std::int32_t((center - first_atom) * n_elements_ + graph_.types[neighbor]));
+      const std::int64_t element = graph_.types[neighbor];
+      segments_[r].push_back(std::int32_t((center - first_atom) * stride_ + element * Counts<L>::channels));
     }
     return pair;
   }
@@ -111,16 +113,16 @@ class Evaluation {
   // From pairs to the features of a register's atoms.
   void describe(std::int64_t begin, std::int64_t end, int r) {
     sum_pairs<T, L>(graph_.vectors + 3 * begin, segments_[r].data(), end - begin, series_, density_.data(),
-                    lanes * n_elements_);
+                    lanes * stride_);
     const T* rows[lanes];
-    for (int k = 0; k < lanes; ++k) rows[k] = density_.data() + k * n_density_;
+    for (int k = 0; k < lanes; ++k) rows[k] = density_.data() + k * stride_;
     Vec<T>* c = density_columns_.data() + r * stride_;
     load_transposed<T>(rows, n_density_, c);
     spectrum_.forward(c, columns_.data() + r * tape_.n_columns);
   }
 
-  // From features to outputs and to by_density_columns_. Where only the mean is asked for, all members' cotangents meet
-  // in the columns that they share, and go back from there as one.
+  // From features to outputs and by_density_columns_. Where only the mean is asked for, all members' cotangents meet in
+  // the columns that they share, and go back from there as one.
   void run_networks() {
     std::int32_t types[kAbreast * lanes];
     for (int k = 0; k < kAbreast * lanes; ++k) types[k] = graph_.types[std::min(first_ + k, graph_.n_atoms - 1)];
@@ -170,8 +172,8 @@ class Evaluation {
   void pull_back_by_pair(std::int64_t begin, std::int64_t end, int r) {
     for (std::int64_t energy = 0; energy < results_.n_energies; ++energy) {
       T* rows[lanes];
-      for (int k = 0; k < lanes; ++k) rows[k] = numbers(by_density_) + (energy * lanes + k) * n_density_;
-      store_transposed<T>(columns_by_density(energy, r), n_density_, lanes, rows);
+      for (int k = 0; k < lanes; ++k) rows[k] = numbers(by_density_) + (energy * lanes + k) * stride_;
+      store_transposed<T>(columns_by_density(energy, r), n_density_, rows);
     }
     Block<T, L, true> block;
     Vec<T> gathered[SegmentSum<T, L>::kTiles * lanes];
@@ -183,7 +185,7 @@ class Evaluation {
       for (std::int64_t energy = 0; energy < results_.n_energies; ++energy) {
         Vec<T> gradient[3] = {};
         if (any) {
-          const T* cotangent = numbers(by_density_) + energy * lanes * n_density_;
+          const T* cotangent = numbers(by_density_) + energy * lanes * stride_;
           gather_rows<T, L>(cotangent, segments_[r].data() + (first - begin), count, gathered);
           contract<T, L>(block, gathered, series_.inverse_square, gradient);
         }
@@ -205,7 +207,7 @@ class Evaluation {
         for (std::int64_t energy = e * lanes; energy < std::min((e + 1) * lanes, results_.n_energies); ++energy)
           square[energy % lanes] = columns_by_density(energy, r)[c];
         transpose<T>(square);
-        for (int k = 0; k < lanes; ++k) by_density_[(k * n_density_ + c) * n_registers + e] = square[k];
+        for (int k = 0; k < lanes; ++k) by_density_[(k * stride_ + c) * n_registers + e] = square[k];
       }
     std::fill(sums_.begin(), sums_.end(), Vec<T>{});
     Block<T, L, true> block;
@@ -216,7 +218,7 @@ class Evaluation {
       if (!any && !pair_term_.count) continue;
       if (any) differentiate<T, L>(block, series_.inverse_square, derivatives);
       for (int k = 0; k < count; ++k) {
-        const std::int64_t pair = first + k, row = segments_[r][pair - begin] * Counts<L>::channels;
+        const std::int64_t pair = first + k, row = segments_[r][pair - begin];
         T* recoil = results_.forces + 3 * results_.width() * graph_.neighbors[pair];
         for (std::int64_t e = 0; e < n_registers; ++e) {
           Vec<T> g[3] = {};
@@ -240,7 +242,8 @@ class Evaluation {
       for (std::int64_t energy = 0; energy < results_.n_energies; ++energy) {
         const Vec<T>* sum = sums_.data() + 9 * (k * n_registers + energy / lanes);
         const std::int64_t atom = first_atom + k;
-        for (int i = 0; i < 3; ++i) results_.forces[(3 * atom + i) * results_.width() + energy] += sum[i][energy % lanes];
+        T* force = results_.forces + 3 * atom * results_.width() + energy;
+        for (int i = 0; i < 3; ++i) force[i * results_.width()] += sum[i][energy % lanes];
         for (int i = 0; i < 6; ++i)
           results_.virials[6 * (energy * graph_.n_atoms + atom) + i] = sum[3 + i][energy % lanes];
       }
@@ -252,12 +255,14 @@ class Evaluation {
   const PairTerm<T>& pair_term_;
   const Results<T> results_;
   const Spectrum<T, L> spectrum_;
-  const int n_elements_, n_density_, stride_;
+  const int n_density_, stride_;
   std::int64_t first_ = 0;  // the block's first atom, and how many it has
   int count_ = 0, n_registers_ = 0;
   std::vector<std::int32_t> segments_[kAbreast];
-  std::vector<T> density_;         // rows of atoms
-  std::vector<Vec<T>> by_density_;  // the same: (energies, atoms, density), or with energies in lanes (atoms, density, energies)
+  // Rows of atoms, `stride_` apart; by_density_ is (energies, atoms, density), with energies in lanes (atoms, density,
+  // energies).
+  std::vector<T> density_;
+  std::vector<Vec<T>> by_density_;
   std::vector<Vec<T>> density_columns_, by_density_columns_;
   std::vector<Vec<T>> sums_;  // with energies in lanes: force and virial of every center, (atoms, 9, energies)
   std::vector<Vec<T>> columns_, cotangents_;

@@ -1,7 +1,8 @@
 // Networks as tapes of simple operations on columns, one atom in each lane, forward and backward.
 //
-// The tape is written by network_tape.py, which also defines the operations. A column is one number of every atom
-// of a register; operations read columns from `source` on and write new ones from `target` on.
+// The tape is written by network_tape.py, which also defines the operations. A column is one number of every atom of
+// a register; operations read columns from `source` on and write new ones from `target` on. Elementwise functions and
+// layer normalisation overwrite what they read with what their way back needs.
 
 #pragma once
 
@@ -29,7 +30,7 @@ constexpr double kNormEpsilon = 1e-6;  // flax.linen.LayerNorm
 
 // ---------------------------------------------------------------- products
 
-constexpr int kAbreast = 2;  // registers of atoms, at most, that go through a network together: they share loads of weights
+constexpr int kAbreast = 2;  // registers of atoms that go through a network together and share loads of weights
 
 // sums[i] = sum_k matrix[i * row_stride + k * stride] * x[k] for kRows rows i, held in registers, and for registers of
 // atoms whose columns lie `apart` from each other; with `adds`, this is added to the sums.

@@ -67,17 +67,18 @@ struct Block {
   // Reads `count` pairs, at most a register full; the lanes behind them lie outside the cutoff.
   // Returns false when no pair is inside: then all sums and derivatives are zero.
   bool read(const T* vectors, std::int64_t count, const Radial<T>& series) {
-    alignas(kRegisterBytes) T component[3][kLanes<T>];
-    for (int k = 0; k < kLanes<T>; ++k)
-      for (int axis = 0; axis < 3; ++axis)
-        component[axis][k] = k < count ? vectors[3 * k + axis] : T(0);
-    std::memcpy(&x, component[0], sizeof x);
-    std::memcpy(&y, component[1], sizeof y);
-    std::memcpy(&z, component[2], sizeof z);
+    T few[3 * kLanes<T>] = {};
+    if (count < kLanes<T>) {
+      std::copy_n(vectors, 3 * count, few);
+      vectors = few;
+    }
+    constexpr std::make_index_sequence<kLanes<T>> all{};
+    x = component<T, 0>(vectors, all), y = component<T, 1>(vectors, all), z = component<T, 2>(vectors, all);
     Vec<T> s = (x * x + y * y + z * z) * series.inverse_square;
-    for (int k = 0; k < kLanes<T>; ++k) s[k] = k < count && !(s[k] > 1) ? s[k] : T(1);
+    s = s > 1 ? Vec<T>{} + 1 : s;  // not-a-number stays
+    for (int k = count; k < kLanes<T>; ++k) s[k] = 1;
     bool any = false;
-    for (int k = 0; k < kLanes<T>; ++k) any |= !(s[k] >= 1);
+    for (int k = 0; k < kLanes<T>; ++k) any |= s[k] != 1;
     if (!any) return false;
     set_radial(s, series);
     set_harmonics();
@@ -149,7 +150,7 @@ struct Block {
 
 // ---------------------------------------------------------------- pairs -> coefficients
 
-// Sums rows of one segment in registers and adds them to its row of c when the segment ends.
+// Sums rows of one segment in registers and adds them to its row of c, which begins at `segment`, when it ends.
 template <class T, int L>
 class SegmentSum {
  public:
@@ -172,7 +173,7 @@ class SegmentSum {
     if (segment_ < 0) return;
     T values[kTiles * kLanes<T>];
     std::memcpy(values, sums_, sizeof values);
-    T* row = density_ + std::int64_t(segment_) * Counts<L>::channels;
+    T* row = density_ + segment_;
     for (int i = 0; i < Counts<L>::channels; ++i) row[i] += values[i];
   }
 
@@ -183,9 +184,9 @@ class SegmentSum {
 
 template <class T, int L>
 void sum_pairs(const T* vectors, const std::int32_t* segments, std::int64_t n_pairs,
-               const Radial<T>& series, T* density, std::int64_t n_segments) {
+               const Radial<T>& series, T* density, std::int64_t size) {
   constexpr int lanes = kLanes<T>;
-  std::memset(density, 0, sizeof(T) * n_segments * Counts<L>::channels);
+  std::fill_n(density, size, T(0));
   SegmentSum<T, L> sum(density);
   Block<T, L, false> block;
   // products[channel][pair]; after transposition tile by tile, products[tile * lanes + pair][channel]
@@ -212,12 +213,10 @@ void sum_pairs(const T* vectors, const std::int32_t* segments, std::int64_t n_pa
 // Reads the rows of the cotangent that belong to a block's pairs, one pair in each lane.
 template <class T, int L>
 void gather_rows(const T* cotangent, const std::int32_t* segments, int count, Vec<T>* gathered) {
-  constexpr int channels = Counts<L>::channels;
-  static const T zeros[channels] = {};
+  static const T zeros[padded<T>(Counts<L>::channels)] = {};
   const T* rows[kLanes<T>];
-  for (int k = 0; k < kLanes<T>; ++k)
-    rows[k] = k < count ? cotangent + std::int64_t(segments[k]) * channels : zeros;
-  load_transposed<T>(rows, channels, gathered);
+  for (int k = 0; k < kLanes<T>; ++k) rows[k] = k < count ? cotangent + segments[k] : zeros;
+  load_transposed<T>(rows, Counts<L>::channels, gathered);
 }
 
 // Derivatives of sum_q cotangent_q radial_q harmonic_q by x, y and z. With Q_lm the Legendre part,
@@ -316,14 +315,16 @@ void differentiate(const Block<T, L, true>& block, T inverse_square, Vec<T> (*de
 template <class T, int L>
 void contract_pair(const Vec<T> (*derivatives)[3], int pair, const Vec<T>* cotangent, std::int64_t apart,
                    Vec<T>* gradient) {
-  constexpr int many = 3;  // sums for each axis, which need not wait for each other
-  Vec<T> sum[many][3] = {};
-#pragma GCC unroll 300
-  for (int channel = 0; channel < Counts<L>::channels; ++channel)
-#pragma GCC unroll 3
+  Vec<T> sum[4][3] = {};  // four for each axis, which need not wait for each other
+  const auto add = [&](int channel, int which) {
     for (int axis = 0; axis < 3; ++axis)
-      sum[channel % many][axis] += derivatives[channel][axis][pair] * cotangent[channel * apart];
-  for (int axis = 0; axis < 3; ++axis) gradient[axis] = sum[0][axis] + sum[1][axis] + sum[2][axis];
+      sum[which][axis] += derivatives[channel][axis][pair] * cotangent[channel * apart];
+  };
+  int channel = 0;
+  for (; channel + 4 <= Counts<L>::channels; channel += 4)
+    for (int k = 0; k < 4; ++k) add(channel + k, k);
+  for (; channel < Counts<L>::channels; ++channel) add(channel, 0);
+  for (int axis = 0; axis < 3; ++axis) gradient[axis] = (sum[0][axis] + sum[1][axis]) + (sum[2][axis] + sum[3][axis]);
 }
 
 // ---------------------------------------------------------------- pair gradients -> forces, virials
@@ -340,9 +341,14 @@ struct Forces {
   void add(const Vec<T>* r, const Vec<T>* g, const std::int32_t* centers, const std::int32_t* neighbors,
            int count) const {
     constexpr int lanes = kLanes<T>, tiles = padded<T>(9) / lanes;
-    Vec<T> rows[tiles * lanes] = {
-        g[0], g[1], g[2], r[0] * g[0], r[1] * g[1], r[2] * g[2],
-        (r[1] * g[2] + r[2] * g[1]) / 2, (r[0] * g[2] + r[2] * g[0]) / 2, (r[0] * g[1] + r[1] * g[0]) / 2};
+    Vec<T> rows[tiles * lanes];
+    for (int i = 0; i < 3; ++i) {
+      const int a = (i + 1) % 3, b = (i + 2) % 3;
+      rows[i] = g[i];
+      rows[3 + i] = r[i] * g[i];
+      rows[6 + i] = (r[a] * g[b] + r[b] * g[a]) / 2;
+    }
+    for (int i = 9; i < tiles * lanes; ++i) rows[i] = g[0];  // whatever, but numbers
     for (int tile = 0; tile < tiles; ++tile) transpose<T>(rows + tile * lanes);
     Vec<T> sum[tiles] = {};
     for (int k = 0; k < count; ++k) {

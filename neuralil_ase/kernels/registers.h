@@ -67,33 +67,32 @@ constexpr int padded(int width) {
   return (width + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
-// columns[i] = element i of every row, for rows of `width` numbers; room for padded(width) columns.
+// columns[i] = element i of every row; reads padded(width) numbers of each row, and writes as many columns. Whole
+// registers, for a tail put together from smaller pieces would be waited for.
 template <class T>
 inline void load_transposed(const T* const* rows, int width, Vec<T>* columns) {
-  constexpr int lanes = kLanes<T>;
-  const int whole = width / lanes * lanes;
-  for (int first = 0; first < whole; first += lanes) {
-    for (int k = 0; k < lanes; ++k) std::memcpy(columns + first + k, rows[k] + first, sizeof(Vec<T>));
+  for (int first = 0; first < width; first += kLanes<T>) {
+    for (int k = 0; k < kLanes<T>; ++k) columns[first + k] = load<T>(rows[k] + first);
     transpose<T>(columns + first);
   }
-  if (whole == width) return;
-  for (int k = 0; k < lanes; ++k) {
-    T tail[lanes] = {};
-    std::memcpy(tail, rows[k] + whole, sizeof(T) * (width - whole));
-    std::memcpy(columns + whole + k, tail, sizeof tail);
-  }
-  transpose<T>(columns + whole);
 }
 
-// The inverse, for the first `count` rows; overwrites the columns.
+// The inverse, padded likewise; overwrites the columns.
 template <class T>
-inline void store_transposed(Vec<T>* columns, int width, int count, T* const* rows) {
-  constexpr int lanes = kLanes<T>;
-  for (int first = 0; first < width; first += lanes) {
+inline void store_transposed(Vec<T>* columns, int width, T* const* rows) {
+  for (int first = 0; first < width; first += kLanes<T>) {
     transpose<T>(columns + first);
-    const int size = width - first < lanes ? width - first : lanes;
-    for (int k = 0; k < count; ++k) std::memcpy(rows[k] + first, columns + first + k, sizeof(T) * size);
+    for (int k = 0; k < kLanes<T>; ++k) store<T>(columns[first + k], rows[k] + first);
   }
+}
+
+// Numbers Axis, 3 + Axis, ... of three registers' worth of numbers.
+template <class T, std::size_t Axis, std::size_t... Lane>
+inline Vec<T> component(const T* vectors, std::index_sequence<Lane...>) {
+  constexpr std::size_t n = kLanes<T>;
+  const Vec<T> a = load<T>(vectors), b = load<T>(vectors + n), c = load<T>(vectors + 2 * n);
+  const Vec<T> of_two = __builtin_shufflevector(a, b, (3 * Lane + Axis < 2 * n ? 3 * Lane + Axis : 0)...);
+  return __builtin_shufflevector(of_two, c, (3 * Lane + Axis < 2 * n ? Lane : 3 * Lane + Axis - n)...);
 }
 
 // ---------------------------------------------------------------- exp
