@@ -31,7 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "deep": {"members": 8},
 }
 """Options of each; a deep ensemble is an independent one whose members know the variance of their errors."""
-PROBE_EPOCHS = 3
+PROBE_EPOCHS = 4
 
 
 @dataclass(frozen=True)
@@ -77,27 +77,42 @@ class Scores:
         return np.add.reduceat(values, starts) / self.sizes
 
 
-def train_at_cost(
-    kind: str, data: Sequence[Atoms], output: Path, seconds: float, **options: Any
-) -> Trained:
-    """Train as many epochs as `seconds` of CPU time pay for, or read the model that these frames gave before.
+def train_kinds(
+    kinds: Sequence[str], data: Sequence[Atoms], folder: Path, seconds: float, **options: Any
+) -> dict[str, Trained]:
+    """Train each kind for as many epochs as `seconds` of CPU time pay for, or read what these frames gave before.
 
-    The price of an epoch is measured first, on a few; compilation is not counted in the budget, but is in the cost.
-    ``info["split"]`` of every frame says "train", "valid" or "test".
+    Prices of epochs are measured first, in turn, so that a busy machine is busy for all of them; compilation is not
+    counted in the budget, but is in the cost. ``info["split"]`` of every frame says "train", "valid" or "test".
     """
-    record, digest = output.with_suffix(".json"), fingerprint(data)
-    if not output.exists() or _digest_in(record) != digest:
-        settings = TrainingSettings(
-            split_by="split", validate_every=10, **{**KINDS[kind], **options}
+    digest = fingerprint(data)
+    outputs = {kind: folder / f"{kind.replace(' ', '_')}.safetensors" for kind in kinds}
+    settings = {
+        kind: TrainingSettings(split_by="split", validate_every=10, **{**KINDS[kind], **options})
+        for kind in kinds
+    }
+    if any(_digest_in(output) != digest for output in outputs.values()):
+        prices = _epoch_prices(data, settings)
+        for kind, output in outputs.items():
+            if _digest_in(output) != digest:
+                epochs = max(2, round(seconds / prices[kind]))
+                _train(data, output, settings[kind], epochs, digest)
+    return {
+        kind: Trained(
+            load_potential(output), json.loads(_record(output).read_text(encoding="utf-8"))
         )
-        price = _epoch_price(data, settings)
-        epochs = max(2, round(seconds / price))
-        began = time.process_time()
-        train(data, output, settings=settings, epochs=epochs, report=False)
-        cost = {"cpu_seconds": time.process_time() - began, "epochs": epochs}
-        cost |= {"members": settings.members}
-        record.write_text(json.dumps(cost | {"data": digest}), encoding="utf-8")
-    return Trained(load_potential(output), json.loads(record.read_text(encoding="utf-8")))
+        for kind, output in outputs.items()
+    }
+
+
+def _train(
+    data: Sequence[Atoms], output: Path, settings: TrainingSettings, epochs: int, digest: str
+) -> None:
+    began = time.process_time()
+    train(data, output, settings=settings, epochs=epochs, report=False)
+    cost = {"cpu_seconds": time.process_time() - began, "epochs": epochs}
+    cost |= {"members": settings.members, "data": digest}
+    _record(output).write_text(json.dumps(cost), encoding="utf-8")
 
 
 def fingerprint(data: Sequence[Atoms]) -> str:
@@ -108,20 +123,32 @@ def fingerprint(data: Sequence[Atoms]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _digest_in(record: Path) -> str | None:
-    return json.loads(record.read_text(encoding="utf-8")).get("data") if record.exists() else None
+def _record(output: Path) -> Path:
+    return output.with_suffix(".json")
 
 
-def _epoch_price(data: Sequence[Atoms], settings: TrainingSettings) -> float:
-    """CPU seconds of one epoch: the cheapest of a few, as the first one compiles."""
-    probe = settings.updated({"epochs": PROBE_EPOCHS, "validate_every": 10**6})
-    trainer = Trainer(prepare(probe, *load_data(data, probe)))
-    run, prices = trainer.start(), []
-    for _ in range(PROBE_EPOCHS - 1):  # the last one would validate
-        began = time.process_time()
-        run = trainer.epoch(run)
-        prices.append(time.process_time() - began)
-    return min(prices)
+def _digest_in(output: Path) -> str | None:
+    if not (output.exists() and _record(output).exists()):
+        return None
+    return json.loads(_record(output).read_text(encoding="utf-8")).get("data")
+
+
+def _epoch_prices(
+    data: Sequence[Atoms], settings: Mapping[str, TrainingSettings]
+) -> dict[str, float]:
+    """CPU seconds of one epoch of each kind: the cheapest of a few, after one that compiles."""
+    runs = {}
+    for kind, of_kind in settings.items():
+        probe = of_kind.updated({"epochs": PROBE_EPOCHS + 2, "validate_every": 10**6})
+        trainer = Trainer(prepare(probe, *load_data(data, probe)))
+        runs[kind] = (trainer, trainer.epoch(trainer.start()))
+    prices = dict.fromkeys(settings, np.inf)
+    for _ in range(PROBE_EPOCHS):  # not the last one, which would validate
+        for kind, (trainer, run) in runs.items():
+            began = time.process_time()
+            runs[kind] = (trainer, trainer.epoch(run))
+            prices[kind] = min(prices[kind], time.process_time() - began)
+    return prices
 
 
 def score_sets(

@@ -27,7 +27,7 @@ from ensemble_kinds import (
     Scores,
     Trained,
     score_sets,
-    train_at_cost,
+    train_kinds,
 )
 from extrapolation_cases import Problem, load
 from matplotlib.figure import Figure
@@ -81,10 +81,7 @@ def measure(
 ) -> tuple[Results, dict[str, Any]]:
     """All numbers, and what the picture is drawn from: errors, raw and calibrated error bars of the test set."""
     options = {**problem.options, "seed": seed}
-    models = {
-        kind: train_at_cost(kind, problem.data, folder / f"{name(kind)}.safetensors", seconds, **options)
-        for kind in kinds
-    }  # fmt: skip
+    models = train_kinds(kinds, problem.data, folder, seconds, **options)
     signals = [signal for signal in SIGNALS if signal[0] in kinds]
     sets = score_all(models, problem)
     strange = {case: sets[case] for case in problem.strange}
@@ -257,10 +254,6 @@ def picture(test: dict[str, tuple[np.ndarray, ...]]) -> Figure:
     right.set(xlabel="expected share of errors within the bar", ylabel="observed share")
     left.legend(frameon=False, fontsize="small", title="before - - , after — calibration")
     return figure
-
-
-def name(kind: str) -> str:
-    return kind.replace(" ", "_")
 
 
 def main() -> None:
