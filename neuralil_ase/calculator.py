@@ -19,7 +19,7 @@ from neuralil_ase.derivatives import Level
 from neuralil_ase.errors import ConfigError, StructureError
 from neuralil_ase.evaluator import Dtype, Evaluator, System
 from neuralil_ase.model_file import load_potential
-from neuralil_ase.neighbors import NeighborList, identical
+from neuralil_ase.neighbors import DEFAULT_SKIN, NeighborList, identical
 from neuralil_ase.potential import Potential
 from neuralil_ase.prediction import Prediction
 
@@ -85,7 +85,7 @@ class NeuralILCalculator(Calculator):
         model: str | Path | Potential | None = None,
         *,
         dtype: Dtype = "float32",
-        skin: float = 0.5,
+        skin: float = DEFAULT_SKIN,
         uncertainty: Level = "energy",
         label: str | None = None,
         directory: str = ".",

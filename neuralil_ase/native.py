@@ -42,7 +42,7 @@ def pairs_inside(
     positions, cells
         Of R replicas, in Å, float64, shapes (R, N, 3) and (R, 3, 3).
     candidates
-        For each replica cell shifts, float64, shape (C, 3), centers and neighbours, int32, shape (C,).
+        For each replica cell shifts, shape (C, 3), centers and neighbours, shape (C,), all int32.
     r_cut
         Cutoff in Å.
     found
@@ -68,28 +68,26 @@ def pairs_inside(
 
 
 def sorted_pairs(
-    centers: np.ndarray, neighbors: np.ndarray, shifts: np.ndarray, types: np.ndarray
+    pairs: np.ndarray, shifts: np.ndarray, types: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs sorted by center, then by the neighbour's type; the library must be there.
+    """Both directions of pairs, sorted by center, then by the neighbour's type; the library must be there.
 
     Parameters
     ----------
-    centers, neighbors, shifts
-        Of P pairs, shapes (P,), (P,) and (P, 3).
+    pairs, shifts
+        Two atoms each, and the cell shift of the second, shapes (P, 2) and (P, 3).
     types
         Of every atom, shape (N,).
 
     Returns
     -------
     tuple of numpy.ndarray
-        Centers and neighbours, int32, and shifts, float64.
+        Shifts, shape (2 P, 3), centers and neighbours, shape (2 P,), all int32.
     """
-    arrays: list[np.ndarray] = [
-        np.ascontiguousarray(indices, np.int64) for indices in (centers, neighbors)
-    ]
+    arrays: list[np.ndarray] = [np.ascontiguousarray(pairs, np.uint64)]
     arrays += [np.ascontiguousarray(values, np.int32) for values in (shifts, types)]
-    count, n_types = len(centers), int(types.max(initial=0)) + 1
-    found = np.empty(count, np.int32), np.empty(count, np.int32), np.empty((count, 3))
+    count, n_types = len(pairs), int(types.max(initial=0)) + 1
+    found = np.empty((2 * count, 3), np.int32), *np.empty((2, 2 * count), np.int32)
     sizes = (ctypes.c_int64(size) for size in (count, len(types), n_types))
     if not _library().neuralil_sort_pairs(*map(_pointer, [*arrays, *found]), *sizes):
         raise IndexError(f"pairs or types that are not of {len(types)} atoms and {n_types} types")

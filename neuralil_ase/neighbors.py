@@ -12,6 +12,8 @@ import vesin
 from neuralil_ase import native
 from neuralil_ase.errors import ConfigError, StructureError
 
+DEFAULT_SKIN = 0.7
+"""Å: wide enough that a rebuild every dozen steps costs little, and so do the pairs that are filtered at every one."""
 MAX_PAIRS = 500_000_000
 
 
@@ -27,6 +29,22 @@ class Pairs(NamedTuple):
     """
 
     vectors: np.ndarray
+    centers: np.ndarray
+    neighbors: np.ndarray
+
+
+class Candidates(NamedTuple):
+    """Directed pairs inside cutoff and skin, in the order of :class:`Pairs`.
+
+    Attributes
+    ----------
+    shifts
+        Lattice vectors from j to its image, shape (C, 3), int32.
+    centers, neighbors
+        Indices i and j, shape (C,), int32.
+    """
+
+    shifts: np.ndarray
     centers: np.ndarray
     neighbors: np.ndarray
 
@@ -117,7 +135,8 @@ class _Reference:
         self.positions = np.full((n_replicas, len(types), 3), np.nan)
         self.cells = np.full((n_replicas, 3, 3), np.nan)
         # Shifts, centers and neighbours of the pairs found last, for every replica.
-        self.candidates = [_room(0)] * n_replicas
+        none = Candidates(np.empty((0, 3), np.int32), *np.empty((2, 0), np.int32))
+        self.candidates = [none] * n_replicas
         # Room for the pairs inside, kept: fresh memory costs more than the search.
         self.found = _room(0)
 
@@ -130,13 +149,17 @@ class _Reference:
 
     def build(self, replica: int, positions: np.ndarray, cell: np.ndarray) -> None:
         check_geometry(positions, cell, self.pbc, self.radius)
-        # One thread: a rebuild takes well under a millisecond, and waiting for busy cores far longer.
-        searcher = vesin.NeighborList(cutoff=self.radius, full_list=True, n_threads=1)
-        i, j, shifts = searcher.compute(
-            points=positions, box=_complete(cell, self.pbc), periodic=self.pbc, quantities="ijS"
+        # One thread: a rebuild takes well under a millisecond, and waiting for busy cores far longer. One direction,
+        # and no copies: what is found lives as long as the searcher.
+        searcher = vesin.NeighborList(cutoff=self.radius, full_list=False, n_threads=1)
+        found, shifts = searcher.compute(
+            points=positions,
+            box=_complete(cell, self.pbc),
+            periodic=self.pbc,
+            quantities="PS",
+            copy=False,
         )
-        centers, neighbors, shifts = _sorted(i, j, shifts, self.types)
-        self.candidates[replica] = Pairs(shifts, centers, neighbors)
+        self.candidates[replica] = _sorted(found, shifts, self.types)
         self.positions[replica], self.cells[replica] = positions, cell
         count = sum(len(candidates.centers) for candidates in self.candidates)
         if count > len(self.found.centers):
@@ -188,14 +211,14 @@ def _room(count: int) -> Pairs:
     return Pairs(np.empty((count, 3)), np.empty(count, np.int32), np.empty(count, np.int32))
 
 
-def _sorted(
-    i: np.ndarray, j: np.ndarray, shifts: np.ndarray, types: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By center, then by the neighbour's type: indices as int32, shifts as float64."""
+def _sorted(pairs: np.ndarray, shifts: np.ndarray, types: np.ndarray) -> Candidates:
+    """Both directions of pairs, shape (P, 2), by center, then by the neighbour's type."""
     if not isinstance(native.compiled_library(), str):
-        return native.sorted_pairs(i, j, shifts, types)
-    order = np.argsort(i.astype(np.int64) * (types.max(initial=0) + 1) + types[j], kind="stable")
-    return i[order].astype(np.int32), j[order].astype(np.int32), shifts[order].astype(float)
+        return Candidates(*native.sorted_pairs(pairs, shifts, types))
+    i, j = np.concatenate([pairs, pairs[:, ::-1]]).astype(np.int32).T
+    both = np.concatenate([shifts, -shifts]).astype(np.int32)
+    order = np.argsort(i * np.int64(types.max(initial=0) + 1) + types[j], kind="stable")
+    return Candidates(both[order], i[order], j[order])
 
 
 def identical(first: np.ndarray, second: np.ndarray) -> bool:

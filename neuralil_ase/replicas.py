@@ -11,10 +11,10 @@ from ase import Atoms
 
 from neuralil_ase.calculator import check_level, element_types, model_path
 from neuralil_ase.derivatives import Level
-from neuralil_ase.errors import StructureError
+from neuralil_ase.errors import StructureError, UncertaintyError
 from neuralil_ase.evaluator import Dtype, Evaluator, System
 from neuralil_ase.model_file import load_potential
-from neuralil_ase.neighbors import NeighborList
+from neuralil_ase.neighbors import DEFAULT_SKIN, NeighborList
 from neuralil_ase.potential import Potential
 from neuralil_ase.prediction import Prediction
 
@@ -77,7 +77,7 @@ class Replicas:
         model: str | Path | Potential | None = None,
         *,
         dtype: Dtype = "float32",
-        skin: float = 0.5,
+        skin: float = DEFAULT_SKIN,
         uncertainty: Level = "off",
     ) -> None:
         self.uncertainty = check_level(uncertainty)
@@ -130,15 +130,11 @@ class Replicas:
 
     def _by_replica(self, found: Prediction, n_replicas: int) -> ReplicaPrediction:
         shape = n_replicas, len(self._types)
-        spreads: list[np.ndarray | None] = [
-            np.asarray(getattr(found, name)).reshape(shape) if found.holds(name) else None
-            for name in ("energies_std", "forces_std")
-        ]
         return ReplicaPrediction(
             found.energies.reshape(shape).sum(axis=1),
             found.forces.reshape(*shape, 3),
             np.asarray(found.stresses).reshape(*shape, 6).sum(axis=1),
-            *spreads,
+            *(_spread(found, name, shape) for name in ("energies_std", "forces_std")),
         )
 
     def _cells(self, n_replicas: int, cells: np.ndarray | None) -> np.ndarray:
@@ -148,3 +144,10 @@ class Replicas:
                 f"cells have the shape {given.shape}; give one, (3, 3), or one for each replica, ({n_replicas}, 3, 3)"
             )
         return np.broadcast_to(given, (n_replicas, 3, 3))
+
+
+def _spread(found: Prediction, name: str, shape: tuple[int, int]) -> np.ndarray | None:
+    try:
+        return np.asarray(getattr(found, name)).reshape(shape)
+    except UncertaintyError:
+        return None

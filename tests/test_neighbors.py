@@ -258,21 +258,26 @@ def test_a_refused_geometry_does_not_spoil_the_next_call() -> None:
 @pytest.mark.skipif(isinstance(native.compiled_library(), str), reason="the library was not built")
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**31), n_atoms=st.integers(1, 40), count=st.integers(0, 200))
-def test_sorting_in_the_library_is_a_stable_sort(seed: int, n_atoms: int, count: int) -> None:
+def test_sorting_in_the_library_is_a_stable_sort_of_both_directions(
+    seed: int, n_atoms: int, count: int
+) -> None:
     rng = np.random.default_rng(seed)
     types = rng.integers(0, 4, n_atoms)
-    i, j = rng.integers(0, n_atoms, (2, count))
+    pairs = rng.integers(0, n_atoms, (count, 2))
     shifts = rng.integers(-3, 4, (count, 3)).astype(np.int32)
+    i, j = np.concatenate([pairs, pairs[:, ::-1]]).T
     order = np.lexsort((types[j], i))
-    for found, given_ in zip(native.sorted_pairs(i, j, shifts, types), (i, j, shifts), strict=True):
-        np.testing.assert_array_equal(found, given_[order])
+    given_ = np.concatenate([shifts, -shifts]), i, j
+    for found, values in zip(native.sorted_pairs(pairs, shifts, types), given_, strict=True):
+        np.testing.assert_array_equal(found, values[order])
 
 
 @pytest.mark.skipif(isinstance(native.compiled_library(), str), reason="the library was not built")
 @pytest.mark.parametrize(
-    ("i", "j", "types"), [([0, 5], [1, 0], [0, 0]), ([0, 0], [1, -1], [0, 0]), ([0], [0], [-1])]
+    ("pairs", "types"),
+    [([[0, 1], [5, 0]], [0, 0]), ([[0, 1], [0, -1]], [0, 0]), ([[0, 0]], [-1])],
 )
-def test_sorting_refuses_what_is_out_of_range(i: list, j: list, types: list) -> None:
-    arrays = (np.array(i), np.array(j), np.zeros((len(i), 3)), np.array(types))
+def test_sorting_refuses_what_is_out_of_range(pairs: list, types: list) -> None:
+    arrays = (np.array(pairs), np.zeros((len(pairs), 3)), np.array(types))
     with pytest.raises(IndexError, match="pairs or types that are not of"):
         native.sorted_pairs(*arrays)

@@ -26,7 +26,7 @@ from neuralil_ase.calculator import to_system
 from neuralil_ase.evaluator import compiled
 from neuralil_ase.graph import bucket, pad_graph
 from neuralil_ase.kernel import supports
-from neuralil_ase.neighbors import NeighborList
+from neuralil_ase.neighbors import DEFAULT_SKIN, NeighborList
 
 
 class Nothing(Calculator):
@@ -48,7 +48,7 @@ def parts(atoms: Atoms) -> dict[str, Callable[[], object]]:
     calculator = CALCULATORS["neuralil-1"]()
     potential = calculator.potential
     ours, empty = (moving(atoms, calc) for calc in (calculator, Nothing()))
-    pair_list = NeighborList(potential.r_cut, 0.5)
+    pair_list = NeighborList(potential.r_cut, DEFAULT_SKIN)
     pairs = to_system(atoms, potential, pair_list)
     sizes = {"n_atoms": bucket(len(atoms)), "n_pairs": bucket(len(pairs.pairs.centers))}
     options = sizes | {"r_cut": potential.r_cut, "dtype": np.float32}

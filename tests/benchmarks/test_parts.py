@@ -11,7 +11,7 @@ from neuralil_ase import Potential, predict_many
 from neuralil_ase.calculator import to_system
 from neuralil_ase.config import DescriptorConfig, ModelConfig
 from neuralil_ase.evaluator import Evaluator
-from neuralil_ase.neighbors import NeighborList
+from neuralil_ase.neighbors import DEFAULT_SKIN, NeighborList
 from neuralil_ase.potential import init_params
 
 START = Path(__file__).parents[2] / "md_examples" / "ean_start.extxyz"
@@ -25,7 +25,7 @@ def ensemble(members: int) -> Potential:
 @pytest.mark.parametrize("repeat", [1, 2, 3])
 def test_pair_list(benchmark, repeat: int) -> None:
     atoms, potential = read(START).repeat(repeat), ensemble(1)
-    pair_list = NeighborList(potential.r_cut, skin=0.5)
+    pair_list = NeighborList(potential.r_cut, skin=DEFAULT_SKIN)
     system = benchmark(lambda: to_system(atoms, potential, pair_list))
     benchmark.extra_info["atoms"], benchmark.extra_info["pairs"] = (
         len(atoms),
