@@ -171,11 +171,17 @@ class _Reference:
         With F the deformation of the cell and u what an atom moved beyond it, a pair vector becomes
         d F + u_j - u_i, no shorter than σ_min(F) |d| - 2 max|u|, and |d| was at least ``radius``.
         """
-        reach, moved = np.full(len(cells), self.radius), self.positions
-        changed = (cells != self.cells).any(axis=(1, 2))
-        if changed.any():
-            moved = moved.copy()
-        for k in np.flatnonzero(changed):
+        reach, moved = np.array(self.radius), self.positions
+        if not identical(cells, self.cells):
+            reach, moved = self._deformed(cells)
+        displacements = positions - moved
+        largest = np.einsum("kij,kij->ki", displacements, displacements).max(axis=1)
+        return reach - 2 * np.sqrt(largest) >= r_cut
+
+    def _deformed(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The radius that is left in new cells, shape (R,), and where atoms would be that moved with them."""
+        reach, moved = np.full(len(cells), self.radius), self.positions.copy()
+        for k in np.flatnonzero((cells != self.cells).any(axis=(1, 2))):
             if not np.isfinite([cells[k], self.cells[k]]).all():
                 reach[k] = np.nan
                 continue
@@ -183,9 +189,7 @@ class _Reference:
             deformation = np.linalg.solve(old, new)
             reach[k] *= np.linalg.svd(deformation, compute_uv=False)[-1]
             moved[k] = moved[k] @ deformation
-        displacements = positions - moved
-        largest = np.einsum("kij,kij->ki", displacements, displacements).max(axis=1)
-        return reach - 2 * np.sqrt(largest) >= r_cut
+        return reach, moved
 
     def inside(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> Pairs:
         if isinstance(native.compiled_library(), str):
