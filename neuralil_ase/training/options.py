@@ -47,7 +47,7 @@ def _kind(kind: Any) -> dict[str, Any]:
     if kind == tuple[str, ...]:
         return {"nargs": "+", "metavar": "FILE", "type": str}
     if kind == tuple[int, ...]:
-        return {"type": _integers, "metavar": "N,N,…"}
+        return {"type": _integers, "metavar": "N,N,…|none"}
     if kind == Mapping[str, float] | None:
         return {"type": _energies, "metavar": "H=E,C=E,…"}
     plain: dict[Any, tuple[Callable[[str], Any], str]] = {
@@ -70,7 +70,7 @@ def _default(field: "Field[Any]") -> str:
 
 def _integers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in text.split(",") if word)
+        return () if text == "none" else tuple(int(word) for word in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a list of whole numbers like 64,32,16"

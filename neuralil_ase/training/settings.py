@@ -56,8 +56,8 @@ class TrainingSettings:
         Widths of the layers.
     head_widths
         Widths of the layers to the variances that members expect of their own errors (deep ensembles): from the first
-        layer of a core network, or of the three heads of a heteroscedastic one; () for a core without. A "resnet" has
-        none.
+        layer of a core network, or of the three heads of a heteroscedastic one; () for a core without ("none" on the
+        command line). A "resnet" has none.
     activation
         Name of the activation function in jax.nn.
     embed_d

@@ -115,13 +115,16 @@ def test_every_setting_is_an_option_with_help() -> None:
     assert [field.name for field in fields(TrainingSettings) if not texts.get(field.name)] == []
     parser = argparse.ArgumentParser()
     add_options(parser)
-    words = "--widths 32,16 --isolated-atoms H=-13.6,C=2 --bootstrap --no-cross-terms --epochs 3"
-    namespace = parser.parse_args(f"{words} --r-cut 4 --loss huber --energy-key e".split())
+    words = "--widths 32,16 --isolated-atoms H=-13.6,C=2 --bootstrap --no-cross-terms --head-widths none"
+    namespace = parser.parse_args(
+        f"{words} --epochs 3 --r-cut 4 --loss huber --energy-key e".split()
+    )
     assert given_options(namespace) == {
         "widths": (32, 16),
         "isolated_atoms": {"H": -13.6, "C": 2.0},
         "bootstrap": True,
         "cross_terms": False,
+        "head_widths": (),
         "epochs": 3,
         "r_cut": 4.0,
         "loss": "huber",
@@ -131,7 +134,9 @@ def test_every_setting_is_an_option_with_help() -> None:
     assert "--learning-rate" in parser.format_help()
 
 
-@pytest.mark.parametrize("words", [["--widths", "a,b"], ["--isolated-atoms", "H"], ["--loss", "x"]])
+@pytest.mark.parametrize(
+    "words", [["--widths", "a,b"], ["--widths", "8,"], ["--isolated-atoms", "H"], ["--loss", "x"]]
+)
 def test_unreadable_options_exit_with_a_message(words: list, capsys: pytest.CaptureFixture) -> None:
     parser = argparse.ArgumentParser()
     add_options(parser)
