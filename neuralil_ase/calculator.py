@@ -134,7 +134,10 @@ class NeuralILCalculator(Calculator):
         system_changes: Sequence[str] = all_changes,
     ) -> None:
         """Evaluate all properties; called by ASE."""
-        Calculator.calculate(self, atoms, properties, system_changes)
+        if atoms is not None:
+            self.atoms = (
+                atoms.copy()
+            )  # all that ASE's own does, but for making the directory, of which we have no use
         prediction = self.prediction(self.atoms)
         self.results = _ase_results(prediction)
         if "stress" in properties and "stress" not in self.results:

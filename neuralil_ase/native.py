@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,43 +29,47 @@ def compiled_library() -> ctypes.CDLL | str:
     return loaded
 
 
-def pairs_inside(
-    positions: np.ndarray,
-    cells: np.ndarray,
-    candidates: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    r_cut: float,
-    found: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> int:
-    """Write those pairs that are closer than the cutoff, of one replica after another; the library must be there.
+class PairFilter:
+    """Finds those candidate pairs that are closer than the cutoff; the library must be there.
+
+    Addresses are taken once: at every step, that takes as long as the search.
 
     Parameters
     ----------
-    positions, cells
-        Of R replicas, in Å, float64, shapes (R, N, 3) and (R, 3, 3).
     candidates
-        For each replica cell shifts, shape (C, 3), centers and neighbours, shape (C,), all int32.
-    r_cut
-        Cutoff in Å.
+        For each of R replicas cell shifts, shape (C, 3), centers and neighbours, shape (C,), all int32.
     found
         Receives vectors, float64, shape (F, 3), centers and neighbours, int32, shape (F,); F no less than all C
-        together. Atom i of replica k is written as k N + i.
-
-    Returns
-    -------
-    int
-        How many pairs were written.
+        together. Atom i of replica k of N atoms is written as k N + i.
     """
-    n_replicas, n_atoms, _ = positions.shape
-    # In a variable, so that they are alive while they are pointed to.
-    arrays = [np.ascontiguousarray(values, float) for values in (positions, cells)]
-    arrays.append(
-        np.array([[array.ctypes.data for array in part] for part in candidates], np.int64)
-    )
-    arrays.append(np.array([len(centers) for _, centers, _ in candidates], np.int64))
-    sizes = ctypes.c_int64(n_replicas), ctypes.c_int64(n_atoms)
-    return _library().neuralil_pairs_inside(
-        *map(_pointer, [*arrays, *found]), *sizes, ctypes.c_double(r_cut)
-    )
+
+    def __init__(
+        self,
+        candidates: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+        found: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> None:
+        addresses = [[array.ctypes.data for array in part] for part in candidates]
+        counts = [len(centers) for _, centers, _ in candidates]
+        # Kept, so that they are alive while they are pointed to.
+        self._arrays = candidates, found, np.array(addresses, np.int64), np.array(counts, np.int64)
+        self._pointers = [_pointer(array) for array in (*self._arrays[2:], *found)]
+
+    def __reduce__(self) -> tuple[type["PairFilter"], tuple[Any, ...]]:
+        return PairFilter, self._arrays[:2]  # a copy has arrays of its own, and so other addresses
+
+    def __call__(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> int:
+        """Write the pairs of one replica after another, and return how many.
+
+        Positions and cells are those of R replicas, in Å, shapes (R, N, 3) and (R, 3, 3); the cutoff is in Å.
+        """
+        positions, cells = (np.ascontiguousarray(values, float) for values in (positions, cells))
+        n_replicas, n_atoms, _ = positions.shape
+        return _library().neuralil_pairs_inside(
+            *map(_pointer, (positions, cells)),
+            *self._pointers,
+            *map(ctypes.c_int64, (n_replicas, n_atoms)),
+            ctypes.c_double(r_cut),
+        )
 
 
 def sorted_pairs(

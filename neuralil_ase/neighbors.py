@@ -139,6 +139,7 @@ class _Reference:
         self.candidates = [none] * n_replicas
         # Room for the pairs inside, kept: fresh memory costs more than the search.
         self.found = _room(0)
+        self.filter: native.PairFilter | None = None  # of these candidates
 
     def is_of(self, positions: np.ndarray, pbc: np.ndarray, types: np.ndarray) -> bool:
         return (
@@ -160,6 +161,7 @@ class _Reference:
             copy=False,
         )
         self.candidates[replica] = _sorted(found, shifts, self.types)
+        self.filter = None
         self.positions[replica], self.cells[replica] = positions, cell
         count = sum(len(candidates.centers) for candidates in self.candidates)
         if count > len(self.found.centers):
@@ -194,7 +196,9 @@ class _Reference:
     def inside(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> Pairs:
         if isinstance(native.compiled_library(), str):
             return self._inside_in_numpy(positions, cells, r_cut)
-        count = native.pairs_inside(positions, cells, self.candidates, r_cut, self.found)
+        if self.filter is None:
+            self.filter = native.PairFilter(self.candidates, self.found)
+        count = self.filter(positions, cells, r_cut)
         return Pairs(*(values[:count] for values in self.found))
 
     def _inside_in_numpy(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> Pairs:

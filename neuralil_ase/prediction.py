@@ -39,8 +39,8 @@ class Prediction:
     member_stresses
         Stress of every member in eV/Å³, shape (M, 6). Level "forces", a cell with a volume.
     energy_aleatoric_std, forces_aleatoric_std
-        Noise that a deep ensemble itself predicts: sqrt of the mean over members of σ²_E, in eV, and of
-        3 σ²_F per atom (three components), in eV/Å, shape (N,). From level "energy" on, heteroscedastic models.
+        Errors that the members themselves expect: sqrt of the mean over members of σ²_E, in eV, and of
+        3 σ²_F per atom (three components), in eV/Å, shape (N,). From level "energy" on, models with ``head_widths``.
     symbols, calibration
         Chemical symbols, shape (N,), and the model's calibration; what the error bars are made from.
     """
@@ -115,7 +115,9 @@ class Prediction:
 _ENERGY = 'ask for prediction(atoms, uncertainty="energy"), or build the calculator with it'
 _FORCES = 'ask for prediction(atoms, uncertainty="forces"), or build the calculator with it'
 _VOLUME = "the cell has no volume; give the structure three lattice vectors"
-_HETEROSCEDASTIC = "only deep ensembles (network kind 'heteroscedastic') predict their own noise"
+_HETEROSCEDASTIC = (
+    "only members with heads for the variances of their errors (head_widths) predict them"
+)
 _REASONS = {
     "symbols": "it was not made by an Evaluator",
     "calibration": "the model is not calibrated; run neuralil-ase calibrate MODEL DATA on held-out data",

@@ -1,19 +1,19 @@
-"""Where the time of one MD step through ASE goes: CPU time of its parts, one after another in every round.
+"""Where the time of one MD step through ASE goes: CPU time of a run, of its compiled function, and of other parts.
 
     python tests/benchmarks/step_parts.py
 
 One member of the published size, float32, forces and stress, velocity Verlet at 0.5 fs and 300 K from the 225-atom EAN
-cell. "Compiled function" is the call that takes a padded graph to energies, forces and virials on the host;
-"outside" is all else of a step: ASE's loop, the pair list, padding, sums and results. ASE's loop alone is a step with
-a calculator that returns zeros.
+cell. "Compiled function" is the call that takes a padded graph to energies, forces and virials on the host, measured
+in the run; "outside" is all else of a step: ASE's loop, the pair list, padding, sums and results. The parts below
+are measured by themselves, with warmer caches; ASE's loop is a run with a calculator that returns zeros, and
+compares atoms as ASE does.
 """
 
 import argparse
 import time
-from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
-import jax
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
@@ -23,9 +23,7 @@ from ase.md.verlet import VelocityVerlet
 from ase_step import CALCULATORS, START
 
 from neuralil_ase.calculator import to_system
-from neuralil_ase.evaluator import compiled
 from neuralil_ase.graph import bucket, pad_graph
-from neuralil_ase.kernel import supports
 from neuralil_ase.neighbors import DEFAULT_SKIN, NeighborList
 
 
@@ -43,27 +41,60 @@ class Nothing(Calculator):
         }
 
 
-def parts(atoms: Atoms) -> dict[str, Callable[[], object]]:
-    """Functions to time, by name."""
+class Stopwatch:
+    """A function that adds up the CPU time it takes."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *args: Any) -> Any:
+        began = time.process_time()
+        result = self.function(*args)
+        self.seconds += time.process_time() - began
+        return result
+
+
+def measure(atoms: Atoms, steps: int) -> dict[str, float]:
+    """Mean CPU ms per step, by name (the mean, for rebuilds of the pair list are rare and dear)."""
     calculator = CALCULATORS["neuralil-1"]()
-    potential = calculator.potential
+    evaluator = calculator._evaluator
+    watch = evaluator._run = Stopwatch(evaluator._run)
     ours, empty = (moving(atoms, calc) for calc in (calculator, Nothing()))
-    pair_list = NeighborList(potential.r_cut, DEFAULT_SKIN)
-    pairs = to_system(atoms, potential, pair_list)
-    sizes = {"n_atoms": bucket(len(atoms)), "n_pairs": bucket(len(pairs.pairs.centers))}
-    options = sizes | {"r_cut": potential.r_cut, "dtype": np.float32}
-    graph = pad_graph(*pairs.pairs, pairs.types, **options)
-    function, params = (
-        compiled(potential.config, "off", supports(potential.config)),
-        jax.device_put(potential.params),
-    )
+    ours.run(5)
+    watch.seconds = 0.0
+    step, inside = per_call(lambda: ours.run(steps), steps), 1e3 * watch.seconds / steps
     return {
-        "step through ASE": lambda: ours.run(1),
-        "ASE's loop": lambda: empty.run(1),
-        "compiled function": lambda: jax.tree.map(np.asarray, function(params, graph)),
-        "pair list": lambda: to_system(atoms, potential, pair_list),
-        "padding": lambda: pad_graph(*pairs.pairs, pairs.types, **options),
+        "step through ASE": step,
+        "compiled function": inside,
+        "outside the compiled function": step - inside,
+        "ASE's loop by itself": per_call(lambda: empty.run(steps), steps),
+    } | {name: per_call(part, steps, steps) for name, part in parts(ours.atoms).items()}
+
+
+def parts(atoms: Atoms) -> dict[str, Callable[[], object]]:
+    """Functions to time, by name; atoms stand still."""
+    potential = atoms.calc.potential
+    pair_list = NeighborList(potential.r_cut, DEFAULT_SKIN)
+    system = to_system(atoms, potential, pair_list)
+    sizes = {"n_atoms": bucket(len(atoms)), "n_pairs": bucket(len(system.pairs.centers))}
+    options = sizes | {"r_cut": potential.r_cut, "dtype": np.float32}
+
+    def build() -> None:
+        to_system(atoms, potential, NeighborList(potential.r_cut, DEFAULT_SKIN))
+
+    return {
+        "pair list, kept": lambda: to_system(atoms, potential, pair_list),
+        "pair list, built": build,
+        "padding": lambda: pad_graph(*system.pairs, system.types, **options),
     }
+
+
+def per_call(function: Callable[[], object], count: int, calls: int = 1) -> float:
+    """CPU ms that `calls` calls take, by `count`."""
+    began = time.process_time()
+    for _ in range(calls):
+        function()
+    return 1e3 * (time.process_time() - began) / count
 
 
 def moving(atoms: Atoms, calculator: Calculator) -> VelocityVerlet:
@@ -73,33 +104,19 @@ def moving(atoms: Atoms, calculator: Calculator) -> VelocityVerlet:
     return VelocityVerlet(moved, 0.5 * units.fs)
 
 
-def measure(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Mean CPU ms of every function, called in turns (steps need the mean: rebuilds are rare and dear)."""
-    times = defaultdict(list)
-    for _ in range(rounds + 5):
-        for name, function in functions.items():
-            start = time.process_time()
-            function()
-            times[name].append(1e3 * (time.process_time() - start))
-    return {name: float(np.mean(values[5:])) for name, values in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600, help="of the smallest cell")
+    parser.add_argument("--rounds", type=int, default=5, help="runs; medians are printed")
     options = parser.parse_args()
     cell, columns = read(START), {}
     for repeat in options.repeat:
         atoms = cell.repeat(repeat)
-        found = measure(parts(atoms), max(options.rounds // repeat**2, 3))
-        found["outside the compiled function"] = (
-            found["step through ASE"] - found["compiled function"]
-        )
-        found["outside, ASE's loop apart"] = (
-            found["outside the compiled function"] - found["ASE's loop"]
-        )
-        columns[f"{len(atoms)} atoms"] = found
+        found = [measure(atoms, max(options.steps // repeat**2, 20)) for _ in range(options.rounds)]
+        columns[f"{len(atoms)} atoms"] = {
+            name: float(np.median([times[name] for times in found])) for name in found[0]
+        }
     print(f"| CPU ms | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for name in next(iter(columns.values())):
         print(f"| {name} | {' | '.join(f'{c[name]:.3f}' for c in columns.values())} |")
