@@ -256,6 +256,20 @@ def test_a_refused_geometry_does_not_spoil_the_next_call() -> None:
 
 
 @pytest.mark.skipif(isinstance(native.compiled_library(), str), reason="the library was not built")
+@pytest.mark.parametrize("pbc", PBC)
+def test_without_the_library_pairs_come_in_the_same_order(
+    pbc: tuple[bool, bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, positions, cell, types = random_system(17)
+    given_ = positions, cell, np.array(pbc), types
+    compiled = NeighborList(R_CUT, 0.5).pairs(*given_)
+    monkeypatch.setattr(native, "compiled_library", lambda: "switched off")
+    for found, expected in zip(NeighborList(R_CUT, 0.5).pairs(*given_), compiled, strict=True):
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.skipif(isinstance(native.compiled_library(), str), reason="the library was not built")
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**31), n_atoms=st.integers(1, 40), count=st.integers(0, 200))
 def test_sorting_in_the_library_is_a_stable_sort_of_both_directions(

@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms, units
@@ -22,10 +22,14 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from peers import PEERS
 
+if TYPE_CHECKING:  # peers run without neuralil_ase
+    from neuralil_ase.config import NetworkKind
+    from neuralil_ase.derivatives import Level
+
 START = Path(__file__).parents[2] / "md_examples" / "ean_start.extxyz"
 
 
-def neuralil(members: int, level: str, network: str = "core", shared: int = 0) -> Any:
+def neuralil(members: int, level: "Level", network: "NetworkKind" = "core", shared: int = 0) -> Any:
     from neuralil_ase import NeuralILCalculator, Potential
     from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig
     from neuralil_ase.potential import init_params
@@ -33,14 +37,14 @@ def neuralil(members: int, level: str, network: str = "core", shared: int = 0) -
     widths = (64, 32, 16, 16, 16) if network == "core" else (64, 32, 16)
     config = ModelConfig(
         DescriptorConfig(("C", "H", "N", "O"), n_max=4, r_cut=3.5),
-        NetworkConfig(network, widths, shared_layers=shared),  # type: ignore[arg-type]
+        NetworkConfig(network, widths, shared_layers=shared),
         n_members=members,
     )
     params = init_params(config, 0)
     final = params["network"]["body"]["denormalizer"]
     final["kernel"] = 1e-3 * final["kernel"]  # so small a force that atoms fly straight at 300 K
     potential = Potential(config, params, np.zeros(4))
-    return NeuralILCalculator(potential, uncertainty=level)  # type: ignore[arg-type]
+    return NeuralILCalculator(potential, uncertainty=level)
 
 
 CALCULATORS = {

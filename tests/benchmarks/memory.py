@@ -77,8 +77,8 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        repeat = tuple(int(part) for part in options.repeat[0].split(","))
-        print(json.dumps(measure(options.calculator, repeat)))  # type: ignore[arg-type]
+        a, b, c = map(int, options.repeat[0].split(","))
+        print(json.dumps(measure(options.calculator, (a, b, c))))
         return
     records = []
     for repeat in options.repeat:

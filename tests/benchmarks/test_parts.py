@@ -10,6 +10,7 @@ from ase.io import read
 from neuralil_ase import Potential, predict_many
 from neuralil_ase.calculator import to_system
 from neuralil_ase.config import DescriptorConfig, ModelConfig
+from neuralil_ase.derivatives import Level
 from neuralil_ase.evaluator import Evaluator
 from neuralil_ase.neighbors import DEFAULT_SKIN, NeighborList
 from neuralil_ase.potential import init_params
@@ -36,12 +37,12 @@ def test_pair_list(benchmark, repeat: int) -> None:
 
 @pytest.mark.parametrize("level", ["off", "energy", "forces"])
 @pytest.mark.parametrize("members", [1, 10])
-def test_evaluation(benchmark, members: int, level: str) -> None:
+def test_evaluation(benchmark, members: int, level: Level) -> None:
     atoms, potential = read(START), ensemble(members)
     system = to_system(atoms, potential, NeighborList(potential.r_cut, skin=0.0))
     evaluator = Evaluator(potential)
-    evaluator.evaluate([system], level)  # type: ignore[arg-type]
-    benchmark(lambda: evaluator.evaluate([system], level))  # type: ignore[arg-type]
+    evaluator.evaluate([system], level)
+    benchmark(lambda: evaluator.evaluate([system], level))
     assert evaluator.compilations <= 1
 
 
