@@ -9,7 +9,8 @@ error of an atom with spread s is taken as Gaussian with
 scale and floor maximise the likelihood of the held-out errors. The energy of a frame of N atoms likewise has
 σ² = (scale · s)² + N floor². For deep ensembles s² is the sum of the squares of the spread and of the deviation that
 the members themselves expect: on test frames of liquid EAN that ranks force errors with 0.77, the spread alone with
-0.70. See arXiv:2302.08805 for why spreads need this.
+0.70. What members expect was learnt where they were trained, though: an atom whose spread is unusual has an error bar
+no smaller than the spread alone would give it. See arXiv:2302.08805 for why spreads need all this.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,8 @@ ESTIMATOR = (
     "error bar: sqrt((scale * spread)^2 + floor^2), per element; of an energy, floor * sqrt(atoms)"
 )
 ESTIMATOR_WITH_NOISE = (
-    f"{ESTIMATOR}; for spread^2 read spread^2 + (deviation that the members expect)^2"
+    f"{ESTIMATOR}; for spread^2 read spread^2 + (deviation that the members expect)^2, but a force with a spread "
+    "above the 0.99 quantile of its element has no smaller error bar than that fitted to spreads alone"
 )
 MIN_ATOMS = 30
 LOW, HIGH = 1.5, 2.0
@@ -37,7 +39,7 @@ ORDINARY = 0.95
 hand the threshold to one held-out frame that is itself unlike the training data: in liquid EAN a rattled frame
 has 2.5 eV/Å, the other 71, up to 700 K, at most 0.21."""
 REFERENCE = 0.99
-"""Quantile of the held-out spreads of an element that relative spreads are in units of."""
+"""Quantile of the held-out spreads of an element: what is more is unusual, and relative spreads are in units of it."""
 
 
 class HeldOut(NamedTuple):
@@ -96,11 +98,13 @@ def calibrate(
     """
     _check(held_out)
     elements = sorted(set(held_out.symbols.tolist()))
-    force = {element: _fit_element(held_out, element) for element in elements}
+    with_noise = held_out.force_noise is not None
+    force = _fit_forces(held_out, elements, "")
+    if with_noise:
+        force |= _fit_forces(held_out._replace(force_noise=None), elements, "_of_spread")
     spreads = {e: held_out.force_spreads[held_out.symbols == e] for e in elements}
     usual = {e: max(float(np.quantile(spreads[e], REFERENCE)), 1e-12) for e in elements}
     relative = held_out.force_spreads / np.array([usual[e] for e in held_out.symbols.tolist()])
-    with_noise = held_out.force_noise is not None
     return {
         "estimator": ESTIMATOR_WITH_NOISE if with_noise else ESTIMATOR,
         "with_noise": with_noise,
@@ -109,8 +113,7 @@ def calibrate(
         "data": data,
         "n_frames": len(held_out.frame_sizes),
         "n_atoms": len(held_out.symbols),
-        "force_scale": {e: scale for e, (scale, _) in force.items()},
-        "force_floor": {e: floor for e, (_, floor) in force.items()},
+        **force,
         **_fit_energy(held_out),
         "force_std_quantiles": {
             e: {str(q): float(np.quantile(spreads[e], q)) for q in QUANTILES} for e in elements
@@ -131,9 +134,20 @@ def force_error_bars(
 
     Spreads, and the noise that members of deep ensembles expect, in eV/Å, shape (N,).
     """
-    scale = np.array([calibration["force_scale"].get(s, np.nan) for s in symbols])
-    floor = np.array([calibration["force_floor"].get(s, np.nan) for s in symbols])
-    return np.hypot(scale * _expected(calibration, spreads, noise), floor)
+
+    def bars(expected: np.ndarray, of: str = "") -> np.ndarray:
+        scale, floor = (
+            np.array([calibration[f"force_{name}{of}"].get(s, np.nan) for s in symbols])
+            for name in ("scale", "floor")
+        )
+        return np.hypot(scale * expected, floor)
+
+    found = bars(_expected(calibration, spreads, noise))
+    if noise is None or "force_scale_of_spread" not in calibration:
+        return found
+    quantiles = calibration["force_std_quantiles"]
+    usual = np.array([quantiles.get(s, {}).get(str(REFERENCE), np.nan) for s in symbols])
+    return np.where(spreads > usual, np.maximum(found, bars(spreads, "_of_spread")), found)
 
 
 def energy_error_bar(
@@ -214,13 +228,19 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
-def _fit_element(held_out: HeldOut, element: str) -> tuple[float, float]:
-    chosen = held_out.symbols == element
-    squared = (held_out.force_errors[chosen] ** 2).sum(axis=1)
+def _fit_forces(held_out: HeldOut, elements: Sequence[str], of: str) -> dict[str, dict[str, float]]:
+    """Scale and floor of every element, in entries whose names end with ``of``."""
+    squared = (held_out.force_errors**2).sum(axis=1)
     expected = held_out.force_spreads
     if held_out.force_noise is not None:
         expected = np.hypot(expected, held_out.force_noise)
-    return fit_scale_and_floor(squared, expected[chosen], 3)
+    chosen = [held_out.symbols == element for element in elements]
+    fits = [fit_scale_and_floor(squared[atoms], expected[atoms], 3) for atoms in chosen]
+    scales, floors = zip(*fits, strict=True)
+    return {
+        f"force_scale{of}": dict(zip(elements, scales, strict=True)),
+        f"force_floor{of}": dict(zip(elements, floors, strict=True)),
+    }
 
 
 def _fit_energy(held_out: HeldOut) -> dict[str, float]:

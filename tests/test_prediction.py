@@ -78,8 +78,8 @@ def test_identical_members_have_no_spread() -> None:
             "no member_stresses: the cell has no volume.*or ask",
         ),
         ("stress_std", "member_stresses", "the cell has no volume.*or ask"),
-        ("energy_aleatoric_std", None, "no energy_aleatoric_std: only deep ensembles"),
-        ("forces_aleatoric_std", None, "no forces_aleatoric_std: only deep ensembles"),
+        ("energy_aleatoric_std", None, "no energy_aleatoric_std: only members with heads"),
+        ("forces_aleatoric_std", None, "no forces_aleatoric_std: only members with heads"),
     ],
 )
 def test_what_is_not_held_says_how_to_get_it(field: str, missing: str | None, message: str) -> None:

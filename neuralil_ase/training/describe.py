@@ -64,7 +64,7 @@ def _calibration(potential: Potential) -> str:
             f"{element} √(({scale:.2f} s)² + {record['force_floor'][element]:.3f}²)"
             for element, scale in record.get("force_scale", {}).items()
         )
-        + " eV/Å, s the spread",
+        + f" eV/Å, {'s² = spread² + expected²' if record.get('with_noise') else 's the spread'}",
         "thresholds (eV/Å)": _words(record.get("thresholds")),
         "shortest distances (Å)": _words(record.get("shortest_distances")),
     }

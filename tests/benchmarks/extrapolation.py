@@ -106,17 +106,25 @@ def measure(
 
 
 def error_bars(valid: Scored, signal: Signal) -> dict[str, Any]:
-    """A calibration, of this signal as if it were the spread of an ensemble."""
-    scores, values = valid[signal]
+    """A calibration: of spread and noise together as the package does it, of others as if they were spreads."""
+    scores, _ = valid[signal]
     none = np.full(len(scores.sizes), np.nan)
-    held_out = HeldOut(scores.symbols, scores.errors, values, scores.sizes, none, none)
+    spread, noise = spread_and_noise(scores, signal)
+    held_out = HeldOut(scores.symbols, scores.errors, spread, scores.sizes, none, none, noise)
     return calibrate(held_out, {}, "validation frames")
+
+
+def spread_and_noise(scores: Scores, signal: Signal) -> tuple[np.ndarray, np.ndarray | None]:
+    if signal[1] == "both":
+        return scores.signals["spread"], scores.signals["noise"]
+    return scores.signals[signal[1]], None
 
 
 def drawn(scored: Scored, signal: Signal, calibration: dict[str, Any]) -> tuple[np.ndarray, ...]:
     """Errors (n, 3), signal and calibrated error bar (n,)."""
     scores, values = scored[signal]
-    return scores.errors, values, force_error_bars(calibration, scores.symbols.tolist(), values)
+    bars = force_error_bars(calibration, scores.symbols.tolist(), *spread_and_noise(scores, signal))
+    return scores.errors, values, bars
 
 
 def qualities(scored: Scored, signal: Signal, calibration: dict[str, Any]) -> dict[str, Any]:
