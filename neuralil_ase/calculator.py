@@ -134,10 +134,9 @@ class NeuralILCalculator(Calculator):
         system_changes: Sequence[str] = all_changes,
     ) -> None:
         """Evaluate all properties; called by ASE."""
+        # ASE's own would also look for the directory at every step, of which we have no use.
         if atoms is not None:
-            self.atoms = (
-                atoms.copy()
-            )  # all that ASE's own does, but for making the directory, of which we have no use
+            self.atoms = atoms.copy()
         prediction = self.prediction(self.atoms)
         self.results = _ase_results(prediction)
         if "stress" in properties and "stress" not in self.results:

@@ -32,7 +32,7 @@ def compiled_library() -> ctypes.CDLL | str:
 class PairFilter:
     """Finds those candidate pairs that are closer than the cutoff; the library must be there.
 
-    Addresses are taken once: at every step, that takes as long as the search.
+    Addresses are taken once, for at every step that took as long as the search.
 
     Parameters
     ----------
