@@ -1,5 +1,6 @@
 """Networks against plain NumPy, and which parameters belong to whom."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from scipy.special import expit
 from systems import random_params
 
-from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig
+from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig, NetworkKind
 from neuralil_ase.evaluator import precision
 from neuralil_ase.network import activation, build_network, member_axes
 from neuralil_ase.potential import cast_params, flatten, network_outputs
@@ -102,14 +103,20 @@ def test_resnet_is_a_chain_of_residual_blocks() -> None:
     assert "Dense_3" not in params["network"]["body"]["blocks"]["block_1"]
 
 
-def test_heteroscedastic_network_has_three_heads() -> None:
-    network = NetworkConfig("heteroscedastic", (6, 4), head_widths=(4, 3))
-    config = ModelConfig(DESCRIPTOR, network, n_members=2)
+def with_variances(
+    kind: NetworkKind, widths: tuple[int, ...]
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Parameters and outputs, shape (5, 3), of each of two members."""
+    config = ModelConfig(DESCRIPTOR, NetworkConfig(kind, widths, head_widths=(4, 3)), n_members=2)
     params = parameters(config)
     found = outputs(config, params)
     assert found.shape == (2, 5, 3)
     for k in range(2):
-        p = member(params, k)
+        yield member(params, k), found[k]
+
+
+def test_heteroscedastic_network_has_three_heads() -> None:
+    for p, found in with_variances("heteroscedastic", (6, 4)):
         body = p["body"]
         trunk = chain(body["trunk"], embedded(p), (6, 4))
         heads = [
@@ -117,19 +124,13 @@ def test_heteroscedastic_network_has_three_heads() -> None:
             for name in ("energy", "sigma2e", "sigma2f")
         ]
         expected = np.hstack([heads[0], np.logaddexp(0, heads[1]), np.logaddexp(0, heads[2])])
-        np.testing.assert_allclose(found[k], expected, rtol=1e-10)
-    assert (found[..., 1:] >= 0).all()
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
+        assert (found[:, 1:] >= 0).all()
 
 
 @pytest.mark.parametrize("widths", [(6,), (6, 4)])
 def test_the_variances_of_a_core_network_come_from_its_first_layer(widths: tuple[int, ...]) -> None:
-    network = NetworkConfig("core", widths, head_widths=(4, 3))
-    config = ModelConfig(DESCRIPTOR, network, n_members=2)
-    params = parameters(config)
-    found = outputs(config, params)
-    assert found.shape == (2, 5, 3)
-    for k in range(2):
-        p = member(params, k)
+    for p, found in with_variances("core", widths):
         body = p["body"]
         h = swish(dense(body["Dense_0"], embedded(p)))
         for layer in range(2):
@@ -137,7 +138,7 @@ def test_the_variances_of_a_core_network_come_from_its_first_layer(widths: tuple
             h = swish(norm(body[f"sigma2_LayerNorm_{layer}"], h))
         logits = [dense(body[f"{name}_denormalizer"], h) for name in ("sigma2e", "sigma2f")]
         expected = np.hstack([core(p, embedded(p), len(widths)), *np.logaddexp(0, logits)])
-        np.testing.assert_allclose(found[k], expected, rtol=1e-10)
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 def test_without_an_embedding_elements_differ_by_their_descriptors_alone() -> None:

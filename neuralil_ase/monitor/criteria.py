@@ -81,7 +81,7 @@ class Criterion:
 
     def values(self, atoms: Atoms, prediction: PredictionLike) -> np.ndarray:
         """(N,) value of each atom."""
-        raise NotImplementedError
+        raise NotImplementedError  # not needed where `read` is replaced: a frame as a whole has one value
 
     def read(self, atoms: Atoms, prediction: PredictionLike) -> Reading:
         """The worst value among the chosen atoms, the atom it belongs to, and the thresholds."""

@@ -2,7 +2,7 @@
 
 import lzma
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 from ase import Atoms
 from ase.build import molecule
 from ase.geometry import get_distances
-from ase.io import read
+from ase.io import iread, read
 from scipy.spatial.transform import Rotation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,8 +194,7 @@ def _published(name: str) -> list[Atoms]:
     path = PUBLISHED / name
     if not path.exists():
         raise FileNotFoundError(f"the published DFT cells are not there: {path} does not exist")
-    frames: list[Atoms] = read(path, index=":")  # type: ignore[assignment]
-    return frames
+    return list(iread(path, index=":"))
 
 
 def _parts(
@@ -246,8 +245,8 @@ def _bare(atoms: Atoms) -> Atoms:
     return Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
-def _marked(atoms: Atoms, indices: object) -> np.ndarray:
-    return np.isin(np.arange(len(atoms)), np.array(list(indices)))  # type: ignore[call-overload]
+def _marked(atoms: Atoms, indices: Iterable[int]) -> np.ndarray:
+    return np.isin(np.arange(len(atoms)), np.array(list(indices)))
 
 
 def _hydrogen_bonds(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import matplotlib
 
-from neuralil_ase.training.fit import Trainer, fit
+from neuralil_ase.training.fit import Run, Trainer, fit
 from neuralil_ase.training.run import load_data
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.task import prepare
@@ -47,9 +47,9 @@ def measure(data: list[str], settings: TrainingSettings, log: Path) -> None:
     trainer = Trainer(prepare(settings, *load_data(data, settings)))
     began, lines = time.process_time(), []
 
-    def record(run: object, reason: str | None) -> None:
+    def record(run: Run, reason: str | None) -> None:
         if reason is None:
-            entry = run.history[-1] | {"cpu_seconds": time.process_time() - began}  # type: ignore[attr-defined]
+            entry = run.history[-1] | {"cpu_seconds": time.process_time() - began}
             lines.append(json.dumps(entry))
             log.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

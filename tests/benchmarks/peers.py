@@ -17,7 +17,7 @@ SMALL = 1e-3
 
 def nep(r_cut: float = 3.5) -> Any:
     """NEP4 with the size of a published CHNO potential (calorine)."""
-    from calorine.calculators import CPUNEP  # type: ignore[import-not-found]
+    from calorine.calculators import CPUNEP
 
     n_types, n_max, basis, l_max, neurons = 4, 6, 8, 4, 30
     n_features = (n_max + 1) * (1 + l_max)
@@ -37,8 +37,8 @@ def nep(r_cut: float = 3.5) -> Any:
 
 def apax(stress: bool, r_cut: float = 3.5) -> Any:
     """GMNN of the default size. Its calculator reads a trained model only, so it is trained for one epoch on noise."""
-    from apax.md import ASECalculator  # type: ignore[import-not-found]
-    from apax.train.run import run  # type: ignore[import-not-found]
+    from apax.md import ASECalculator
+    from apax.train.run import run
 
     folder = Path(tempfile.mkdtemp())
     write(folder / "noise.extxyz", _noise())
@@ -54,12 +54,12 @@ def apax(stress: bool, r_cut: float = 3.5) -> Any:
 
 def mace(r_cut: float = 3.5) -> Any:
     """Two layers of 64 scalar channels, correlation 3, float32."""
-    import torch  # type: ignore[import-not-found]
+    import torch
 
     torch.serialization.add_safe_globals([slice])  # e3nn reads its constants with torch.load
-    from e3nn.o3 import Irreps  # type: ignore[import-not-found]
-    from mace import modules  # type: ignore[import-not-found]
-    from mace.calculators import MACECalculator  # type: ignore[import-not-found]
+    from e3nn.o3 import Irreps
+    from mace import modules
+    from mace.calculators import MACECalculator
 
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32)

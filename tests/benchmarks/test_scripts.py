@@ -147,9 +147,9 @@ def test_how_strange_frames_are_told(how: str, expected: float) -> None:
     problem = Problem([], {}, [], [], {"case": strange}, [])
     usual, odd = Fixed([1, 1, 2, 2], [2, 2]), Fixed([3, 0, 3, 0], [2, 2])
     signal = ("independent", "spread")
-    found = extrapolation.told(problem, "case", usual, odd, signal, how)  # type: ignore[arg-type]
+    found = extrapolation.told(problem, "case", usual, odd, signal, how)  # type: ignore[arg-type]  # a stand-in
     assert found == expected
-    none = extrapolation.told(problem, "case", usual, odd, signal, "energy")  # type: ignore[arg-type]
+    none = extrapolation.told(problem, "case", usual, odd, signal, "energy")  # type: ignore[arg-type]  # a stand-in
     assert np.isnan(none)
 
 
