@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neuralil_ase.calculator import NeuralILCalculator, predict_many
-    from neuralil_ase.model_file import load_potential, save_potential
+    from neuralil_ase.files.model_file import load_potential, save_potential
+    from neuralil_ase.model.potential import Potential
     from neuralil_ase.monitor import ExtrapolationMonitor
-    from neuralil_ase.potential import Potential
     from neuralil_ase.prediction import Prediction
     from neuralil_ase.replicas import Replicas
     from neuralil_ase.training import train
@@ -32,12 +32,12 @@ __all__ = [
 _ROOMS = {
     "ExtrapolationMonitor": "monitor",
     "NeuralILCalculator": "calculator",
-    "Potential": "potential",
+    "Potential": "model.potential",
     "Prediction": "prediction",
     "Replicas": "replicas",
-    "load_potential": "model_file",
+    "load_potential": "files.model_file",
     "predict_many": "calculator",
-    "save_potential": "model_file",
+    "save_potential": "files.model_file",
     "train": "training",
 }
 

@@ -15,12 +15,12 @@ from ase.calculators.calculator import (
 )
 from ase.data import atomic_numbers, chemical_symbols
 
-from neuralil_ase.derivatives import Level
+from neuralil_ase.engine.derivatives import Level
+from neuralil_ase.engine.evaluator import Dtype, Evaluator, System
+from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList, identical
 from neuralil_ase.errors import ConfigError, StructureError
-from neuralil_ase.evaluator import Dtype, Evaluator, System
-from neuralil_ase.model_file import load_potential
-from neuralil_ase.neighbors import DEFAULT_SKIN, NeighborList, identical
-from neuralil_ase.potential import Potential
+from neuralil_ase.files.model_file import load_potential
+from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction
 
 DEFAULT_MODEL = "ean_gfn1.safetensors"
@@ -310,7 +310,7 @@ def check_level(level: Any) -> Level:
 def model_path(model: str | Path | None) -> Path:
     """The path given, or that of the potential that ships with the package."""
     return (
-        Path(str(files("neuralil_ase") / "models" / DEFAULT_MODEL))
+        Path(str(files("neuralil_ase") / "shipped" / DEFAULT_MODEL))
         if model is None
         else Path(model)
     )

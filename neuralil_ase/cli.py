@@ -15,7 +15,7 @@ from neuralil_ase import __version__
 from neuralil_ase.errors import DataError, NeuralILError
 
 if TYPE_CHECKING:
-    from neuralil_ase.training.dataset import Frame
+    from neuralil_ase.evaluation.dataset import Frame
 
 EXAMPLE = """\
 example:
@@ -104,8 +104,8 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from neuralil_ase.evaluation.metrics import format_table
     from neuralil_ase.training import train
-    from neuralil_ase.training.metrics import format_table
     from neuralil_ase.training.options import given_options
     from neuralil_ase.training.settings import read_settings
 
@@ -137,11 +137,11 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     import json
 
-    from neuralil_ase.model_file import load_potential, write_atomically
-    from neuralil_ase.training.calibrate import calibration_report
-    from neuralil_ase.training.evaluate import evaluate, write_predictions
-    from neuralil_ase.training.metrics import format_table
-    from neuralil_ase.training.report import write_report
+    from neuralil_ase.evaluation.calibration import calibration_report
+    from neuralil_ase.evaluation.metrics import format_table
+    from neuralil_ase.evaluation.predict import evaluate, write_predictions
+    from neuralil_ase.evaluation.report import write_report
+    from neuralil_ase.files.model_file import load_potential, write_atomically
 
     potential, frames = load_potential(options.model), _frames(options)
     evaluation = evaluate(potential, frames)
@@ -172,9 +172,9 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> int:
-    from neuralil_ase.model_file import load_potential, save_potential
-    from neuralil_ase.training.calibrate import calibrate_potential, calibration_report
-    from neuralil_ase.training.evaluate import evaluate
+    from neuralil_ase.evaluation.calibration import calibrate_potential, calibration_report
+    from neuralil_ase.evaluation.predict import evaluate
+    from neuralil_ase.files.model_file import load_potential, save_potential
 
     potential, frames = load_potential(options.model), _frames(options)
     comparison = evaluate(potential, frames).comparison if potential.n_members > 1 else None
@@ -199,10 +199,10 @@ def _info(options: argparse.Namespace) -> int:
     from importlib.resources import files
 
     from neuralil_ase.calculator import DEFAULT_MODEL
-    from neuralil_ase.model_file import load_potential
-    from neuralil_ase.training.describe import describe
+    from neuralil_ase.evaluation.model_card import describe
+    from neuralil_ase.files.model_file import load_potential
 
-    shipped = str(files("neuralil_ase") / "models" / DEFAULT_MODEL)
+    shipped = str(files("neuralil_ase") / "shipped" / DEFAULT_MODEL)
     print(describe(load_potential(options.model or shipped)))
     return OK
 
@@ -213,8 +213,8 @@ def _import_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from neuralil_ase.model_file import save_potential
-    from neuralil_ase.published_files import import_published
+    from neuralil_ase.files.model_file import save_potential
+    from neuralil_ase.files.published_files import import_published
 
     potential = import_published(options.published)
     save_potential(potential, options.output)
@@ -263,7 +263,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def _frames(options: argparse.Namespace) -> "list[Frame]":
-    from neuralil_ase.training.dataset import Keys, read_frames
+    from neuralil_ase.evaluation.dataset import Keys, read_frames
 
     keys = Keys(options.energy_key, options.forces_key, options.stress_key)
     if not options.select:

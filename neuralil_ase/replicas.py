@@ -10,12 +10,12 @@ import numpy as np
 from ase import Atoms
 
 from neuralil_ase.calculator import check_level, element_types, model_path
-from neuralil_ase.derivatives import Level
+from neuralil_ase.engine.derivatives import Level
+from neuralil_ase.engine.evaluator import Dtype, Evaluator, System
+from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList
 from neuralil_ase.errors import StructureError, UncertaintyError
-from neuralil_ase.evaluator import Dtype, Evaluator, System
-from neuralil_ase.model_file import load_potential
-from neuralil_ase.neighbors import DEFAULT_SKIN, NeighborList
-from neuralil_ase.potential import Potential
+from neuralil_ase.files.model_file import load_potential
+from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction
 
 

@@ -9,7 +9,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import pytest
 from ensembles import random_potential
 
-from neuralil_ase.potential import Potential
+from neuralil_ase.model.potential import Potential
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Background data beside the repository, never part of it."""

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.potential import Potential, init_params
+from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
+from neuralil_ase.model.potential import Potential, init_params
 
 
 def random_potential(seed: int = 0, **changes: object) -> Potential:

@@ -12,10 +12,10 @@ from ase.build import molecule
 from ase.geometry import get_distances
 
 from neuralil_ase.calculator import NeuralILCalculator
-from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.derivatives import Level
-from neuralil_ase.evaluator import Dtype
-from neuralil_ase.potential import Params, Potential, param_shapes, unflatten
+from neuralil_ase.engine.derivatives import Level
+from neuralil_ase.engine.evaluator import Dtype
+from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
+from neuralil_ase.model.potential import Params, Potential, param_shapes, unflatten
 
 R_CUT = 3.0
 CONFIG = ModelConfig(

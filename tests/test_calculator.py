@@ -31,8 +31,8 @@ from ase.optimize import BFGS, FIRE
 from systems import STRUCTURES, TINY, calculator, ensemble, structure
 
 from neuralil_ase import NeuralILCalculator, predict_many, save_potential
+from neuralil_ase.engine.evaluator import Evaluator
 from neuralil_ase.errors import ConfigError, ModelFileError, StructureError, UncertaintyError
-from neuralil_ase.evaluator import Evaluator
 
 
 class Counted(NeuralILCalculator):

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from neuralil_ase.config import (
+from neuralil_ase.errors import ConfigError, NeuralILError
+from neuralil_ase.model.config import (
     ACTIVATIONS,
     DescriptorConfig,
     ModelConfig,
     NetworkConfig,
 )
-from neuralil_ase.errors import ConfigError, NeuralILError
 
 EAN = DescriptorConfig(("C", "H", "N", "O"))
 FULL = ModelConfig(
@@ -157,6 +157,6 @@ def test_forged_descriptions_are_refused_by_name(data: dict[str, Any], message: 
 
 
 def test_every_activation_exists() -> None:
-    from neuralil_ase.network import activation
+    from neuralil_ase.model.network import activation
 
     assert all(callable(activation(name)) for name in ACTIVATIONS)

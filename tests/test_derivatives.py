@@ -11,11 +11,11 @@ from systems import CONFIG, R_CUT, STRUCTURES, calculator, ensemble, structure, 
 
 from neuralil_ase import NeuralILCalculator
 from neuralil_ase.calculator import element_types
-from neuralil_ase.derivatives import Derivatives, atomic_outputs, evaluate
-from neuralil_ase.evaluator import precision
-from neuralil_ase.graph import Graph, pad_graph
-from neuralil_ase.neighbors import NeighborList
-from neuralil_ase.potential import cast_params
+from neuralil_ase.engine.derivatives import Derivatives, atomic_outputs, evaluate
+from neuralil_ase.engine.evaluator import precision
+from neuralil_ase.engine.neighbors import NeighborList
+from neuralil_ase.model.graph import Graph, pad_graph
+from neuralil_ase.model.potential import cast_params
 
 PERIODIC = [name for name in STRUCTURES if name != "molecule"]
 VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])

@@ -9,12 +9,12 @@ from scipy.special import eval_legendre
 from systems import CONFIG, R_CUT, STRUCTURES, calculator, structure
 
 from neuralil_ase.calculator import element_types
-from neuralil_ase.config import DescriptorConfig
-from neuralil_ase.descriptors import channels, descriptors
-from neuralil_ase.evaluator import precision
-from neuralil_ase.graph import Graph, pad_graph
-from neuralil_ase.neighbors import NeighborList
-from neuralil_ase.radial_basis import exact_radial_functions
+from neuralil_ase.engine.evaluator import precision
+from neuralil_ase.engine.neighbors import NeighborList
+from neuralil_ase.model.config import DescriptorConfig
+from neuralil_ase.model.descriptors import channels, descriptors
+from neuralil_ase.model.graph import Graph, pad_graph
+from neuralil_ase.model.radial_basis import exact_radial_functions
 
 CROSS = DescriptorConfig(("C", "H", "N", "O"), n_max=2, r_cut=R_CUT, cross_terms=True)
 

@@ -9,11 +9,11 @@ from ase import Atoms
 from systems import CONFIG, REFERENCE, calculator, ensemble, random_params, structure
 
 from neuralil_ase.calculator import NeuralILCalculator, to_system
-from neuralil_ase.config import NetworkConfig
+from neuralil_ase.engine.evaluator import Evaluator, System
+from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.errors import ConfigError
-from neuralil_ase.evaluator import Evaluator, System
-from neuralil_ase.neighbors import NeighborList
-from neuralil_ase.potential import Potential
+from neuralil_ase.model.config import NetworkConfig
+from neuralil_ase.model.potential import Potential
 
 
 def system(atoms: Atoms, potential: Potential | None = None) -> System:
@@ -81,13 +81,13 @@ def test_identical_members_have_no_spread() -> None:
 
 
 def _flat(potential: Potential) -> dict[str, np.ndarray]:
-    from neuralil_ase.potential import flatten
+    from neuralil_ase.model.potential import flatten
 
     return flatten(potential.params)
 
 
 def _nested(flat: dict[str, np.ndarray]) -> dict:
-    from neuralil_ase.potential import unflatten
+    from neuralil_ase.model.potential import unflatten
 
     return unflatten(flat)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuralil_ase.graph import Graph, bucket, pad_graph
+from neuralil_ase.model.graph import Graph, bucket, pad_graph
 
 
 @given(st.integers(0, 10**7))

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuralil_ase import kernel, native
-from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.derivatives import Derivatives, evaluate
-from neuralil_ase.descriptors import descriptors, descriptors_with_pull_back
-from neuralil_ase.evaluator import Evaluator, System
-from neuralil_ase.graph import Graph
-from neuralil_ase.neighbors import NeighborList
-from neuralil_ase.potential import Potential, cast_params, init_params
+from neuralil_ase.engine import kernel, native
+from neuralil_ase.engine.derivatives import Derivatives, evaluate
+from neuralil_ase.engine.evaluator import Evaluator, System
+from neuralil_ase.engine.neighbors import NeighborList
+from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
+from neuralil_ase.model.descriptors import descriptors, descriptors_with_pull_back
+from neuralil_ase.model.graph import Graph
+from neuralil_ase.model.potential import Potential, cast_params, init_params
 
 SYMBOLS = ("C", "H", "N", "O", "S")
 needs_kernel = pytest.mark.skipif(

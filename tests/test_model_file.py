@@ -15,13 +15,13 @@ from ensembles import random_potential
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralil_ase import model_file
-from neuralil_ase.config import DescriptorConfig, NetworkConfig
+from neuralil_ase.engine.evaluator import Evaluator, System
+from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.errors import ModelFileError
-from neuralil_ase.evaluator import Evaluator, System
-from neuralil_ase.model_file import load_potential, save_potential
-from neuralil_ase.neighbors import NeighborList
-from neuralil_ase.potential import Potential, cast_params, flatten
+from neuralil_ase.files import model_file
+from neuralil_ase.files.model_file import load_potential, save_potential
+from neuralil_ase.model.config import DescriptorConfig, NetworkConfig
+from neuralil_ase.model.potential import Potential, cast_params, flatten
 
 FORMAT_1 = Path(__file__).parent / "data" / "format_version_1.safetensors"
 POSITIONS = np.array([(0, 0, 0), (1.1, 0, 0), (0.2, 1.3, 0), (0.1, 0.3, 1.4), (1.5, 1.2, 0.9)])

@@ -7,9 +7,9 @@ from ase.neighborlist import primitive_neighbor_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralil_ase import native
+from neuralil_ase.engine import native
+from neuralil_ase.engine.neighbors import NeighborList, Pairs
 from neuralil_ase.errors import StructureError
-from neuralil_ase.neighbors import NeighborList, Pairs
 
 R_CUT = 3.0
 PERIODIC = np.array([True, True, True])

@@ -10,10 +10,10 @@ import pytest
 from scipy.special import expit
 from systems import random_params
 
-from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig, NetworkKind
-from neuralil_ase.evaluator import precision
-from neuralil_ase.network import activation, build_network, member_axes
-from neuralil_ase.potential import cast_params, flatten, network_outputs
+from neuralil_ase.engine.evaluator import precision
+from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig, NetworkKind
+from neuralil_ase.model.network import activation, build_network, member_axes
+from neuralil_ase.model.potential import cast_params, flatten, network_outputs
 
 ELEMENTS = ("H", "O")
 DESCRIPTOR = DescriptorConfig(ELEMENTS, n_max=1)

@@ -8,9 +8,9 @@ import pytest
 from ase.data import atomic_numbers
 from scipy.special import expit
 
-from neuralil_ase.evaluator import precision
-from neuralil_ase.graph import Graph
-from neuralil_ase.pair_terms import COULOMB, SOFTENING, morse, zbl
+from neuralil_ase.engine.evaluator import precision
+from neuralil_ase.model.graph import Graph
+from neuralil_ase.model.pair_terms import COULOMB, SOFTENING, morse, zbl
 
 ELEMENTS = ("H", "N", "O")
 RADII = (0.7, 0.9, 1.0, 1.1, 1.2, 1.3)

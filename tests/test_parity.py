@@ -11,16 +11,16 @@ import jax
 import numpy as np
 import pytest
 
-from neuralil_ase.config import DescriptorConfig
-from neuralil_ase.derivatives import atomic_outputs
-from neuralil_ase.descriptors import descriptors
-from neuralil_ase.evaluator import Dtype, Evaluator, System, precision
-from neuralil_ase.graph import Graph, pad_graph
-from neuralil_ase.neighbors import NeighborList, Pairs
-from neuralil_ase.potential import Potential, cast_params
+from neuralil_ase.engine.derivatives import atomic_outputs
+from neuralil_ase.engine.evaluator import Dtype, Evaluator, System, precision
+from neuralil_ase.engine.neighbors import NeighborList, Pairs
+from neuralil_ase.files.published_files import import_published
+from neuralil_ase.model.config import DescriptorConfig
+from neuralil_ase.model.descriptors import descriptors
+from neuralil_ase.model.graph import Graph, pad_graph
+from neuralil_ase.model.potential import Potential, cast_params
+from neuralil_ase.model.radial_basis import radial_series
 from neuralil_ase.prediction import Prediction
-from neuralil_ase.published_files import import_published
-from neuralil_ase.radial_basis import radial_series
 
 CASES = {
     "ean_single": "model_params_neuralil_OPTAX_2B25114.pickle",

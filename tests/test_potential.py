@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from systems import CONFIG, REFERENCE, ensemble
 
-from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig
+from neuralil_ase.engine.evaluator import precision
 from neuralil_ase.errors import ConfigError
-from neuralil_ase.evaluator import precision
-from neuralil_ase.potential import (
+from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
+from neuralil_ase.model.potential import (
     Potential,
     cast_params,
     flatten,

@@ -19,13 +19,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralil_ase import published_files, published_pickle
+from neuralil_ase.engine.evaluator import Evaluator, System
+from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.errors import ModelFileError
-from neuralil_ase.evaluator import Evaluator, System
-from neuralil_ase.model_file import load_potential, save_potential
-from neuralil_ase.neighbors import NeighborList
-from neuralil_ase.potential import flatten
-from neuralil_ase.published_files import import_published
+from neuralil_ase.files import published_files, published_pickle
+from neuralil_ase.files.model_file import load_potential, save_potential
+from neuralil_ase.files.published_files import import_published
+from neuralil_ase.model.potential import flatten
 
 N_MEMBERS = 3
 PUBLISHED = {

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy.special import spherical_jn
 
+from neuralil_ase.engine.evaluator import precision
 from neuralil_ase.errors import ConfigError
-from neuralil_ase.evaluator import precision
-from neuralil_ase.radial_basis import (
+from neuralil_ase.model.radial_basis import (
     RadialSeries,
     angular_orders,
     chebyshev_basis,
@@ -130,7 +130,7 @@ def test_chebyshev_polynomials_of_any_count() -> None:
 
 
 def test_a_series_that_would_be_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neuralil_ase.radial_basis.MAX_DEGREE", 8)
+    monkeypatch.setattr("neuralil_ase.model.radial_basis.MAX_DEGREE", 8)
     with pytest.raises(
         ConfigError, match=r"n_max=7 need a series of degree above 8; choose a smaller"
     ):

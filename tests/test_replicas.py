@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from systems import ensemble, structure
 
-from neuralil_ase import NeuralILCalculator, Replicas, native
+from neuralil_ase import NeuralILCalculator, Replicas
+from neuralil_ase.engine import native
 from neuralil_ase.errors import ConfigError, StructureError
 
 NAMES = ["triclinic", "tiny", "molecule"]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.special import eval_legendre, sph_harm_y
 
-from neuralil_ase.evaluator import precision
-from neuralil_ase.solid_harmonics import solid_harmonics
+from neuralil_ase.engine.evaluator import precision
+from neuralil_ase.model.solid_harmonics import solid_harmonics
 
 L_MAX = 6
 HESSIANS = jax.jit(jax.hessian(lambda v: solid_harmonics(v[None], 4)[:, 0]))

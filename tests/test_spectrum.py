@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuralil_ase.config import DescriptorConfig
-from neuralil_ase.spectrum import channels
-from neuralil_ase.spectrum import power_spectrum as eager_power_spectrum
-from neuralil_ase.spectrum import pull_back_spectrum as eager_pull_back_spectrum
+from neuralil_ase.model.config import DescriptorConfig
+from neuralil_ase.model.spectrum import channels
+from neuralil_ase.model.spectrum import power_spectrum as eager_power_spectrum
+from neuralil_ase.model.spectrum import pull_back_spectrum as eager_pull_back_spectrum
 
 ELEMENTS = ("C", "F", "H", "N", "O", "S")
 both = pytest.mark.parametrize("cross_terms", [False, True], ids=["plain", "cross"])

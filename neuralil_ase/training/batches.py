@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neuralil_ase.config import ModelConfig
-from neuralil_ase.neighbors import Pairs
-from neuralil_ase.spectrum import channels
+from neuralil_ase.engine.neighbors import Pairs
+from neuralil_ase.model.config import ModelConfig
+from neuralil_ase.model.spectrum import channels
 from neuralil_ase.training.labels import Labels
 from neuralil_ase.training.objective import Batch
 from neuralil_ase.training.precompute import FrameArrays, precompute

@@ -13,7 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from neuralil_ase.errors import ModelFileError, TrainingError
-from neuralil_ase.model_file import write_atomically
+from neuralil_ase.files.model_file import write_atomically
 from neuralil_ase.training.batches import Sample
 
 FORMAT = "neuralil-ase-checkpoint"

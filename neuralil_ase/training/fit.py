@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from neuralil_ase.errors import TrainingError
-from neuralil_ase.potential import Params, Potential
+from neuralil_ase.model.potential import Params, Potential
 from neuralil_ase.training.batches import Sample
 from neuralil_ase.training.folding import first_params, fold, unfold
 from neuralil_ase.training.loss import SHAPES, Norms, Sums

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from neuralil_ase.config import ModelConfig
 from neuralil_ase.errors import ConfigError
-from neuralil_ase.network import VARIANCES
-from neuralil_ase.potential import Params, flatten, init_params, unflatten
+from neuralil_ase.model.config import ModelConfig
+from neuralil_ase.model.network import VARIANCES
+from neuralil_ase.model.potential import Params, flatten, init_params, unflatten
 
 VARIANCE_FACTOR = 10.0
 """From the last layers of the variances to what softplus turns into σ²: forces known to 0.05 eV/Å need -6, energies -9,

@@ -8,13 +8,13 @@ import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 from jax import Array
 
-from neuralil_ase.config import ModelConfig
-from neuralil_ase.derivatives import forces_from_pairs, virials_from_pairs
+from neuralil_ase.engine.derivatives import forces_from_pairs, virials_from_pairs
+from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.errors import DataError
-from neuralil_ase.graph import Graph, pad_graph
-from neuralil_ase.neighbors import NeighborList, Pairs
-from neuralil_ase.pair_terms import zbl
-from neuralil_ase.training.dataset import Frame
+from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
+from neuralil_ase.model.config import ModelConfig
+from neuralil_ase.model.graph import Graph, pad_graph
+from neuralil_ase.model.pair_terms import zbl
 from neuralil_ase.training.precompute import coarse_bucket
 from neuralil_ase.training.settings import CUTOFFS
 
@@ -36,32 +36,6 @@ class Labels:
     energy: float
     forces: np.ndarray
     stress: np.ndarray
-
-
-def elements_of(frames: Sequence[Frame]) -> tuple[str, ...]:
-    """Chemical symbols in the data, in alphabetical order."""
-    return tuple(sorted({str(symbol) for frame in frames for symbol in set(frame.symbols)}))
-
-
-def types_of(frame: Frame, elements: tuple[str, ...]) -> np.ndarray:
-    """Element index of every atom.
-
-    Raises
-    ------
-    DataError
-        If the frame has an element that is not among them.
-    """
-    unknown = sorted(set(frame.symbols) - set(elements))
-    if unknown:
-        raise DataError(
-            f"{frame.source} holds {', '.join(unknown)}, but the model knows only {', '.join(elements)}"
-        )
-    return np.searchsorted(np.array(elements), frame.symbols).astype(np.int32)
-
-
-def pairs_of(frame: Frame, types: np.ndarray, r_cut: float) -> Pairs:
-    """Neighbours inside the cutoff."""
-    return NeighborList(r_cut, 0.0).pairs(frame.positions, frame.cell, frame.pbc, types)
 
 
 def neighbour_distance(frames: Sequence[Frame], elements: tuple[str, ...]) -> float:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from neuralil_ase.config import ModelConfig
-from neuralil_ase.network import is_variance
-from neuralil_ase.potential import Params, flatten, network_outputs, unflatten
-from neuralil_ase.spectrum import power_spectrum, pull_back_spectrum
+from neuralil_ase.model.config import ModelConfig
+from neuralil_ase.model.network import is_variance
+from neuralil_ase.model.potential import Params, flatten, network_outputs, unflatten
+from neuralil_ase.model.spectrum import power_spectrum, pull_back_spectrum
 
 
 class Batch(NamedTuple):

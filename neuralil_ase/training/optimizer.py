@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from neuralil_ase.config import NetworkConfig
-from neuralil_ase.network import is_variance, member_axes
-from neuralil_ase.potential import Params, flatten, unflatten
+from neuralil_ase.model.config import NetworkConfig
+from neuralil_ase.model.network import is_variance, member_axes
+from neuralil_ase.model.potential import Params, flatten, unflatten
 from neuralil_ase.training.settings import TrainingSettings
 
 MUON_RMS = 0.5

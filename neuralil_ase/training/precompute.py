@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from neuralil_ase.config import DescriptorConfig
-from neuralil_ase.descriptors import density_coefficients, pair_products
-from neuralil_ase.graph import Graph, pad_graph
-from neuralil_ase.neighbors import Pairs
+from neuralil_ase.engine.neighbors import Pairs
+from neuralil_ase.model.config import DescriptorConfig
+from neuralil_ase.model.descriptors import density_coefficients, pair_products
+from neuralil_ase.model.graph import Graph, pad_graph
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from neuralil_ase.errors import DataError
-from neuralil_ase.potential import Potential
-from neuralil_ase.training.dataset import (
+from neuralil_ase.evaluation.dataset import (
     Frame,
     Keys,
     drop_absurd,
@@ -19,9 +18,10 @@ from neuralil_ase.training.dataset import (
     read_frames,
     split,
 )
+from neuralil_ase.evaluation.metrics import Card
+from neuralil_ase.model.potential import Potential
 from neuralil_ase.training.finish import finish
 from neuralil_ase.training.fit import History, Trainer, fit
-from neuralil_ase.training.metrics import Card
 from neuralil_ase.training.recorder import Recorder
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.start import settings_from, start_of

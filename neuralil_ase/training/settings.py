@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from neuralil_ase.config import NetworkKind
 from neuralil_ase.errors import ConfigError
+from neuralil_ase.model.config import NetworkKind
 
 Loss = Literal["log-cosh", "huber", "mse"]
 Optimizer = Literal["adamw", "adam", "muon", "schedule-free"]

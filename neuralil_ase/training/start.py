@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from neuralil_ase.errors import ConfigError, DataError
-from neuralil_ase.model_file import load_potential
-from neuralil_ase.potential import Params, Potential, cast_params, flatten
-from neuralil_ase.training.dataset import Frame
-from neuralil_ase.training.evaluate import predict_frames
-from neuralil_ase.training.labels import energy_reference, types_of
+from neuralil_ase.evaluation.dataset import Frame, types_of
+from neuralil_ase.evaluation.predict import predict_frames
+from neuralil_ase.files.model_file import load_potential
+from neuralil_ase.model.potential import Params, Potential, cast_params, flatten
+from neuralil_ase.training.labels import energy_reference
 from neuralil_ase.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from neuralil_ase.potential import Params
+from neuralil_ase.model.potential import Params
 from neuralil_ase.training.folding import fold
 from neuralil_ase.training.loss import Norms, Sums, loss_sums, total
 from neuralil_ase.training.objective import Batch, Predicted, predict

@@ -7,20 +7,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig
+from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.errors import ConfigError, DataError
-from neuralil_ase.neighbors import Pairs
-from neuralil_ase.spectrum import channels, power_spectrum
+from neuralil_ase.evaluation.dataset import Frame, elements_of, pairs_of, types_of
+from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
+from neuralil_ase.model.spectrum import channels, power_spectrum
 from neuralil_ase.training.batches import Packer, Sample, packer_for
-from neuralil_ase.training.dataset import Frame
 from neuralil_ase.training.folding import Scaling, inlets, scaling_of
 from neuralil_ase.training.labels import (
-    elements_of,
     energy_reference,
     make_labels,
     neighbour_distance,
-    pairs_of,
-    types_of,
     zbl_radii,
 )
 from neuralil_ase.training.precompute import neighbour_counts, precompute

@@ -35,7 +35,7 @@ from neuralil_ase.calculator import DEFAULT_MODEL
 from neuralil_ase.monitor import Criterion, MaxForceSpread, RelativeForceSpread
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "md_examples"
-MODELS = EXAMPLES.parent / "neuralil_ase" / "models"
+MODELS = EXAMPLES.parent / "neuralil_ase" / "shipped"
 sys.path.insert(0, str(EXAMPLES))
 
 from ean_boxes import broken_bonds, fused_hydrogens, scale_volume  # noqa: E402 - lies there

@@ -23,16 +23,16 @@ from ase.md.verlet import VelocityVerlet
 from peers import PEERS
 
 if TYPE_CHECKING:  # peers run without neuralil_ase
-    from neuralil_ase.config import NetworkKind
-    from neuralil_ase.derivatives import Level
+    from neuralil_ase.engine.derivatives import Level
+    from neuralil_ase.model.config import NetworkKind
 
 START = Path(__file__).parents[2] / "md_examples" / "ean_start.extxyz"
 
 
 def neuralil(members: int, level: "Level", network: "NetworkKind" = "core", shared: int = 0) -> Any:
     from neuralil_ase import NeuralILCalculator, Potential
-    from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig
-    from neuralil_ase.potential import init_params
+    from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
+    from neuralil_ase.model.potential import init_params
 
     widths = (64, 32, 16, 16, 16) if network == "core" else (64, 32, 16)
     config = ModelConfig(

@@ -22,8 +22,8 @@ import numpy as np
 from ase.io import read
 
 from neuralil_ase import train
-from neuralil_ase.training.dataset import frames_from_atoms
-from neuralil_ase.training.evaluate import Evaluation, evaluate
+from neuralil_ase.evaluation.dataset import frames_from_atoms
+from neuralil_ase.evaluation.predict import Evaluation, evaluate
 
 
 def fold_score(

@@ -35,7 +35,7 @@ from ase.md.velocitydistribution import thermalize_momenta
 
 from neuralil_ase import ExtrapolationMonitor, NeuralILCalculator, Potential, load_potential
 from neuralil_ase.calculator import DEFAULT_MODEL, LEVELS
-from neuralil_ase.network import member_axes
+from neuralil_ase.model.network import member_axes
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERVAL = 10
@@ -179,7 +179,7 @@ def profile(run: Callable[[], Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--model", type=Path, default=ROOT / "neuralil_ase" / "models" / DEFAULT_MODEL
+        "--model", type=Path, default=ROOT / "neuralil_ase" / "shipped" / DEFAULT_MODEL
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("monitor_cost"), help="folder")
     parser.add_argument("--rounds", type=int, default=15)

@@ -16,11 +16,11 @@ import ase.io
 import numpy as np
 from ase import Atoms
 
-from neuralil_ase.evaluator import Evaluator, System
-from neuralil_ase.neighbors import NeighborList
-from neuralil_ase.potential import Potential
+from neuralil_ase.engine.evaluator import Evaluator, System
+from neuralil_ase.engine.neighbors import NeighborList
+from neuralil_ase.files.published_files import import_published
+from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction
-from neuralil_ase.published_files import import_published
 
 MODELS = [
     ("EAN single", "model_params_neuralil_OPTAX_2B25114.pickle", "ean_dft_50.extxyz"),

@@ -23,8 +23,8 @@ from ase.md.verlet import VelocityVerlet
 from ase_step import CALCULATORS, START
 
 from neuralil_ase.calculator import to_system
-from neuralil_ase.graph import bucket, pad_graph
-from neuralil_ase.neighbors import DEFAULT_SKIN, NeighborList
+from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList
+from neuralil_ase.model.graph import bucket, pad_graph
 
 
 class Nothing(Calculator):

@@ -9,11 +9,11 @@ from ase.io import read
 
 from neuralil_ase import Potential, predict_many
 from neuralil_ase.calculator import to_system
-from neuralil_ase.config import DescriptorConfig, ModelConfig
-from neuralil_ase.derivatives import Level
-from neuralil_ase.evaluator import Evaluator
-from neuralil_ase.neighbors import DEFAULT_SKIN, NeighborList
-from neuralil_ase.potential import init_params
+from neuralil_ase.engine.derivatives import Level
+from neuralil_ase.engine.evaluator import Evaluator
+from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList
+from neuralil_ase.model.config import DescriptorConfig, ModelConfig
+from neuralil_ase.model.potential import init_params
 
 START = Path(__file__).parents[2] / "md_examples" / "ean_start.extxyz"
 

@@ -20,7 +20,7 @@ from extrapolation_cases import CASES, O_H, PUBLISHED, STRETCHED, Problem, Stran
 from scipy.spatial import cKDTree
 
 from neuralil_ase import NeuralILCalculator, predict_many
-from neuralil_ase.config import NetworkConfig
+from neuralil_ase.model.config import NetworkConfig
 
 START = read(alarms.EXAMPLES / "ean_start.extxyz")
 LIQUID = START[[*range(11), *range(11, 22), *range(165, 173)]]  # two pairs, in the cell of all

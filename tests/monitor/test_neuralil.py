@@ -18,7 +18,7 @@ FRAMES = ORIGINAL / "ean_dft_50.extxyz"
 @pytest.mark.skipif(not COMMITTEE.exists(), reason="the published EAN committee is not at hand")
 def test_committee_run_with_and_without_monitor_is_bit_identical(in_folder):
     from neuralil_ase.calculator import NeuralILCalculator
-    from neuralil_ase.published_files import import_published
+    from neuralil_ase.files.published_files import import_published
 
     potential = import_published(COMMITTEE)
     ends = []

@@ -10,7 +10,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from neuralil_ase.training.dataset import Frame, frames_from_atoms
+from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.training.fit import Trainer
 from neuralil_ase.training.recorder import Recorder
 from neuralil_ase.training.settings import TrainingSettings

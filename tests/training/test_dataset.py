@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 from small_runs import alloy, frames, labelled
 
 from neuralil_ase.errors import DataError
-from neuralil_ase.training.dataset import Keys, drop_absurd, frames_from_atoms, read_frames, split
-from neuralil_ase.training.labels import energy_reference, types_of
+from neuralil_ase.evaluation.dataset import (
+    Keys,
+    drop_absurd,
+    frames_from_atoms,
+    read_frames,
+    split,
+    types_of,
+)
+from neuralil_ase.training.labels import energy_reference
 
 
 def test_extxyz_survives_the_round_trip(tmp_path: Path) -> None:

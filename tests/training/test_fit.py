@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from small_runs import TINY, alloy, frames, losses, recorder, shared_trainer, trainer_for
 
-from neuralil_ase import load_potential, model_file
+from neuralil_ase import load_potential
 from neuralil_ase.errors import DataError, ModelFileError, TrainingError
+from neuralil_ase.files import model_file
 from neuralil_ase.training import train
 from neuralil_ase.training.fit import Run, Trainer, fit
 from neuralil_ase.training.run import load_data

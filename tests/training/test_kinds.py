@@ -13,12 +13,12 @@ from small_runs import TINY, alloy, frames, labelled, trainer_for
 
 from neuralil_ase import Potential, load_potential, predict_many
 from neuralil_ase.errors import ConfigError, DataError
-from neuralil_ase.network import is_variance
-from neuralil_ase.potential import flatten
+from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms, pairs_of, types_of
+from neuralil_ase.model.network import is_variance
+from neuralil_ase.model.potential import flatten
 from neuralil_ase.training import train
-from neuralil_ase.training.dataset import Frame, frames_from_atoms
 from neuralil_ase.training.fit import Run, fit
-from neuralil_ase.training.labels import pairs_of, types_of, zbl_radii
+from neuralil_ase.training.labels import zbl_radii
 from neuralil_ase.training.loss import SHAPES
 
 

@@ -10,12 +10,12 @@ from small_runs import frames
 
 from neuralil_ase.calibration import coverage
 from neuralil_ase.errors import DataError
+from neuralil_ase.evaluation.calibration import calibration_report, held_out_errors
+from neuralil_ase.evaluation.dataset import Frame
+from neuralil_ase.evaluation.metrics import Comparison, accuracy, compare, format_table
+from neuralil_ase.evaluation.predict import evaluation_of
+from neuralil_ase.evaluation.report import binned_rms
 from neuralil_ase.prediction import Prediction
-from neuralil_ase.training.calibrate import calibration_report, held_out_errors
-from neuralil_ase.training.dataset import Frame
-from neuralil_ase.training.evaluate import evaluation_of
-from neuralil_ase.training.metrics import Comparison, accuracy, compare, format_table
-from neuralil_ase.training.report import binned_rms
 
 
 def known_errors(**changes: Any) -> Comparison:

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.potential import Params, flatten, init_params
+from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
+from neuralil_ase.model.potential import Params, flatten, init_params
 from neuralil_ase.training.optimizer import MUON_RMS, build_optimizer, clip_members
 from neuralil_ase.training.settings import TrainingSettings
 

@@ -10,7 +10,7 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from neuralil_ase.errors import ConfigError
-from neuralil_ase.training.dataset import frames_from_atoms
+from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.training.labels import neighbour_distance
 from neuralil_ase.training.options import add_options, given_options, help_texts
 from neuralil_ase.training.settings import (

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from neuralil_ase.evaluation.dataset import Frame
 from neuralil_ase.prediction import Prediction
-from neuralil_ase.training.dataset import Frame
 
 Card = dict[str, Any]
 

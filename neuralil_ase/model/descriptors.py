@@ -16,11 +16,11 @@ import numpy as np
 from jax import Array
 from jax.lax import optimization_barrier
 
-from neuralil_ase.config import DescriptorConfig
-from neuralil_ase.graph import Graph
-from neuralil_ase.radial_basis import radial_series
-from neuralil_ase.solid_harmonics import solid_harmonics
-from neuralil_ase.spectrum import channels, power_spectrum, pull_back_spectrum
+from neuralil_ase.model.config import DescriptorConfig
+from neuralil_ase.model.graph import Graph
+from neuralil_ase.model.radial_basis import radial_series
+from neuralil_ase.model.solid_harmonics import solid_harmonics
+from neuralil_ase.model.spectrum import channels, power_spectrum, pull_back_spectrum
 
 SERIES_TOLERANCE = {"float32": 1e-7, "float64": 1e-12}
 

@@ -1,4 +1,4 @@
-"""The compiled kernel: ``kernels/evaluation.cpp``, called through XLA's foreign-function interface.
+"""The compiled kernel: ``core/src/evaluation.cpp``, called through XLA's foreign-function interface.
 
 On a CPU it replaces what XLA turns into many passes over memory: the way from pairs to descriptors and networks and
 back to forces and virials. The pure JAX functions in ``descriptors``, ``network`` and ``derivatives`` are the
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from neuralil_ase.config import ModelConfig
-from neuralil_ase.descriptors import SERIES_TOLERANCE
-from neuralil_ase.graph import Graph
-from neuralil_ase.native import compiled_library
-from neuralil_ase.network_tape import ACTIVATIONS, Tape, network_tape
-from neuralil_ase.potential import Params, flatten
-from neuralil_ase.radial_basis import radial_series
+from neuralil_ase.engine.native import compiled_library
+from neuralil_ase.model.config import ModelConfig
+from neuralil_ase.model.descriptors import SERIES_TOLERANCE
+from neuralil_ase.model.graph import Graph
+from neuralil_ase.model.network_tape import ACTIVATIONS, Tape, network_tape
+from neuralil_ase.model.potential import Params, flatten
+from neuralil_ase.model.radial_basis import radial_series
 
 LARGEST_N_MAX = 8
 _HANDLER = "neuralil_evaluate"

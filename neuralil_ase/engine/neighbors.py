@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import vesin
 
-from neuralil_ase import native
+from neuralil_ase.engine import native
 from neuralil_ase.errors import ConfigError, StructureError
 
 DEFAULT_SKIN = 0.7

@@ -12,14 +12,13 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 
 from neuralil_ase.calculator import predict_many
-from neuralil_ase.derivatives import Level
+from neuralil_ase.engine.derivatives import Level
 from neuralil_ase.errors import DataError
-from neuralil_ase.model_file import write_atomically
-from neuralil_ase.potential import Potential
+from neuralil_ase.evaluation.dataset import Frame, types_of
+from neuralil_ase.evaluation.metrics import Card, Comparison, accuracy, compare
+from neuralil_ase.files.model_file import write_atomically
+from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction
-from neuralil_ase.training.dataset import Frame
-from neuralil_ase.training.labels import types_of
-from neuralil_ase.training.metrics import Card, Comparison, accuracy, compare
 
 
 @dataclass(frozen=True)

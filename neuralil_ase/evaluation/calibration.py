@@ -7,11 +7,10 @@ import numpy as np
 
 from neuralil_ase.calibration import HeldOut, calibrate, energy_error_bar, force_error_bars, quality
 from neuralil_ase.errors import DataError
-from neuralil_ase.potential import Potential
-from neuralil_ase.training.dataset import Frame
-from neuralil_ase.training.evaluate import evaluate
-from neuralil_ase.training.labels import pairs_of, types_of
-from neuralil_ase.training.metrics import Comparison
+from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
+from neuralil_ase.evaluation.metrics import Comparison
+from neuralil_ase.evaluation.predict import evaluate
+from neuralil_ase.model.potential import Potential
 
 
 def calibrate_potential(

@@ -21,9 +21,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from neuralil_ase.config import ModelConfig
 from neuralil_ase.errors import ConfigError, ModelFileError
-from neuralil_ase.potential import Potential, flatten, param_shapes, unflatten
+from neuralil_ase.model.config import ModelConfig
+from neuralil_ase.model.potential import Potential, flatten, param_shapes, unflatten
 
 FORMAT = "neuralil-ase"
 FORMAT_VERSION = 1
@@ -76,7 +76,7 @@ def save_potential(potential: Potential, path: str | os.PathLike[str]) -> None:
         if array.dtype not in (np.float16, np.float32, np.float64):
             raise ModelFileError(
                 f"cannot save the potential: parameter {name} has dtype {array.dtype}; convert "
-                "the parameters to float32 with neuralil_ase.potential.cast_params"
+                "the parameters to float32 with neuralil_ase.model.potential.cast_params"
             )
     header = _header(potential, sum(array.size for array in arrays.values()))
     arrays[ENERGY_REFERENCE] = np.asarray(potential.energy_reference, np.float64)

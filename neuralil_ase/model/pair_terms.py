@@ -9,7 +9,7 @@ import numpy as np
 from ase.data import atomic_numbers
 from jax import Array
 
-from neuralil_ase.graph import Graph
+from neuralil_ase.model.graph import Graph
 
 COULOMB = 14.399645478425668
 """e²/(4πε₀) in eV Å (CODATA 2018)."""

@@ -15,11 +15,11 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from neuralil_ase.config import ModelConfig
 from neuralil_ase.errors import ConfigError
-from neuralil_ase.graph import Graph
-from neuralil_ase.network import build_network, member_axes
-from neuralil_ase.pair_terms import morse, zbl
+from neuralil_ase.model.config import ModelConfig
+from neuralil_ase.model.graph import Graph
+from neuralil_ase.model.network import build_network, member_axes
+from neuralil_ase.model.pair_terms import morse, zbl
 
 Params = dict[str, Any]
 

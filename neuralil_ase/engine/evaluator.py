@@ -11,14 +11,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from neuralil_ase import kernel
-from neuralil_ase.config import ModelConfig
-from neuralil_ase.derivatives import Derivatives, Level, evaluate, hessian
-from neuralil_ase.descriptors import descriptors
+from neuralil_ase.engine import kernel
+from neuralil_ase.engine.derivatives import Derivatives, Level, evaluate, hessian
+from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.errors import ConfigError
-from neuralil_ase.graph import Graph, bucket, pad_graph
-from neuralil_ase.neighbors import Pairs
-from neuralil_ase.potential import Params, Potential, cast_params
+from neuralil_ase.model.config import ModelConfig
+from neuralil_ase.model.descriptors import descriptors
+from neuralil_ase.model.graph import Graph, bucket, pad_graph
+from neuralil_ase.model.potential import Params, Potential, cast_params
 from neuralil_ase.prediction import Prediction
 
 Dtype = Literal["float32", "float64"]

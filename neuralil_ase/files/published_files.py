@@ -1,7 +1,7 @@
 """Import of the published NeuralIL parameter files.
 
 Five kinds of file exist: single potentials (arXiv:2106.16220), committees and deep ensembles
-(arXiv:2302.08805). They are Python pickles; :mod:`neuralil_ase.published_pickle` reads them without
+(arXiv:2302.08805). They are Python pickles; :mod:`neuralil_ase.files.published_pickle` reads them without
 running what they hold, and this module gives their parameters our names.
 """
 
@@ -17,10 +17,16 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
-from neuralil_ase.config import DescriptorConfig, ModelConfig, NetworkConfig, NetworkKind, PairTerm
 from neuralil_ase.errors import ConfigError, ModelFileError
-from neuralil_ase.potential import Potential, unflatten
-from neuralil_ase.published_pickle import PickledArray, read_fields
+from neuralil_ase.files.published_pickle import PickledArray, read_fields
+from neuralil_ase.model.config import (
+    DescriptorConfig,
+    ModelConfig,
+    NetworkConfig,
+    NetworkKind,
+    PairTerm,
+)
+from neuralil_ase.model.potential import Potential, unflatten
 
 MAX_FILE_BYTES = 64 << 20
 MAX_LEAVES = 1024

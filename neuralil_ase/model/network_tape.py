@@ -1,6 +1,6 @@
 """Networks as tapes of simple operations, for the compiled kernel.
 
-What ``network`` defines as flax modules, ``kernels/network.h`` runs as a list of operations on columns, one number
+What ``network`` defines as flax modules, ``core/src/network.h`` runs as a list of operations on columns, one number
 per atom each. This module writes that list from the description of a network; no parameter is touched.
 """
 
@@ -9,15 +9,15 @@ from enum import IntEnum
 from itertools import pairwise
 from typing import NamedTuple
 
-from neuralil_ase.config import ModelConfig
-from neuralil_ase.network import VARIANCES
+from neuralil_ase.model.config import ModelConfig
+from neuralil_ase.model.network import VARIANCES
 
 ACTIVATIONS = ("swish", "silu", "tanh")
 """Activations that the kernel knows."""
 
 
 class Kind(IntEnum):
-    """Operations; the order is that of ``kernels/network.h``."""
+    """Operations; the order is that of ``core/src/network.h``."""
 
     EMBED = 0
     DENSE = 1

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from neuralil_ase.config import NetworkConfig
+from neuralil_ase.model.config import NetworkConfig
 
 VARIANCES = ("sigma2e", "sigma2f")
 """Stems of the names of layers that lead to the variances alone, in the order of the outputs; "sigma2" begins both."""

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.lax import optimization_barrier, split
 
-from neuralil_ase.config import DescriptorConfig
+from neuralil_ase.model.config import DescriptorConfig
 
 
 def channels(config: DescriptorConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,8 @@ import ase.io
 import numpy as np
 from ase import Atoms
 
+from neuralil_ase.engine.neighbors import NeighborList, Pairs, check_geometry
 from neuralil_ase.errors import DataError, StructureError
-from neuralil_ase.neighbors import check_geometry
 
 logger = logging.getLogger(__name__)
 VALIDATION_NAMES = ("valid", "validation")
@@ -111,6 +111,32 @@ def frames_from_atoms(
         raise DataError("no structures were given to train on")
     _check_labels(frames, wanted, ["the structures"])
     return frames
+
+
+def elements_of(frames: Sequence[Frame]) -> tuple[str, ...]:
+    """Chemical symbols in the data, in alphabetical order."""
+    return tuple(sorted({str(symbol) for frame in frames for symbol in set(frame.symbols)}))
+
+
+def types_of(frame: Frame, elements: tuple[str, ...]) -> np.ndarray:
+    """Element index of every atom.
+
+    Raises
+    ------
+    DataError
+        If the frame has an element that is not among them.
+    """
+    unknown = sorted(set(frame.symbols) - set(elements))
+    if unknown:
+        raise DataError(
+            f"{frame.source} holds {', '.join(unknown)}, but the model knows only {', '.join(elements)}"
+        )
+    return np.searchsorted(np.array(elements), frame.symbols).astype(np.int32)
+
+
+def pairs_of(frame: Frame, types: np.ndarray, r_cut: float) -> Pairs:
+    """Neighbours inside the cutoff."""
+    return NeighborList(r_cut, 0.0).pairs(frame.positions, frame.cell, frame.pbc, types)
 
 
 def drop_absurd(frames: Sequence[Frame], max_force: float) -> list[Frame]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from neuralil_ase.potential import Potential, flatten
-from neuralil_ase.training.metrics import format_table
+from neuralil_ase.evaluation.metrics import format_table
+from neuralil_ase.model.potential import Potential, flatten
 
 
 def describe(potential: Potential) -> str:

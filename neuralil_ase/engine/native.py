@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-_FOLDER = Path(__file__).parent / "kernels"
+_FOLDER = Path(__file__).parents[1] / "core"
 _LEVELS = (4, 3, 1)
 """Levels of the x86-64 instruction set with a library of their own; 1 is also built on other processors."""
 

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from neuralil_ase import kernel as compiled
-from neuralil_ase.config import ModelConfig
-from neuralil_ase.descriptors import descriptors, descriptors_with_pull_back
-from neuralil_ase.graph import Graph
-from neuralil_ase.potential import Params, network_outputs, pair_energies
+from neuralil_ase.engine import kernel as compiled
+from neuralil_ase.model.config import ModelConfig
+from neuralil_ase.model.descriptors import descriptors, descriptors_with_pull_back
+from neuralil_ase.model.graph import Graph
+from neuralil_ase.model.potential import Params, network_outputs, pair_energies
 
 Level = Literal["off", "energy", "forces"]
 

@@ -1,0 +1,1 @@
+"""The compiled core: C++ sources and how they are built."""
