@@ -14,7 +14,7 @@ import pytest
 from ase import Atoms
 from ase.io import read
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "md_examples"
+EXAMPLES = Path(__file__).resolve().parents[1] / "md_examples" / "active_learning"
 sys.path.insert(0, str(EXAMPLES))
 
 import active_learning as script  # noqa: E402

@@ -16,7 +16,7 @@ from ase.io import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "md_examples"
+EXAMPLES = Path(__file__).resolve().parents[1] / "md_examples" / "ean_gfn1"
 sys.path.insert(0, str(EXAMPLES))
 
 import ean_boxes as boxes  # noqa: E402
@@ -427,7 +427,7 @@ def test_the_card_reports_what_was_lost(labelled_box):
 
 
 def test_the_shipped_start_structure():
-    atoms = read(EXAMPLES / "ean_start.extxyz")
+    atoms = read(EXAMPLES.parent / "ean_start.extxyz")
     assert len(atoms) == 225
     assert atoms.pbc.all()
     assert boxes.pairs_in(atoms) == 15

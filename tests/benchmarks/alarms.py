@@ -36,9 +36,9 @@ from neuralil_ase.monitor import Criterion, MaxForceSpread, RelativeForceSpread
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "md_examples"
 MODELS = EXAMPLES.parent / "neuralil_ase" / "shipped"
-sys.path.insert(0, str(EXAMPLES))
+sys.path.insert(0, str(EXAMPLES / "ean_gfn1"))
 
-from ean_boxes import broken_bonds, fused_hydrogens, scale_volume  # noqa: E402 - lies there
+from ean_boxes import broken_bonds, fused_hydrogens, scale_volume  # noqa: E402 - from there
 
 INTERVAL = 10
 COMPRESSED = 0.7

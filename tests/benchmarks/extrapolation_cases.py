@@ -15,11 +15,12 @@ from ase.io import iread, read
 from scipy.spatial.transform import Rotation
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "md_examples"))
+EAN_GFN1 = ROOT / "md_examples" / "ean_gfn1"
+sys.path.insert(0, str(EAN_GFN1))
 
-from ean_boxes import ANION, CATION, ion_slices, scale_volume  # noqa: E402 - lies beside the examples
+from ean_boxes import ANION, CATION, ion_slices, scale_volume  # noqa: E402 - from the folder added above
 
-EAN = ROOT / "md_examples" / "ean_gfn1.extxyz.xz"
+EAN = EAN_GFN1 / "ean_gfn1.extxyz.xz"
 PUBLISHED = ROOT.parent / "shared" / "original"
 BOX = 120  # atoms of the usual cell of the EAN data
 STRETCHED = 1.6  # Å, an N-H bond longer than any in the data

@@ -1,6 +1,6 @@
 """Error against the number of training frames, learning from forces, from energies, and from both.
 
-    python tests/benchmarks/learning_curve.py md_examples/ean_gfn1.extxyz.xz -o curve.jsonl
+    python tests/benchmarks/learning_curve.py md_examples/ean_gfn1/ean_gfn1.extxyz.xz -o curve.jsonl
     python tests/benchmarks/learning_curve.py -o curve.jsonl --draw curve.png
 
 Every run takes the same number of steps, so that all cost the same, and is scored on the frames whose info key "split"

@@ -49,7 +49,7 @@ from neuralil_ase import load_potential
 from neuralil_ase.errors import NeuralILError
 from neuralil_ase.files.model_file import write_atomically
 
-HERE = Path(__file__).resolve().parent
+DATA = Path(__file__).resolve().parents[1] / "ean_gfn1" / "ean_gfn1.extxyz.xz"
 HEADER = (
     "round loop   frames  flagged/checks stops   force MAE  99 % below  energy MAE  unsure of\n"
     "                                                meV/Å       meV/Å    meV/atom          %"
@@ -235,7 +235,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--work", type=Path, default=Path("active_learning"), help="folder of all results")
-    add("--data", type=Path, default=HERE / "ean_gfn1.extxyz.xz", help="labelled data set")
+    add("--data", type=Path, default=DATA, help="labelled data set")
     add("--quick", action="store_true", help="few frames, few steps, one round: a test")
     for setting in fields(Settings)[1:]:
         value: Any = setting.default

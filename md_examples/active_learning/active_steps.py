@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -20,12 +21,15 @@ from ase.constraints import FixCom
 from ase.io import read, write
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
-from ean_boxes import wrap_ions
-from ean_sampling import FRICTION, HYDROGEN_MASS, MAX_FORCE, TIMESTEP, labelled
 from tqdm import tqdm
 
 from neuralil_ase import ExtrapolationMonitor, NeuralILCalculator, load_potential, predict_many
 from neuralil_ase.training import train
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ean_gfn1"))
+
+from ean_boxes import wrap_ions
+from ean_sampling import FRICTION, HYDROGEN_MASS, MAX_FORCE, TIMESTEP, labelled
 
 ATTEMPTS = 10  # runs from one starting box, where the monitor ends them
 
