@@ -1,10 +1,10 @@
-"""The ASE calculator: reads arrays from ``Atoms``, hands them to the evaluator, fills ASE's results."""
+"""The ASE calculator: reads arrays from ``Atoms``, hands them to the predictor, fills ASE's results."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -15,16 +15,19 @@ from ase.calculators.calculator import (
 )
 from ase.data import atomic_numbers, chemical_symbols
 
-from neuralil_ase.engine.derivatives import Level
-from neuralil_ase.engine.evaluator import Dtype, Evaluator, System
 from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList, identical
-from neuralil_ase.errors import ConfigError, StructureError
+from neuralil_ase.engine.predictor import Dtype, Predictor, System
+from neuralil_ase.errors import StructureError
 from neuralil_ase.files.model_file import load_potential
 from neuralil_ase.model.potential import Potential
-from neuralil_ase.prediction import Prediction
+from neuralil_ase.prediction import (
+    UNCERTAINTIES,
+    Prediction,
+    Uncertainty,
+    check_uncertainty,
+)
 
 DEFAULT_MODEL = "ean_gfn1.safetensors"
-LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 class NeuralILCalculator(Calculator):
@@ -51,7 +54,7 @@ class NeuralILCalculator(Calculator):
     skin
         Extra radius in Å of the pair list; the list is rebuilt when an atom may have crossed it.
     uncertainty
-        What every evaluation yields: "off", the means alone; "energy", also each member's energy and
+        What every prediction holds: "off", the means alone; "energy", also each member's energy and
         the spread of the atomic energies; "forces", also each member's forces. More can be had for one
         structure through :meth:`prediction`.
     label, directory, atoms
@@ -86,24 +89,24 @@ class NeuralILCalculator(Calculator):
         *,
         dtype: Dtype = "float32",
         skin: float = DEFAULT_SKIN,
-        uncertainty: Level = "energy",
+        uncertainty: Uncertainty = "energy",
         label: str | None = None,
         directory: str = ".",
         atoms: Atoms | None = None,
     ) -> None:
-        self.uncertainty = check_level(uncertainty)
+        self.uncertainty = check_uncertainty(uncertainty)
         self.potential = (
             model if isinstance(model, Potential) else load_potential(model_path(model))
         )
-        self._evaluator = Evaluator(self.potential, dtype)
+        self._predictor = Predictor(self.potential, dtype)
         self._neighbor_list = NeighborList(self.potential.r_cut, skin)
-        self._last: _Evaluated | None = None
+        self._last: _Predicted | None = None
         super().__init__(label=label, directory=directory, atoms=atoms)
 
     @property
     def compilations(self) -> int:
         """Number of compilations this calculator has caused; constant while atoms move."""
-        return self._evaluator.compilations
+        return self._predictor.compilations
 
     @property
     def neighbor_list_builds(self) -> int:
@@ -145,7 +148,7 @@ class NeuralILCalculator(Calculator):
             )
 
     def prediction(
-        self, atoms: Atoms | None = None, uncertainty: Level | None = None
+        self, atoms: Atoms | None = None, uncertainty: Uncertainty | None = None
     ) -> Prediction:
         """The whole record of a structure: means, members and spreads.
 
@@ -156,26 +159,26 @@ class NeuralILCalculator(Calculator):
         atoms
             The structure; by default the one evaluated last.
         uncertainty
-            Level for this call; by default that of the calculator.
+            For this call; by default that of the calculator.
 
         Returns
         -------
         Prediction
             See there for fields, shapes and units.
         """
-        level = self.uncertainty if uncertainty is None else check_level(uncertainty)
+        uncertainty = self.uncertainty if uncertainty is None else check_uncertainty(uncertainty)
         atoms = self.atoms if atoms is None else atoms
         if atoms is None:
             raise StructureError("no structure has been evaluated yet: pass atoms to prediction()")
-        if self._last is None or not self._last.serves(atoms, level):
+        if self._last is None or not self._last.serves(atoms, uncertainty):
             system = to_system(atoms, self.potential, self._neighbor_list)
-            (prediction,) = self._evaluator.evaluate([system], level)
-            self._last = _Evaluated.of(atoms, level, prediction)
+            (prediction,) = self._predictor.predict([system], uncertainty)
+            self._last = _Predicted.of(atoms, uncertainty, prediction)
         return self._last.prediction
 
     def descriptors(self, atoms: Atoms | None = None) -> np.ndarray:
         """Power spectrum of every atom, shape (N, features), in Å^-3, float64."""
-        return self._evaluator.descriptors(self._system(atoms))
+        return self._predictor.descriptors(self._system(atoms))
 
     def hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the mean energy in eV/Å², shape (N, 3, N, 3), by automatic differentiation.
@@ -183,7 +186,7 @@ class NeuralILCalculator(Calculator):
         Build the calculator with dtype="float64" where small frequencies matter. Fits
         ``ase.vibrations.VibrationsData(atoms, hessian)``.
         """
-        return self._evaluator.hessian(self._system(atoms))
+        return self._predictor.hessian(self._system(atoms))
 
     def _system(self, atoms: Atoms | None) -> System:
         atoms = self.atoms if atoms is None else atoms
@@ -192,24 +195,26 @@ class NeuralILCalculator(Calculator):
         return to_system(atoms, self.potential, self._neighbor_list)
 
 
-class _Evaluated(NamedTuple):
+class _Predicted(NamedTuple):
     """The geometry evaluated last, and what came out."""
 
     positions: np.ndarray
     numbers: np.ndarray
     cell: np.ndarray
     pbc: np.ndarray
-    level: Level
+    uncertainty: Uncertainty
     prediction: Prediction
 
     @classmethod
-    def of(cls, atoms: Atoms, level: Level, prediction: Prediction) -> "_Evaluated":
+    def of(cls, atoms: Atoms, uncertainty: Uncertainty, prediction: Prediction) -> "_Predicted":
         positions, numbers = atoms.positions.copy(), atoms.numbers.copy()
-        return cls(positions, numbers, atoms.cell.array.copy(), atoms.pbc.copy(), level, prediction)
+        return cls(
+            positions, numbers, atoms.cell.array.copy(), atoms.pbc.copy(), uncertainty, prediction
+        )
 
-    def serves(self, atoms: Atoms, level: Level) -> bool:
+    def serves(self, atoms: Atoms, uncertainty: Uncertainty) -> bool:
         return (
-            LEVELS.index(level) <= LEVELS.index(self.level)
+            UNCERTAINTIES.index(uncertainty) <= UNCERTAINTIES.index(self.uncertainty)
             and identical(self.positions, atoms.positions)
             and identical(self.numbers, atoms.numbers)
             and identical(self.cell, atoms.cell.array)
@@ -222,10 +227,10 @@ def predict_many(
     structures: Iterable[Atoms],
     *,
     dtype: Dtype = "float32",
-    uncertainty: Level = "energy",
+    uncertainty: Uncertainty = "energy",
     batch_atoms: int = 4096,
 ) -> list[Prediction]:
-    """Evaluate many structures in batches, each batch as one disconnected graph.
+    """Predictions for many structures in batches, each batch as one disconnected graph.
 
     Parameters
     ----------
@@ -245,15 +250,16 @@ def predict_many(
     """
     if not isinstance(potential, Potential):
         potential = load_potential(potential)
-    evaluator, level = Evaluator(potential, dtype), check_level(uncertainty)
+    check_uncertainty(uncertainty)
+    predictor = Predictor(potential, dtype)
     predictions: list[Prediction] = []
     batch: list[System] = []
     for atoms in structures:
         batch.append(to_system(atoms, potential, NeighborList(potential.r_cut, skin=0)))
         if sum(len(system.types) for system in batch) >= batch_atoms:
-            predictions += evaluator.evaluate(batch, level)
+            predictions += predictor.predict(batch, uncertainty)
             batch = []
-    return predictions + (evaluator.evaluate(batch, level) if batch else [])
+    return predictions + (predictor.predict(batch, uncertainty) if batch else [])
 
 
 def to_system(atoms: Atoms, potential: Potential, neighbor_list: NeighborList) -> System:
@@ -298,13 +304,6 @@ def _element_table(elements: tuple[str, ...]) -> np.ndarray:
     table = np.full(len(chemical_symbols), -1)
     table[[atomic_numbers[symbol] for symbol in elements]] = np.arange(len(elements))
     return table
-
-
-def check_level(level: Any) -> Level:
-    """Refuse an unknown level of uncertainty with a ConfigError."""
-    if level not in LEVELS:
-        raise ConfigError(f"unknown uncertainty {level!r}; choose one of {', '.join(LEVELS)}")
-    return level
 
 
 def model_path(model: str | Path | None) -> Path:

@@ -1,12 +1,29 @@
-"""The record of one evaluation, with units."""
+"""What a potential predicts for one structure, with units."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from neuralil_ase.calibration import energy_error_bar, force_error_bars
-from neuralil_ase.errors import UncertaintyError
+from neuralil_ase.errors import ConfigError, UncertaintyError
+
+Uncertainty = Literal["off", "energy", "forces"]
+"""How much of the uncertainty a prediction holds.
+
+"off": the means alone; "energy": also each member's energy and the spread of the atomic energies; "forces": also each
+member's forces and stress.
+"""
+UNCERTAINTIES: tuple[Uncertainty, ...] = get_args(Uncertainty)
+
+
+def check_uncertainty(uncertainty: Any) -> Uncertainty:
+    """Refuse an unknown level of uncertainty with a ConfigError."""
+    if uncertainty not in UNCERTAINTIES:
+        raise ConfigError(
+            f"unknown uncertainty {uncertainty!r}; choose one of {', '.join(UNCERTAINTIES)}"
+        )
+    return uncertainty
 
 
 @dataclass(frozen=True)
@@ -15,8 +32,8 @@ class Prediction:
 
     All arrays are float64 and read-only. Every mean is the plain mean over members, so that forces and stress
     are derivatives of the energy. Every spread is the standard deviation over members with ddof = 1; for a force, the
-    norm over x, y, z of the three component deviations. A field that the level of uncertainty does not
-    hold raises :class:`~neuralil_ase.errors.UncertaintyError` when read; ``holds(name)`` asks beforehand.
+    norm over x, y, z of the three component deviations. A field that is not
+    held raises :class:`~neuralil_ase.errors.UncertaintyError` when read; ``holds(name)`` asks beforehand.
 
     Attributes
     ----------
@@ -31,16 +48,17 @@ class Prediction:
     stresses
         Each atom's share of ``stress``, shape (N, 6); every pair counts with its central atom.
     member_energies
-        In eV, shape (M,). From level "energy" on.
+        In eV, shape (M,). From uncertainty "energy" on.
     energies_std
-        Spread of the atomic energies in eV, shape (N,). From level "energy" on, two members or more.
+        Spread of the atomic energies in eV, shape (N,). From uncertainty "energy" on, two members or more.
     member_forces
-        In eV/Å, shape (M, N, 3). Level "forces".
+        In eV/Å, shape (M, N, 3). Uncertainty "forces".
     member_stresses
-        Stress of every member in eV/Å³, shape (M, 6). Level "forces", a cell with a volume.
+        Stress of every member in eV/Å³, shape (M, 6). Uncertainty "forces", a cell with a volume.
     energy_aleatoric_std, forces_aleatoric_std
-        Errors that the members themselves expect: sqrt of the mean over members of σ²_E, in eV, and of
-        3 σ²_F per atom (three components), in eV/Å, shape (N,). From level "energy" on, models with ``head_widths``.
+        Standard deviations that the members predict of their own errors: sqrt of the mean over members of σ²_E, in eV,
+        and of 3 σ²_F per atom (three components), in eV/Å, shape (N,). From uncertainty "energy" on, models with
+        ``head_widths``.
     symbols, calibration
         Chemical symbols, shape (N,), and the model's calibration; what the error bars are made from.
     """
@@ -80,33 +98,33 @@ class Prediction:
 
     @property
     def energy_std(self) -> float:
-        """Spread of the energy in eV. From level "energy" on."""
+        """Spread of the energy in eV. From uncertainty "energy" on."""
         return float(_spread(self.member_energies, "energy_std"))
 
     @property
     def forces_std(self) -> np.ndarray:
-        """Spread of the forces in eV/Å, shape (N,): norm of the component deviations. Level "forces"."""
+        """Spread of the forces in eV/Å, shape (N,): norm of the component deviations. Uncertainty "forces"."""
         return np.linalg.norm(_spread(self.member_forces, "forces_std"), axis=-1)
 
     @property
     def stress_std(self) -> np.ndarray:
-        """Spread of the stress components in eV/Å³, shape (6,). Level "forces"."""
+        """Spread of the stress components in eV/Å³, shape (6,). Uncertainty "forces"."""
         return _spread(self.member_stresses, "stress_std")
 
     @property
-    def forces_error(self) -> np.ndarray:
+    def forces_error_bar(self) -> np.ndarray:
         """Calibrated error bar of the forces in eV/Å, shape (N,): expected rms norm of the error of each atom.
 
-        Level "forces", calibrated models. It describes structures like the held-out ones it was fitted on.
+        Uncertainty "forces", calibrated models. It describes structures like the held-out ones it was fitted on.
         """
         noise = self.forces_aleatoric_std if self.holds("forces_aleatoric_std") else None
         return force_error_bars(self.calibration, self.symbols, self.forces_std, noise)
 
     @property
-    def energy_error(self) -> float:
+    def energy_error_bar(self) -> float:
         """Calibrated error bar of the energy in eV, up to a constant per atom.
 
-        From level "energy" on, calibrated models.
+        From uncertainty "energy" on, calibrated models.
         """
         noise = self.energy_aleatoric_std if self.holds("energy_aleatoric_std") else None
         return energy_error_bar(self.calibration, len(self.forces), self.energy_std, noise)
@@ -119,7 +137,7 @@ _HETEROSCEDASTIC = (
     "only members with heads for the variances of their errors (head_widths) predict them"
 )
 _REASONS = {
-    "symbols": "it was not made by an Evaluator",
+    "symbols": "it was not made by a Predictor",
     "calibration": "the model is not calibrated; run neuralil-ase calibrate MODEL DATA on held-out data",
     "stress": _VOLUME,
     "stresses": _VOLUME,

@@ -9,14 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
-from neuralil_ase.calculator import check_level, element_types, model_path
-from neuralil_ase.engine.derivatives import Level
-from neuralil_ase.engine.evaluator import Dtype, Evaluator, System
+from neuralil_ase.calculator import element_types, model_path
 from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList
+from neuralil_ase.engine.predictor import Dtype, Predictor, System
 from neuralil_ase.errors import StructureError, UncertaintyError
 from neuralil_ase.files.model_file import load_potential
 from neuralil_ase.model.potential import Potential
-from neuralil_ase.prediction import Prediction
+from neuralil_ase.prediction import Prediction, Uncertainty, check_uncertainty
 
 
 class ReplicaPrediction(NamedTuple):
@@ -31,10 +30,10 @@ class ReplicaPrediction(NamedTuple):
     virial
         dE/dε in eV, shape (R, 6), order xx yy zz yz xz xy; over the volume, it is the stress, tension positive.
     energies_std
-        Spread of the atomic energies in eV (ddof = 1), shape (R, N); None at level "off" and for one member.
+        Spread of the atomic energies in eV (ddof = 1), shape (R, N); None at uncertainty "off" and for one member.
     forces_std
-        Spread of the forces in eV/Å (ddof = 1, norm over components), shape (R, N); None below level "forces" and for
-        one member.
+        Spread of the forces in eV/Å (ddof = 1, norm over components), shape (R, N); None below uncertainty "forces"
+        and for one member.
     """
 
     energy: np.ndarray
@@ -45,7 +44,7 @@ class ReplicaPrediction(NamedTuple):
 
 
 class Replicas:
-    """Evaluates replicas of one system in one call, with one pair list that spans them.
+    """Predicts replicas of one system in one call, with one pair list that spans them.
 
     >>> import numpy as np
     >>> from ase.build import molecule
@@ -53,7 +52,7 @@ class Replicas:
     >>> atoms = molecule("CH3CH2NH2")
     >>> walkers = Replicas(atoms)
     >>> positions = np.stack([atoms.positions, 1.01 * atoms.positions])
-    >>> walkers.evaluate(positions).forces.shape
+    >>> walkers.predict(positions).forces.shape
     (2, 10, 3)
 
     Parameters
@@ -78,28 +77,28 @@ class Replicas:
         *,
         dtype: Dtype = "float32",
         skin: float = DEFAULT_SKIN,
-        uncertainty: Level = "off",
+        uncertainty: Uncertainty = "off",
     ) -> None:
-        self.uncertainty = check_level(uncertainty)
+        self.uncertainty = check_uncertainty(uncertainty)
         self.potential = (
             model if isinstance(model, Potential) else load_potential(model_path(model))
         )
         self._types = element_types(atoms.numbers, self.potential.elements)
         self._cell, self._pbc = atoms.cell.array.copy(), atoms.pbc.copy()
         self._neighbor_list = NeighborList(self.potential.r_cut, skin)
-        self._evaluator = Evaluator(self.potential, dtype)
+        self._predictor = Predictor(self.potential, dtype)
 
     @property
     def compilations(self) -> int:
         """Number of compilations caused so far; constant while atoms move and their number of replicas stays."""
-        return self._evaluator.compilations
+        return self._predictor.compilations
 
     @property
     def neighbor_list_builds(self) -> int:
         """How often the part of one replica of the pair list was built, all replicas together."""
         return self._neighbor_list.builds
 
-    def evaluate(self, positions: np.ndarray, cells: np.ndarray | None = None) -> ReplicaPrediction:
+    def predict(self, positions: np.ndarray, cells: np.ndarray | None = None) -> ReplicaPrediction:
         """Energies, forces and virials of all replicas.
 
         Parameters
@@ -125,7 +124,7 @@ class Replicas:
         pairs = self._neighbor_list.replica_pairs(positions, cells, self._pbc, self._types)
         # In a volume of 1 Å³, stresses are virials.
         system = System(np.tile(self._types, n_replicas), pairs, 1.0)
-        (found,) = self._evaluator.evaluate([system], self.uncertainty)
+        (found,) = self._predictor.predict([system], self.uncertainty)
         return self._by_replica(found, n_replicas)
 
     def _by_replica(self, found: Prediction, n_replicas: int) -> ReplicaPrediction:

@@ -12,10 +12,10 @@ from ase.build import molecule
 from ase.geometry import get_distances
 
 from neuralil_ase.calculator import NeuralILCalculator
-from neuralil_ase.engine.derivatives import Level
-from neuralil_ase.engine.evaluator import Dtype
+from neuralil_ase.engine.predictor import Dtype
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.model.potential import Params, Potential, param_shapes, unflatten
+from neuralil_ase.prediction import Uncertainty
 
 R_CUT = 3.0
 CONFIG = ModelConfig(
@@ -51,7 +51,7 @@ def ensemble(config: ModelConfig = CONFIG) -> Potential:
 
 
 @lru_cache
-def calculator(uncertainty: Level = "energy", dtype: Dtype = "float64") -> NeuralILCalculator:
+def calculator(uncertainty: Uncertainty = "energy", dtype: Dtype = "float64") -> NeuralILCalculator:
     """One calculator for all who ask, with the pair capacities it has met."""
     return NeuralILCalculator(ensemble(), dtype=dtype, uncertainty=uncertainty)
 

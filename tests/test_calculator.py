@@ -31,7 +31,7 @@ from ase.optimize import BFGS, FIRE
 from systems import STRUCTURES, TINY, calculator, ensemble, structure
 
 from neuralil_ase import NeuralILCalculator, predict_many, save_potential
-from neuralil_ase.engine.evaluator import Evaluator
+from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.errors import ConfigError, ModelFileError, StructureError, UncertaintyError
 
 
@@ -75,13 +75,13 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         fresh(uncertainty=level)
     fresh()
     seen: list[str] = []
-    original = Evaluator.evaluate
+    original = Predictor.predict
 
-    def spy(self: Evaluator, systems: Any, level: Any) -> Any:
+    def spy(self: Predictor, systems: Any, level: Any) -> Any:
         seen.append(level)
         return original(self, systems, level)
 
-    monkeypatch.setattr(Evaluator, "evaluate", spy)
+    monkeypatch.setattr(Predictor, "predict", spy)
     return seen
 
 

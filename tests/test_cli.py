@@ -76,9 +76,9 @@ def test_evaluate_prints_draws_and_writes(folder: Path, capsys: pytest.CaptureFi
     structures = ase.io.read(written, ":")
     errors = np.concatenate([a.get_forces() - a.arrays["REF_forces"] for a in structures])
     assert 1e3 * np.abs(errors).mean() == pytest.approx(card["force_meV_per_A"]["mae"], rel=1e-3)
-    assert structures[0].info["energy_error"] > 0
+    assert structures[0].info["energy_error_bar"] > 0
     assert structures[0].info["energy_std"] > 0
-    assert structures[0].arrays["forces_error"].shape == (16,)
+    assert structures[0].arrays["forces_error_bar"].shape == (16,)
     assert structures[0].info["REF_stress"].shape == (6,)
     assert structures[0].info["REF_energy"] == pytest.approx(alloy(24)[0].get_potential_energy())
 

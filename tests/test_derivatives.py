@@ -11,9 +11,9 @@ from systems import CONFIG, R_CUT, STRUCTURES, calculator, ensemble, structure, 
 
 from neuralil_ase import NeuralILCalculator
 from neuralil_ase.calculator import element_types
-from neuralil_ase.engine.derivatives import Derivatives, atomic_outputs, evaluate
-from neuralil_ase.engine.evaluator import precision
+from neuralil_ase.engine.derivatives import Derivatives, atomic_outputs, energies_and_forces
 from neuralil_ase.engine.neighbors import NeighborList
+from neuralil_ase.engine.predictor import precision
 from neuralil_ase.model.graph import Graph, pad_graph
 from neuralil_ase.model.potential import cast_params
 
@@ -33,12 +33,12 @@ def params() -> dict:
     return cast_params(ensemble().params, "float64")
 
 
-compiled_evaluate = jax.jit(evaluate, static_argnums=(0, 1))
+predicted = jax.jit(energies_and_forces, static_argnums=(0, 1))
 
 
 def derivatives(name: str, level: str = "energy", **padding: int) -> Derivatives:
     with precision("float64"):
-        found = compiled_evaluate(CONFIG, level, params(), graph_of(name, **padding))
+        found = predicted(CONFIG, level, params(), graph_of(name, **padding))
         return jax.tree.map(np.asarray, found)
 
 

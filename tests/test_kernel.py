@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from neuralil_ase.engine import kernel, native
-from neuralil_ase.engine.derivatives import Derivatives, evaluate
-from neuralil_ase.engine.evaluator import Evaluator, System
+from neuralil_ase.engine.derivatives import Backend, Derivatives, energies_and_forces
 from neuralil_ase.engine.neighbors import NeighborList
+from neuralil_ase.engine.predictor import Predictor, System
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.model.descriptors import descriptors, descriptors_with_pull_back
 from neuralil_ase.model.graph import Graph
@@ -51,10 +51,11 @@ def model_of(descriptor: DescriptorConfig, members: int = 2, **network) -> Model
 
 
 def evaluated(
-    config: ModelConfig, graph: Graph, kernel: bool, level: str = "forces"
+    config: ModelConfig, graph: Graph, backend: Backend, level: str = "forces"
 ) -> Derivatives:
     params = cast_params(init_params(config, 1), graph.vectors.dtype)
-    return jax.jit(evaluate, static_argnums=(0, 1, 4))(config, level, params, graph, kernel)
+    function = jax.jit(energies_and_forces, static_argnums=(0, 1, 4))
+    return function(config, level, params, graph, backend)
 
 
 def assert_close(found: Derivatives, expected: Derivatives, tolerance: float) -> None:
@@ -107,7 +108,7 @@ def test_every_descriptor_in_float64(
     config = model_of(DescriptorConfig(SYMBOLS[:n_elements], n_max, r_cut, cross_terms))
     with jax.enable_x64(True):
         graph = random_graph(config.descriptor, n_atoms=21, n_pairs=333)
-        expected, found = (evaluated(config, graph, kernel) for kernel in (False, True))
+        expected, found = (evaluated(config, graph, backend) for backend in ("jax", "compiled"))
         assert jnp.abs(expected.member_forces).max() > 1e-2
         assert_close(found, expected, 1e-11)
 
@@ -127,7 +128,9 @@ def test_every_network_in_float64(network: dict, level: str) -> None:
     config = model_of(DescriptorConfig(SYMBOLS[:3], 2, 3.5), members=3, **network)
     with jax.enable_x64(True):
         graph = random_graph(config.descriptor, n_atoms=21, n_pairs=200)
-        expected, found = (evaluated(config, graph, kernel, level) for kernel in (False, True))
+        expected, found = (
+            evaluated(config, graph, backend, level) for backend in ("jax", "compiled")
+        )
         assert_close(found, expected, 1e-11)
 
 
@@ -142,7 +145,10 @@ def test_activations_saturate_without_overflow(activation: str, size: float) -> 
     params = init_params(config, 1)
     first = params["network"]["body"]["Dense_0"]
     first["kernel"] = size * first["kernel"]
-    expected, found = (evaluate(config, "energy", params, graph, k) for k in (False, True))
+    expected, found = (
+        energies_and_forces(config, "energy", params, graph, backend)
+        for backend in ("jax", "compiled")
+    )
     assert jnp.isfinite(expected.forces).all()
     # the rounding of features, 1e-7, is magnified by the weights
     assert_close(found, expected, max(2e-5, 2e-7 * size))
@@ -157,7 +163,7 @@ def test_any_number_of_pairs_and_atoms(n_pairs: int, n_atoms: int) -> None:
     config = model_of(DescriptorConfig(SYMBOLS[:3], 4, 3.5))
     with jax.enable_x64(True):
         graph = random_graph(config.descriptor, n_atoms, n_pairs)
-        expected, found = (evaluated(config, graph, kernel) for kernel in (False, True))
+        expected, found = (evaluated(config, graph, backend) for backend in ("jax", "compiled"))
         assert_close(found, expected, 1e-11)
 
 
@@ -170,8 +176,8 @@ def test_pairs_beyond_the_cutoff_and_far_away_add_exactly_nothing() -> None:
         assert outside.any()
         far = graph._replace(vectors=jnp.where(outside[:, None], 1e6, graph.vectors))
         near = jax.tree.map(lambda x: x[~outside], graph._replace(types=graph.centers))
-        expected = evaluated(config, near._replace(types=graph.types), True)
-        for found in (evaluated(config, graph, True), evaluated(config, far, True)):
+        expected = evaluated(config, near._replace(types=graph.types), "compiled")
+        for found in (evaluated(config, graph, "compiled"), evaluated(config, far, "compiled")):
             assert_close(found, expected, 1e-14)
 
 
@@ -183,7 +189,7 @@ def test_graphs_that_threads_share(n_atoms: int) -> None:
     with jax.enable_x64(True):
         graph = random_graph(config.descriptor, n_atoms, 3 * n_atoms)
         expected, first, second = (
-            evaluated(config, graph, kernel) for kernel in (False, True, True)
+            evaluated(config, graph, backend) for backend in ("jax", "compiled", "compiled")
         )
         assert_close(first, expected, 1e-11)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
@@ -195,9 +201,9 @@ def test_many_callers_at_once_do_not_mix() -> None:
     """All of them want the same pool of threads."""
     config = model_of(DescriptorConfig(SYMBOLS[:2], 2, 3.5))
     graphs = [random_graph(config.descriptor, 1500, 6000, seed) for seed in range(8)]
-    alone = [evaluated(config, graph, True).forces for graph in graphs]
+    alone = [evaluated(config, graph, "compiled").forces for graph in graphs]
     with ThreadPoolExecutor(8) as executor:
-        together = list(executor.map(lambda g: evaluated(config, g, True).forces, graphs))
+        together = list(executor.map(lambda g: evaluated(config, g, "compiled").forces, graphs))
     for a, b in zip(together, alone, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -216,7 +222,7 @@ def test_a_graph_that_breaks_the_contract_is_refused(change: str, n_atoms: int) 
         "type": graph._replace(types=graph.types.at[3].set(2)),
     }[change]
     with pytest.raises(Exception, match="sorted by center, with indices"):
-        jax.block_until_ready(evaluated(config, broken, True))
+        jax.block_until_ready(evaluated(config, broken, "compiled"))
 
 
 @needs_kernel
@@ -224,7 +230,7 @@ def test_not_a_number_is_passed_on() -> None:
     config = model_of(DescriptorConfig(SYMBOLS[:2], 4, 3.5))
     graph = random_graph(config.descriptor, n_atoms=6, n_pairs=50)
     graph = graph._replace(vectors=graph.vectors.astype(jnp.float32).at[10].set(jnp.nan))
-    found = evaluated(config, graph, kernel=True)
+    found = evaluated(config, graph, "compiled")
     assert jnp.isnan(found.outputs[:, graph.centers[10]]).all()
     assert jnp.isnan(found.forces[graph.centers[10]]).all()
     assert jnp.isnan(found.forces[graph.neighbors[10]]).all()
@@ -240,18 +246,18 @@ def test_forces_with_cross_terms_are_minus_the_gradient() -> None:
         pairs = NeighborList(3.5, 0.0).pairs(moved, cell, np.ones(3, bool), types)
         return System(types, pairs, float(np.linalg.det(cell)))
 
-    evaluator, pure = (Evaluator(model, "float64", kernel=k) for k in (True, False))
-    found, expected = (x.evaluate([system(positions)], "forces")[0] for x in (evaluator, pure))
+    predictor, pure = (Predictor(model, "float64", backend) for backend in ("compiled", "jax"))
+    found, expected = (x.predict([system(positions)], "forces")[0] for x in (predictor, pure))
     scale = np.abs(expected.member_forces).max()
     np.testing.assert_allclose(found.member_forces, expected.member_forces, atol=1e-11 * scale)
     np.testing.assert_allclose(found.stresses, expected.stresses, rtol=0, atol=1e-12 * scale)
     unit = np.zeros_like(positions)
     unit[5, 1] = step
-    ends = [evaluator.evaluate([system(positions + s * unit)], "forces")[0] for s in (1, -1)]
+    ends = [predictor.predict([system(positions + s * unit)], "forces")[0] for s in (1, -1)]
     slope = (ends[0].member_energies - ends[1].member_energies) / (2 * step)
     np.testing.assert_allclose(-slope, found.member_forces[:, 5, 1], atol=1e-6 * scale)
     column = -(ends[0].forces - ends[1].forces) / (2 * step)
-    hessian = evaluator.hessian(system(positions))
+    hessian = predictor.hessian(system(positions))
     np.testing.assert_allclose(hessian[:, :, 5, 1], column, atol=1e-6 * np.abs(hessian).max())
 
 
@@ -266,8 +272,8 @@ def test_evaluation_in_float64(level: str, settings: dict) -> None:
         settings = settings | {"zbl_radii": (1.6,) * 10}
     model, system = potential(3, n_max=2, **settings), box_system(6**3)
     expected, found = (
-        Evaluator(model, "float64", kernel=kernel).evaluate([system], level)[0]
-        for kernel in (False, True)
+        Predictor(model, "float64", backend).predict([system], level)[0]
+        for backend in ("jax", "compiled")
     )
     for name in ("energies", "forces", "stresses", "member_energies", "member_forces"):
         a, b = vars(found).get(name), vars(expected).get(name)
@@ -281,8 +287,8 @@ def test_evaluation_in_float64(level: str, settings: dict) -> None:
 def test_float32_at_thousands_of_atoms(n_members: int, level: str) -> None:
     """XLA's CPU compiler once produced wrong sums at this size only."""
     model, system = potential(n_members), box_system(13**3)
-    exact = Evaluator(model, "float64", kernel=False).evaluate([system], level)[0]
-    found = Evaluator(model, "float32").evaluate([system], level)[0]
+    exact = Predictor(model, "float64", "jax").predict([system], level)[0]
+    found = Predictor(model, "float32").predict([system], level)[0]
     assert np.abs(exact.forces).max() > 0.1
     assert np.abs(found.forces - exact.forces).max() < 1e-3
     np.testing.assert_allclose(found.energies, exact.energies, atol=1e-4)
@@ -296,21 +302,23 @@ def test_float32_at_thousands_of_atoms(n_members: int, level: str) -> None:
 @needs_kernel
 def test_hessian_needs_no_derivative_of_the_kernel() -> None:
     model, system = potential(1, n_max=1), box_system(2**3)
-    hessians = [Evaluator(model, "float64", kernel=k).hessian(system) for k in (True, False)]
+    hessians = [
+        Predictor(model, "float64", backend).hessian(system) for backend in ("compiled", "jax")
+    ]
     np.testing.assert_array_equal(*hessians)
 
 
 @needs_kernel
 def test_kernel_is_called_only_when_asked_for() -> None:
     model = potential()
-    graph = Evaluator(model)._pad(box_system(27).types, box_system(27).pairs)
+    graph = Predictor(model)._pad(box_system(27).types, box_system(27).pairs)
 
-    def lowered(kernel: bool) -> str:
-        function = jax.jit(lambda p, g: evaluate(model.config, "off", p, g, kernel))
+    def lowered(backend: Backend) -> str:
+        function = jax.jit(lambda p, g: energies_and_forces(model.config, "off", p, g, backend))
         return function.lower(model.params, graph).as_text()
 
-    assert "neuralil_" in lowered(True)
-    assert "neuralil_" not in lowered(False)
+    assert "neuralil_" in lowered("compiled")
+    assert "neuralil_" not in lowered("jax")
 
 
 @needs_kernel
@@ -320,7 +328,10 @@ def test_kernel_is_called_only_when_asked_for() -> None:
 def test_architectures_without_compiled_code_take_the_pure_path(settings: dict) -> None:
     model, system = potential(**settings), box_system(27)
     assert not kernel.supports(model.config)
-    predictions = [Evaluator(model, kernel=k).evaluate([system], "off")[0] for k in (True, False)]
+    predictions = [
+        Predictor(model, backend=backend).predict([system], "off")[0]
+        for backend in ("compiled", "jax")
+    ]
     np.testing.assert_array_equal(predictions[0].forces, predictions[1].forces)
 
 
@@ -341,7 +352,7 @@ def empty_folder(monkeypatch, tmp_path):
 def test_without_the_library_the_pure_path_serves(empty_folder) -> None:
     assert not kernel.available()
     assert "not built" in kernel.missing_reason()
-    prediction = Evaluator(potential()).evaluate([box_system(27)], "off")[0]
+    prediction = Predictor(potential()).predict([box_system(27)], "off")[0]
     assert np.isfinite(prediction.forces).all()
 
 

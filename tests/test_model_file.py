@@ -15,8 +15,8 @@ from ensembles import random_potential
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralil_ase.engine.evaluator import Evaluator, System
 from neuralil_ase.engine.neighbors import NeighborList
+from neuralil_ase.engine.predictor import Predictor, System
 from neuralil_ase.errors import ModelFileError
 from neuralil_ase.files import model_file
 from neuralil_ase.files.model_file import load_potential, save_potential
@@ -35,7 +35,7 @@ def energies(potential: Potential) -> np.ndarray:
         POSITIONS, np.zeros((3, 3)), np.zeros(3, bool), TYPES
     )
     system = System(TYPES, pairs, None)
-    return Evaluator(potential, "float64").evaluate([system], "energy")[0].member_energies
+    return Predictor(potential, "float64").predict([system], "energy")[0].member_energies
 
 
 def assert_same(first: Potential, second: Potential) -> None:

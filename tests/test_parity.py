@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from neuralil_ase.engine.derivatives import atomic_outputs
-from neuralil_ase.engine.evaluator import Dtype, Evaluator, System, precision
 from neuralil_ase.engine.neighbors import NeighborList, Pairs
+from neuralil_ase.engine.predictor import Dtype, Predictor, System, precision
 from neuralil_ase.files.published_files import import_published
 from neuralil_ase.model.config import DescriptorConfig
 from neuralil_ase.model.descriptors import descriptors
@@ -54,9 +54,9 @@ def neighbours(original: Path, case: str) -> list[tuple[np.ndarray, Pairs]]:
 @lru_cache
 def predictions(original: Path, case: str, dtype: Dtype) -> list[Prediction]:
     """Of every configuration by itself, at level "forces"."""
-    evaluator = Evaluator(published(original, case), dtype)
+    predictor = Predictor(published(original, case), dtype)
     systems = [System(types, pairs, None) for types, pairs in neighbours(original, case)]
-    return [evaluator.evaluate([system], "forces")[0] for system in systems]
+    return [predictor.predict([system], "forces")[0] for system in systems]
 
 
 def graphs(original: Path, case: str, dtype: Dtype) -> list[Graph]:

@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralil_ase.engine.evaluator import Evaluator, System
 from neuralil_ase.engine.neighbors import NeighborList
+from neuralil_ase.engine.predictor import Predictor, System
 from neuralil_ase.errors import ModelFileError
 from neuralil_ase.files import published_files, published_pickle
 from neuralil_ase.files.model_file import load_potential, save_potential
@@ -184,7 +184,7 @@ def test_committee_with_morse_term_agrees_with_plain_numpy(tmp_path: Path) -> No
     positions = 1.9 * grid + rng.uniform(-0.3, 0.3, (12, 3))
     kinds = rng.permutation(np.repeat([0, 1, 2], [7, 2, 3]))
     pairs = NeighborList(5.5, 0.0).pairs(positions, np.zeros((3, 3)), np.zeros(3, bool), kinds)
-    prediction = Evaluator(potential, "float64").evaluate([System(kinds, pairs, None)], "energy")[0]
+    prediction = Predictor(potential, "float64").predict([System(kinds, pairs, None)], "energy")[0]
     expected = published_oracle.energies(random_tree(), positions, kinds, 5, 5.5)
     np.testing.assert_allclose(prediction.member_energies, expected, rtol=0, atol=1e-8)
     without = random_tree()

@@ -23,7 +23,7 @@ def moved(name: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def assert_each_as_alone(
     replicas: Replicas, name: str, positions: np.ndarray, cells: np.ndarray
 ) -> None:
-    together = replicas.evaluate(positions, cells)
+    together = replicas.predict(positions, cells)
     alone = NeuralILCalculator(ensemble(), dtype="float64", uncertainty="forces")
     atoms = structure(name)
     for k in range(len(positions)):
@@ -56,7 +56,7 @@ def test_every_replica_is_as_alone_while_atoms_and_cells_move(
 def test_lists_are_rebuilt_for_the_replica_that_moved_alone() -> None:
     replicas = Replicas(structure("triclinic"), ensemble(), dtype="float64", uncertainty="forces")
     positions, cells = moved("triclinic", 4, seed=1)
-    replicas.evaluate(positions, cells)
+    replicas.predict(positions, cells)
     assert replicas.neighbor_list_builds == 4
     positions[2, 0] += 0.6
     assert_each_as_alone(replicas, "triclinic", positions, cells)
@@ -69,10 +69,10 @@ def test_the_cell_of_the_system_serves_all() -> None:
     replicas = Replicas(atoms, ensemble(), dtype="float64")
     positions, _ = moved("tiny", 3, seed=2)
     same = np.broadcast_to(atoms.cell.array, (3, 3, 3))
-    found = replicas.evaluate(positions)
+    found = replicas.predict(positions)
     for other in (
-        replicas.evaluate(positions, atoms.cell.array),
-        replicas.evaluate(positions, same),
+        replicas.predict(positions, atoms.cell.array),
+        replicas.predict(positions, same),
     ):
         np.testing.assert_array_equal(found.forces, other.forces)
     assert found.energies_std is None
@@ -81,16 +81,16 @@ def test_the_cell_of_the_system_serves_all() -> None:
 
 def test_compilations_stay_constant_while_replicas_move() -> None:
     replicas = Replicas(structure("triclinic"), ensemble())
-    replicas.evaluate(*moved("triclinic", 4, seed=0))
+    replicas.predict(*moved("triclinic", 4, seed=0))
     before = replicas.compilations
     for seed in range(5):
-        replicas.evaluate(*moved("triclinic", 4, seed))
+        replicas.predict(*moved("triclinic", 4, seed))
     assert replicas.compilations == before
 
 
 def test_no_replica_is_an_empty_result() -> None:
     atoms = structure("triclinic")
-    found = Replicas(atoms, ensemble()).evaluate(np.empty((0, len(atoms), 3)))
+    found = Replicas(atoms, ensemble()).predict(np.empty((0, len(atoms), 3)))
     assert found.energy.shape == (0,)
     assert found.forces.shape == (0, len(atoms), 3)
 
@@ -100,12 +100,12 @@ def test_bad_input_is_named() -> None:
     replicas = Replicas(atoms, ensemble())
     positions, cells = moved("triclinic", 3, seed=0)
     with pytest.raises(StructureError, match=r"shape \(6, 3\); replicas of this system need"):
-        replicas.evaluate(positions[0])
+        replicas.predict(positions[0])
     with pytest.raises(StructureError, match=r"cells have the shape \(2, 3, 3\); give one"):
-        replicas.evaluate(positions, cells[:2])
+        replicas.predict(positions, cells[:2])
     positions[1, 3, 0] = np.nan
     with pytest.raises(StructureError, match="replica 1: the position of atom 3 is not finite"):
-        replicas.evaluate(positions, cells)
+        replicas.predict(positions, cells)
     with pytest.raises(ConfigError, match="skin must be"):
         Replicas(atoms, ensemble(), skin=-1)
     with pytest.raises(ConfigError, match="unknown uncertainty"):

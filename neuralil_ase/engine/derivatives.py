@@ -13,29 +13,31 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from neuralil_ase.engine import kernel as compiled
+from neuralil_ase.engine import kernel
 from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.descriptors import descriptors, descriptors_with_pull_back
 from neuralil_ase.model.graph import Graph
 from neuralil_ase.model.potential import Params, network_outputs, pair_energies
+from neuralil_ase.prediction import Uncertainty
 
-Level = Literal["off", "energy", "forces"]
+Backend = Literal["compiled", "jax"]
+"""Who computes: the compiled core (see ``kernel.supports``), or pure JAX, which JAX can differentiate further."""
 
 
 class Derivatives(NamedTuple):
-    """What one evaluation returns from the device; N padded atoms, M members.
+    """What a prediction returns from the device; N padded atoms, M members.
 
     Attributes
     ----------
     outputs
         Atomic energies in eV and, for the heteroscedastic kind, σ²_E and σ²_F: shape (M, N, outputs); the mean
-        over members, (1, N, outputs), at level "off".
+        over members, (1, N, outputs), at uncertainty "off".
     forces
         Of the mean over members, in eV/Å, shape (N, 3).
     virials
         dE/dε in eV, symmetrised, in Voigt order xx yy zz yz xz xy, each pair with its center: shape (N, 6).
     member_forces, member_virials
-        Shapes (M, N, 3) and (M, N, 6); at level "forces", else None.
+        Shapes (M, N, 3) and (M, N, 6); at uncertainty "forces", else None.
     """
 
     outputs: Any
@@ -45,17 +47,22 @@ class Derivatives(NamedTuple):
     member_virials: Any
 
 
-def evaluate(
-    config: ModelConfig, level: Level, params: Params, graph: Graph, kernel: bool = False
+def energies_and_forces(
+    config: ModelConfig,
+    uncertainty: Uncertainty,
+    params: Params,
+    graph: Graph,
+    backend: Backend = "jax",
 ) -> Derivatives:
     """Energies, forces and virials of a padded graph.
 
-    ``kernel`` calls the compiled kernel (see ``kernel.supports``), whose results JAX cannot differentiate further.
+    The backend "compiled" needs ``kernel.supports(config)``; JAX cannot differentiate its results further.
     """
-    way = _compiled if kernel else _differentiated
-    outputs, forces, virials = way(config, level == "forces", params, graph)
-    member_forces, member_virials = (forces, virials) if level == "forces" else (None, None)
-    if level == "off":
+    way = _compiled if backend == "compiled" else _differentiated
+    by_member = uncertainty == "forces"
+    outputs, forces, virials = way(config, by_member, params, graph)
+    member_forces, member_virials = (forces, virials) if by_member else (None, None)
+    if uncertainty == "off":
         outputs = outputs.mean(axis=0, keepdims=True)
     return Derivatives(
         outputs, forces.mean(axis=0), virials.mean(axis=0), member_forces, member_virials
@@ -107,11 +114,11 @@ def virials_from_pairs(gradient: Array, graph: Graph) -> Array:
 def _compiled(
     config: ModelConfig, by_member: bool, params: Params, graph: Graph
 ) -> tuple[Array, Array, Array]:
-    """Outputs, forces and virials from the compiled kernel; the pair term comes from JAX."""
+    """Outputs, forces and virials from the compiled core; the pair term comes from JAX."""
     if config.pair_term == "none":
-        return compiled.evaluate(config, by_member, params, graph)
+        return kernel.evaluate(config, by_member, params, graph)
     energies, gradients = _pair_term(config, by_member, params, graph)
-    outputs, forces, virials = compiled.evaluate(config, by_member, params, graph, gradients)
+    outputs, forces, virials = kernel.evaluate(config, by_member, params, graph, gradients)
     return outputs.at[..., 0].add(energies), forces, virials
 
 

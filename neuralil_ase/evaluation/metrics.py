@@ -81,7 +81,7 @@ class Comparison:
 
 
 def compare(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Comparison:
-    """Put labels and predictions (of level "forces") side by side."""
+    """Put labels and predictions (with uncertainty "forces") side by side."""
     none = np.full(6, np.nan)
     is_deep = all(p.holds("forces_aleatoric_std") for p in predictions)
     return Comparison(

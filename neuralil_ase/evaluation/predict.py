@@ -12,13 +12,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 
 from neuralil_ase.calculator import predict_many
-from neuralil_ase.engine.derivatives import Level
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import Frame, types_of
 from neuralil_ase.evaluation.metrics import Card, Comparison, accuracy, compare
 from neuralil_ase.files.model_file import write_atomically
 from neuralil_ase.model.potential import Potential
-from neuralil_ase.prediction import Prediction
+from neuralil_ase.prediction import Prediction, Uncertainty
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def evaluation_of(frames: Sequence[Frame], predictions: Sequence[Prediction]) ->
 
 
 def predict_frames(
-    potential: Potential, frames: Sequence[Frame], uncertainty: Level = "forces"
+    potential: Potential, frames: Sequence[Frame], uncertainty: Uncertainty = "forces"
 ) -> list[Prediction]:
     """Predictions, by default with members' forces, evaluated in batches.
 
@@ -80,7 +79,7 @@ def write_predictions(evaluation: Evaluation, path: str | Path) -> None:
 
     ``energy``, ``forces`` and ``stress`` are predictions; ``REF_energy``, ``REF_forces`` and ``REF_stress`` labels;
     ``energy_std`` and ``forces_std`` spreads over members (ddof 1; of a force the norm over components); and
-    ``energy_error`` and ``forces_error`` calibrated error bars, where the model has them.
+    ``energy_error_bar`` and ``forces_error_bar`` calibrated error bars, where the model has them.
 
     Raises
     ------
@@ -111,10 +110,10 @@ def _predicted_atoms(frame: Frame, prediction: Prediction) -> Atoms:
             atoms.info[f"REF_{name}"] = getattr(frame, name)
     if frame.forces is not None:
         atoms.arrays["REF_forces"] = frame.forces
-    for name in ("energy_std", "energy_error"):
+    for name in ("energy_std", "energy_error_bar"):
         if prediction.holds(name):
             atoms.info[name] = getattr(prediction, name)
-    for name in ("forces_std", "forces_error"):
+    for name in ("forces_std", "forces_error_bar"):
         if prediction.holds(name):
             atoms.arrays[name] = np.asarray(getattr(prediction, name))
     return atoms

@@ -23,13 +23,15 @@ from ase.md.verlet import VelocityVerlet
 from peers import PEERS
 
 if TYPE_CHECKING:  # peers run without neuralil_ase
-    from neuralil_ase.engine.derivatives import Level
     from neuralil_ase.model.config import NetworkKind
+    from neuralil_ase.prediction import Uncertainty
 
 START = Path(__file__).parents[2] / "md_examples" / "ean_start.extxyz"
 
 
-def neuralil(members: int, level: "Level", network: "NetworkKind" = "core", shared: int = 0) -> Any:
+def neuralil(
+    members: int, level: "Uncertainty", network: "NetworkKind" = "core", shared: int = 0
+) -> Any:
     from neuralil_ase import NeuralILCalculator, Potential
     from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
     from neuralil_ase.model.potential import init_params

@@ -34,8 +34,9 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 
 from neuralil_ase import ExtrapolationMonitor, NeuralILCalculator, Potential, load_potential
-from neuralil_ase.calculator import DEFAULT_MODEL, LEVELS
+from neuralil_ase.calculator import DEFAULT_MODEL
 from neuralil_ase.model.network import member_axes
+from neuralil_ase.prediction import UNCERTAINTIES
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERVAL = 10
@@ -109,7 +110,7 @@ def _per_step(dyn: Langevin, steps: int) -> float:
 
 def evaluations(potential: Potential, start: Atoms, rounds: int, calls: int) -> dict[str, float]:
     """CPU ms of one evaluation at each level, for positions that change every time, in turns."""
-    levels = LEVELS
+    levels = UNCERTAINTIES
     calculators = {level: NeuralILCalculator(potential, uncertainty=level) for level in levels}
     rng = np.random.default_rng(0)
     atoms = start.copy()

@@ -16,8 +16,8 @@ import ase.io
 import numpy as np
 from ase import Atoms
 
-from neuralil_ase.engine.evaluator import Evaluator, System
 from neuralil_ase.engine.neighbors import NeighborList
+from neuralil_ase.engine.predictor import Predictor, System
 from neuralil_ase.files.published_files import import_published
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction
@@ -35,12 +35,12 @@ HEADER = """\
 
 def predictions(potential: Potential, frames: list[Atoms]) -> Iterator[Prediction]:
     """Of every frame, at level "off"."""
-    evaluator = Evaluator(potential, "float32")
+    predictor = Predictor(potential, "float32")
     neighbours = NeighborList(potential.r_cut, 0.0)
     for atoms in frames:
         types = np.array([potential.elements.index(symbol) for symbol in atoms.symbols])
         pairs = neighbours.pairs(atoms.positions, atoms.cell.array, atoms.pbc, types)
-        yield evaluator.evaluate([System(types, pairs, atoms.get_volume())], "off")[0]
+        yield predictor.predict([System(types, pairs, atoms.get_volume())], "off")[0]
 
 
 def row(name: str, potential: Potential, frames: list[Atoms]) -> str:

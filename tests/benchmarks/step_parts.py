@@ -57,8 +57,8 @@ class Stopwatch:
 def measure(atoms: Atoms, steps: int) -> dict[str, float]:
     """Mean CPU ms per step, by name (the mean, for rebuilds of the pair list are rare and dear)."""
     calculator = CALCULATORS["neuralil-1"]()
-    evaluator = calculator._evaluator
-    watch = evaluator._run = Stopwatch(evaluator._run)
+    predictor = calculator._predictor
+    watch = predictor._run = Stopwatch(predictor._run)
     ours, empty = (moving(atoms, calc) for calc in (calculator, Nothing()))
     ours.run(5)
     watch.seconds = 0.0

@@ -9,11 +9,11 @@ from ase.io import read
 
 from neuralil_ase import Potential, predict_many
 from neuralil_ase.calculator import to_system
-from neuralil_ase.engine.derivatives import Level
-from neuralil_ase.engine.evaluator import Evaluator
 from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList
+from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig
 from neuralil_ase.model.potential import init_params
+from neuralil_ase.prediction import Uncertainty
 
 START = Path(__file__).parents[2] / "md_examples" / "ean_start.extxyz"
 
@@ -37,13 +37,13 @@ def test_pair_list(benchmark, repeat: int) -> None:
 
 @pytest.mark.parametrize("level", ["off", "energy", "forces"])
 @pytest.mark.parametrize("members", [1, 10])
-def test_evaluation(benchmark, members: int, level: Level) -> None:
+def test_evaluation(benchmark, members: int, level: Uncertainty) -> None:
     atoms, potential = read(START), ensemble(members)
     system = to_system(atoms, potential, NeighborList(potential.r_cut, skin=0.0))
-    evaluator = Evaluator(potential)
-    evaluator.evaluate([system], level)
-    benchmark(lambda: evaluator.evaluate([system], level))
-    assert evaluator.compilations <= 1
+    predictor = Predictor(potential)
+    predictor.predict([system], level)
+    benchmark(lambda: predictor.predict([system], level))
+    assert predictor.compilations <= 1
 
 
 def test_many_structures(benchmark) -> None:

@@ -31,12 +31,12 @@ class Walkers:
         self.positions = np.stack([atoms.positions for atoms in structures])
         self.momenta = np.stack([atoms.get_momenta() for atoms in structures])
         self.masses = structures[0].get_masses()[:, None]
-        self.forces = self.replicas.evaluate(self.positions).forces
+        self.forces = self.replicas.predict(self.positions).forces
 
     def step(self) -> None:
         self.momenta += STEP / 2 * self.forces
         self.positions += STEP * self.momenta / self.masses
-        self.forces = self.replicas.evaluate(self.positions).forces
+        self.forces = self.replicas.predict(self.positions).forces
         self.momenta += STEP / 2 * self.forces
 
 

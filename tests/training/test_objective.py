@@ -34,7 +34,7 @@ def structures() -> list[Atoms]:
     ids=lambda options: "-".join(map(str, options)) or "core",
 )
 def test_residuals_in_training_are_the_errors_of_the_saved_potential(options: dict) -> None:
-    """Energies, forces and stress from Jacobians and slots against ``derivatives.evaluate`` on pairs."""
+    """Energies, forces and stress from Jacobians and slots against ``derivatives.energies_and_forces`` on pairs."""
     data = frames_from_atoms(structures())
     trainer = trainer_for(data, [], max_force=1e6, **options)
     rng = np.random.default_rng(3)

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 
 from neuralil_ase.engine import kernel
-from neuralil_ase.engine.derivatives import Derivatives, Level, evaluate, hessian
+from neuralil_ase.engine.derivatives import Backend, Derivatives, energies_and_forces, hessian
 from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.descriptors import descriptors
 from neuralil_ase.model.graph import Graph, bucket, pad_graph
 from neuralil_ase.model.potential import Params, Potential, cast_params
-from neuralil_ase.prediction import Prediction
+from neuralil_ase.prediction import Prediction, Uncertainty
 
 Dtype = Literal["float32", "float64"]
 
@@ -42,8 +42,8 @@ class System(NamedTuple):
     volume: float | None
 
 
-class Evaluator:
-    """Evaluates one potential in one precision.
+class Predictor:
+    """Predicts with one potential in one precision.
 
     Compiled functions are shared by all evaluators of the same architecture; parameters are arguments.
 
@@ -53,24 +53,26 @@ class Evaluator:
         The potential.
     dtype
         Precision of descriptor and networks, "float32" or "float64".
-    kernel
-        Whether to use the compiled kernel where it was built, covers the architecture and JAX computes on a CPU;
-        False always takes the pure JAX functions. Second derivatives take them anyway.
+    backend
+        "compiled" takes the compiled core where it was built, covers the architecture and JAX computes on a CPU, and
+        pure JAX elsewhere; "jax" always takes pure JAX. Second derivatives are always taken by JAX.
 
     Attributes
     ----------
     compilations
-        Number of compilations that calls of this evaluator have caused.
+        Number of compilations that calls of this predictor have caused.
     """
 
-    def __init__(self, potential: Potential, dtype: Dtype = "float32", kernel: bool = True) -> None:
+    def __init__(
+        self, potential: Potential, dtype: Dtype = "float32", backend: Backend = "compiled"
+    ) -> None:
         if dtype not in get_args(Dtype):
             raise ConfigError(
                 f"unknown dtype {dtype!r}; choose one of {', '.join(get_args(Dtype))}"
             )
         self.potential = potential
         self.dtype: Dtype = dtype
-        self.kernel = kernel
+        self._wanted: Backend = backend
         self.compilations = 0
         self._elements = np.array(potential.elements)
         self._params: Params | None = None
@@ -79,10 +81,10 @@ class Evaluator:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_params": None}
 
-    def evaluate(self, systems: Sequence[System], level: Level) -> list[Prediction]:
-        """Predictions for several structures, evaluated together as one disconnected graph."""
+    def predict(self, systems: Sequence[System], uncertainty: Uncertainty) -> list[Prediction]:
+        """Predictions for several structures, computed together as one disconnected graph."""
         merged = merge(systems)
-        host = self._run(self._pad(merged.types, merged.pairs), level)
+        host = self._run(self._pad(merged.types, merged.pairs), uncertainty)
         ends = np.cumsum([len(system.types) for system in systems])
         return [
             self._prediction(system, _rows(host, end - len(system.types), end))
@@ -108,17 +110,22 @@ class Evaluator:
             self._params = jax.device_put(cast_params(self.potential.params, self.dtype))
         return self._params
 
-    def _run(self, graph: Graph, level: Level) -> Derivatives:
-        function = compiled(self.potential.config, level, self._uses_kernel())
+    @property
+    def backend(self) -> Backend:
+        """Who computes energies and forces on this machine."""
+        is_cpu = jax.default_backend() == "cpu"
+        is_compiled = (
+            self._wanted == "compiled" and is_cpu and kernel.supports(self.potential.config)
+        )
+        return "compiled" if is_compiled else "jax"
+
+    def _run(self, graph: Graph, uncertainty: Uncertainty) -> Derivatives:
+        function = jitted(self.potential.config, uncertainty, self.backend)
         with precision(self.dtype):
             before = function.traces
             result = function(self._device_params(), graph)
             self.compilations += function.traces - before
         return Derivatives(*(None if x is None else np.asarray(x) for x in result))
-
-    def _uses_kernel(self) -> bool:
-        is_cpu = jax.default_backend() == "cpu"
-        return self.kernel and is_cpu and kernel.supports(self.potential.config)
 
     def _pad(self, types: np.ndarray, pairs: Pairs) -> Graph:
         n_atoms = bucket(len(types))
@@ -172,7 +179,7 @@ def _rows(values: Derivatives, start: int, stop: int) -> Derivatives:
 
 
 def _energy_level(members: np.ndarray, outputs: np.ndarray) -> dict[str, Any]:
-    """Members' energies, spread of the atomic energies, and the predicted noise of deep ensembles."""
+    """Members' energies, spread of the atomic energies, and the members' aleatoric uncertainties."""
     record: dict[str, Any] = {"member_energies": members.sum(axis=1)}
     if len(members) > 1:
         record["energies_std"] = members.std(axis=0, ddof=1)
@@ -183,15 +190,15 @@ def _energy_level(members: np.ndarray, outputs: np.ndarray) -> dict[str, Any]:
     return record
 
 
-class CompiledEvaluation:
-    """``derivatives.evaluate`` of one architecture and level under jit, counting its compilations."""
+class Jitted:
+    """``derivatives.energies_and_forces`` of one architecture under jit, counting its compilations."""
 
-    def __init__(self, config: ModelConfig, level: Level, kernel: bool) -> None:
+    def __init__(self, config: ModelConfig, uncertainty: Uncertainty, backend: Backend) -> None:
         self.traces = 0
 
         def traced(params: Params, graph: Graph) -> Derivatives:
             self.traces += 1  # Python runs this line only while JAX traces: once per compilation.
-            return evaluate(config, level, params, graph, kernel)
+            return energies_and_forces(config, uncertainty, params, graph, backend)
 
         self._jitted = jax.jit(traced)
 
@@ -200,9 +207,9 @@ class CompiledEvaluation:
 
 
 @lru_cache(maxsize=64)
-def compiled(config: ModelConfig, level: Level, kernel: bool = False) -> CompiledEvaluation:
-    """The compiled evaluation of an architecture, one for all who ask."""
-    return CompiledEvaluation(config, level, kernel)
+def jitted(config: ModelConfig, uncertainty: Uncertainty, backend: Backend) -> Jitted:
+    """The function of an architecture under jit, one for all who ask."""
+    return Jitted(config, uncertainty, backend)
 
 
 _descriptors = jax.jit(descriptors, static_argnums=0)

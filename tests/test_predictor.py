@@ -9,8 +9,8 @@ from ase import Atoms
 from systems import CONFIG, REFERENCE, calculator, ensemble, random_params, structure
 
 from neuralil_ase.calculator import NeuralILCalculator, to_system
-from neuralil_ase.engine.evaluator import Evaluator, System
 from neuralil_ase.engine.neighbors import NeighborList
+from neuralil_ase.engine.predictor import Predictor, System
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.model.config import NetworkConfig
 from neuralil_ase.model.potential import Potential
@@ -25,7 +25,7 @@ def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(
         ConfigError, match="unknown dtype 'float16'; choose one of float32, float64"
     ):
-        Evaluator(ensemble(), "float16")  # type: ignore[arg-type]
+        Predictor(ensemble(), "float16")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["molecule", "tiny"])
@@ -57,7 +57,7 @@ def test_reference_energies_are_added_for_every_atom() -> None:
     shifted = replace(potential, energy_reference=REFERENCE + np.array([1e5, 0, 2.0, 0]))
     atoms = structure("triclinic")
     before, after = (
-        Evaluator(p, "float64").evaluate([system(atoms)], "energy")[0] for p in (potential, shifted)
+        Predictor(p, "float64").predict([system(atoms)], "energy")[0] for p in (potential, shifted)
     )
     carbon, nitrogen = (atoms.symbols == "C").sum(), (atoms.symbols == "N").sum()
     assert after.energy - before.energy == pytest.approx(carbon * 1e5 + nitrogen * 2.0, abs=1e-9)
@@ -69,7 +69,7 @@ def test_identical_members_have_no_spread() -> None:
     potential = ensemble()
     flat = {k: np.repeat(v[:1], 3, axis=0) for k, v in _flat(potential).items()}
     same = Potential(CONFIG, _nested(flat), REFERENCE)
-    (record,) = Evaluator(same, "float64").evaluate([system(structure("triclinic"))], "forces")
+    (record,) = Predictor(same, "float64").predict([system(structure("triclinic"))], "forces")
     assert record.energy_std < 1e-13
     assert record.energies_std.max() < 1e-13
     assert record.forces_std.max() < 1e-13
@@ -94,8 +94,8 @@ def _nested(flat: dict[str, np.ndarray]) -> dict:
 
 def test_a_batch_equals_its_members_one_by_one() -> None:
     names = ["tiny", "one atom", "molecule"]
-    evaluator = Evaluator(ensemble(), "float64")
-    together = evaluator.evaluate([system(structure(name)) for name in names], "energy")
+    predictor = Predictor(ensemble(), "float64")
+    together = predictor.predict([system(structure(name)) for name in names], "energy")
     for name, found in zip(names, together, strict=True):
         expected = calculator().prediction(structure(name))
         assert found.energy == pytest.approx(expected.energy, abs=1e-11)
@@ -107,21 +107,21 @@ def test_a_batch_equals_its_members_one_by_one() -> None:
 
 
 def test_compilations_are_counted_and_shared() -> None:
-    """A new architecture compiles once; a second evaluator of it and more or fewer pairs do not."""
+    """A new architecture compiles once; a second predictor of it and more or fewer pairs do not."""
     config = replace(CONFIG, descriptor=replace(CONFIG.descriptor, r_cut=2.9))
     potential = Potential(config, random_params(config, 0), REFERENCE)
-    evaluator = Evaluator(potential, "float64")
+    predictor = Predictor(potential, "float64")
     atoms = structure("triclinic")
-    evaluator.evaluate([system(atoms, potential)], "energy")
-    assert evaluator.compilations == 1
+    predictor.predict([system(atoms, potential)], "energy")
+    assert predictor.compilations == 1
     for scale in (0.98, 1.03, 1.1):
         scaled = atoms.copy()
         scaled.set_cell(atoms.cell * scale, scale_atoms=True)
-        evaluator.evaluate([system(scaled, potential)], "energy")
-    evaluator.evaluate([system(atoms[:5], potential)], "energy")
-    assert evaluator.compilations == 1, "similar sizes share a bucket"
-    second = Evaluator(replace(potential, params=random_params(config, 1)), "float64")
-    second.evaluate([system(atoms, potential)], "energy")
+        predictor.predict([system(scaled, potential)], "energy")
+    predictor.predict([system(atoms[:5], potential)], "energy")
+    assert predictor.compilations == 1, "similar sizes share a bucket"
+    second = Predictor(replace(potential, params=random_params(config, 1)), "float64")
+    second.predict([system(atoms, potential)], "energy")
     assert second.compilations == 0, "parameters are arguments of the compiled function"
 
 
@@ -139,10 +139,10 @@ def test_capacity_grows_by_itself_and_drops_nothing() -> None:
 
 
 def test_pickles_travel_without_device_arrays() -> None:
-    evaluator = Evaluator(ensemble(), "float64")
-    expected = evaluator.evaluate([system(structure("tiny"))], "energy")[0]
-    again = pickle.loads(pickle.dumps(evaluator))
-    found = again.evaluate([system(structure("tiny"))], "energy")[0]
+    predictor = Predictor(ensemble(), "float64")
+    expected = predictor.predict([system(structure("tiny"))], "energy")[0]
+    again = pickle.loads(pickle.dumps(predictor))
+    found = again.predict([system(structure("tiny"))], "energy")[0]
     assert found.energy == expected.energy
 
 
@@ -151,14 +151,14 @@ def test_noise_that_a_deep_ensemble_predicts() -> None:
     network = NetworkConfig("heteroscedastic", (4,), head_widths=(3,))
     config = replace(CONFIG, network=network, n_members=2)
     potential = Potential(config, random_params(config, 0), REFERENCE)
-    evaluator = Evaluator(potential, "float64")
+    predictor = Predictor(potential, "float64")
     atoms = structure("molecule")
-    (record,) = evaluator.evaluate([system(atoms, potential)], "energy")
+    (record,) = predictor.predict([system(atoms, potential)], "energy")
     assert record.energy_aleatoric_std > 0
     assert record.forces_aleatoric_std.shape == (6,)
     twice = atoms.copy()
     twice.positions += [50.0, 0, 0]
-    (double,) = evaluator.evaluate([system(atoms + twice, potential)], "energy")
+    (double,) = predictor.predict([system(atoms + twice, potential)], "energy")
     assert double.energy_aleatoric_std == pytest.approx(
         np.sqrt(2) * record.energy_aleatoric_std, rel=1e-9
     )
@@ -172,7 +172,7 @@ def test_float32_is_close_to_float64(level: str) -> None:
     """Energies to 1e-5 eV per atom, forces to 1e-5 of the largest."""
     atoms = structure("triclinic")
     exact = calculator("forces").prediction(atoms)
-    (rough,) = Evaluator(ensemble(), "float32").evaluate([system(atoms)], level)
+    (rough,) = Predictor(ensemble(), "float32").predict([system(atoms)], level)
     assert rough.forces.dtype == np.float64
     assert 0 < abs(rough.energy - exact.energy) < 1e-5 * len(atoms)
     assert np.abs(rough.forces - exact.forces).max() < 3e-5 * np.abs(exact.forces).max()
