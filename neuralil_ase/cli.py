@@ -141,7 +141,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from neuralil_ase.evaluation.metrics import format_table
     from neuralil_ase.evaluation.predict import evaluate, write_predictions
     from neuralil_ase.evaluation.report import write_report
-    from neuralil_ase.files.model_file import load_potential, write_atomically
+    from neuralil_ase.files.atomic import write_atomically
+    from neuralil_ase.files.model_file import load_potential
 
     potential, frames = load_potential(options.model), _frames(options)
     evaluation = evaluate(potential, frames)

@@ -21,6 +21,10 @@ class ModelFileError(NeuralILError, ValueError):
     """A model file is forged, truncated, oversized, too new or inconsistent."""
 
 
+class OutputError(NeuralILError, OSError):
+    """A file cannot be written: no such folder, no permission, no room. What was there before is untouched."""
+
+
 class DataError(NeuralILError, ValueError):
     """A data set lacks what training or evaluation needs, or holds values that cannot be right."""
 

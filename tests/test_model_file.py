@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.engine.predictor import Predictor, System
-from neuralil_ase.errors import ModelFileError
-from neuralil_ase.files import model_file
+from neuralil_ase.errors import ModelFileError, OutputError
+from neuralil_ase.files import atomic, model_file
 from neuralil_ase.files.model_file import load_potential, save_potential
 from neuralil_ase.model.config import DescriptorConfig, NetworkConfig
 from neuralil_ase.model.potential import Potential, cast_params, flatten
@@ -164,7 +164,9 @@ def test_a_failed_write_leaves_the_old_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(ModelFileError, match=r"No space left.*disk has room; nothing was changed"):
+    with pytest.raises(
+        OutputError, match=r"No space left.*disk has room; the file holds what it held before"
+    ):
         save_potential(random_potential(seed=1), path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
@@ -174,19 +176,19 @@ def test_a_failed_write_leaves_the_old_file(
 def test_a_full_disk_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = path.read_bytes()
     monkeypatch.setattr(
-        model_file,
+        atomic,
         "open",
         lambda *_: open("/dev/full", "wb", buffering=0),  # noqa: SIM115
         raising=False,
     )
-    with pytest.raises(ModelFileError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot write"):
         save_potential(random_potential(seed=1), path)
     monkeypatch.undo()
     assert path.read_bytes() == before
 
 
 def test_a_missing_folder_is_reported(tmp_path: Path, small_potential: Potential) -> None:
-    with pytest.raises(ModelFileError, match="Check that the folder exists"):
+    with pytest.raises(OutputError, match="Check that the folder exists"):
         save_potential(small_potential, tmp_path / "missing" / "model.safetensors")
 
 

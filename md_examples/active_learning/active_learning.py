@@ -47,7 +47,7 @@ from ase.io import read, write
 
 from neuralil_ase import load_potential
 from neuralil_ase.errors import NeuralILError
-from neuralil_ase.files.model_file import write_atomically
+from neuralil_ase.files.atomic import write_atomically
 
 DATA = Path(__file__).resolve().parents[1] / "ean_gfn1" / "ean_gfn1.extxyz.xz"
 HEADER = (

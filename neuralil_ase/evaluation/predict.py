@@ -15,7 +15,7 @@ from neuralil_ase.calculator import predict_many
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import Frame, types_of
 from neuralil_ase.evaluation.metrics import Card, Comparison, accuracy, compare
-from neuralil_ase.files.model_file import write_atomically
+from neuralil_ase.files.atomic import write_atomically
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction, Uncertainty
 
@@ -83,7 +83,7 @@ def write_predictions(evaluation: Evaluation, path: str | Path) -> None:
 
     Raises
     ------
-    ModelFileError
+    OutputError
         If the file cannot be written.
     """
     text = io.StringIO()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from neuralil_ase.calibration import coverage, force_error_bars
 from neuralil_ase.errors import ModelFileError
 from neuralil_ase.evaluation.metrics import Comparison
-from neuralil_ase.files.model_file import write_atomically
+from neuralil_ase.files.atomic import write_atomically
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")
 MAX_POINTS = 20_000
@@ -45,7 +45,7 @@ def write_report(
 
     Raises
     ------
-    ModelFileError
+    OutputError
         If they cannot be written.
     """
     figures: dict[str, Figure] = {

@@ -11,7 +11,6 @@ else. Anybody can open the file without this package::
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from neuralil_ase.errors import ConfigError, ModelFileError
+from neuralil_ase.files.atomic import write_atomically
 from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.potential import Potential, flatten, param_shapes, unflatten
 
@@ -68,8 +68,9 @@ def save_potential(potential: Potential, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     ModelFileError
-        If the potential cannot be expressed in the format, or the file cannot be written; a file
-        that was there before is then untouched.
+        If the potential cannot be expressed in the format.
+    OutputError
+        If the file cannot be written; a file that was there before is then untouched.
     """
     arrays = {name: np.asarray(value) for name, value in flatten(potential.params).items()}
     for name, array in arrays.items():
@@ -105,33 +106,6 @@ def load_potential(path: str | os.PathLike[str]) -> Potential:
         return _assemble(header, arrays)
     except ConfigError as error:
         raise ModelFileError(f"{path} is inconsistent: {error}. {_DAMAGED}") from error
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a temporary file beside the target, flush it to the disk, rename it over the target.
-
-    Raises
-    ------
-    ModelFileError
-        If that fails, for instance because the disk is full: the temporary file is removed and the
-        target is as it was.
-    """
-    # The target of a symbolic link is replaced, not the link.
-    target = Path(path).resolve()
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise ModelFileError(
-            f"cannot write {path}: {error}. Check that the folder exists, that it may be written "
-            "to and that the disk has room; nothing was changed"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _header(potential: Potential, parameter_count: int) -> str:

@@ -13,7 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from neuralil_ase.errors import ModelFileError, TrainingError
-from neuralil_ase.files.model_file import write_atomically
+from neuralil_ase.files.atomic import write_atomically
 from neuralil_ase.training.batches import Sample
 
 FORMAT = "neuralil-ase-checkpoint"
@@ -42,7 +42,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
 
     Raises
     ------
-    ModelFileError
+    OutputError
         If the file cannot be written; a file that was there before is then untouched.
     """
     leaves = {

@@ -11,7 +11,8 @@ import jax
 from tqdm import tqdm
 
 from neuralil_ase.errors import ModelFileError
-from neuralil_ase.files.model_file import save_potential, write_atomically
+from neuralil_ase.files.atomic import write_atomically
+from neuralil_ase.files.model_file import save_potential
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.training.checkpoint import (
     Checkpoint,

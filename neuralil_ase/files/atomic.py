@@ -1,0 +1,153 @@
+"""Writing so that nothing is lost and nothing is half written. Every file of this package is written here.
+
+A whole file goes to a temporary file first, which then takes the place of the old one. A record at the end of a file
+(a frame, a line of a log) goes to the system in one write; if that fails, the file is cut back to the length it had.
+Should the process be killed inside that write, :func:`drop_partial_tail` finds the half record on the next start.
+"""
+
+import os
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from neuralil_ase.errors import OutputError
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a temporary file beside the target, flush it to the disk, rename it over the target.
+
+    The target of a symbolic link is replaced, not the link.
+
+    Raises
+    ------
+    OutputError
+        If that fails, for instance because the disk is full: the temporary file is removed and the target is as it was.
+    """
+    temporary = None
+    try:
+        target = Path(path).resolve()
+        if target.exists() and not target.is_file():
+            raise OutputError(
+                f"cannot write {path}: it is a folder or a device; give the name of a file"
+            )
+        temporary = target.with_name(f".neuralil-{uuid.uuid4().hex}.tmp")
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OutputError:
+        raise
+    except (OSError, ValueError, RuntimeError) as problem:  # a null byte; a circle of links
+        raise _refused(path, problem) from problem
+    finally:
+        if temporary is not None:
+            with suppress(OSError):  # on a read-only file system even of what is not there
+                temporary.unlink(missing_ok=True)
+
+
+def append_record(path: str | os.PathLike[str], record: bytes, sync: bool) -> None:
+    """Append a record as a whole or not at all.
+
+    Parameters
+    ----------
+    path
+        The file; it is made if it is not there.
+    record
+        What to append.
+    sync
+        Wait until the record has reached the disk, so that it survives a power cut.
+
+    Raises
+    ------
+    OutputError
+        If the system refuses (disk full, no permission); the file is as long as it was before.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except (OSError, ValueError) as problem:
+        raise _refused(path, problem) from problem
+    try:
+        length = os.fstat(handle).st_size
+        try:
+            _write_all(handle, record)
+            if sync:
+                os.fsync(handle)
+        except BaseException as problem:
+            _cut_back(handle, length, path, problem)
+            raise
+    except OutputError:
+        raise
+    except OSError as problem:
+        raise _refused(path, problem) from problem
+    finally:
+        os.close(handle)
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename an existing file to the next free ``name.N``, so that a new run destroys nothing.
+
+    Returns the new name, or None where there is no file or an empty one.
+
+    Raises
+    ------
+    OutputError
+        If the system refuses.
+    """
+    try:
+        if not path.exists() or path.stat().st_size == 0:
+            return None
+        number = 1
+        while (backup := path.with_name(f"{path.name}.{number}")).exists():
+            number += 1
+        os.rename(path, backup)
+    except OSError as problem:
+        raise _refused(path, problem) from problem
+    return backup
+
+
+def drop_partial_tail(path: Path, whole: Callable[[bytes, Path], int]) -> int:
+    """Cut a half record off the end of a file; returns how many bytes were dropped.
+
+    ``whole`` tells how many bytes at the start of the content are whole records.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be read or cut.
+    """
+    try:
+        content = path.read_bytes()
+        keep = whole(content, path)
+        if keep < len(content):
+            os.truncate(path, keep)
+    except OSError as problem:
+        raise _refused(path, problem) from problem
+    return len(content) - keep
+
+
+def _write_all(handle: int, record: bytes) -> None:
+    view = memoryview(record)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def _cut_back(
+    handle: int, length: int, path: str | os.PathLike[str], problem: BaseException
+) -> None:
+    try:
+        os.ftruncate(handle, length)
+    except OSError as second:
+        raise OutputError(
+            f"cannot write {path}: {problem}; nor could the part that was written be removed ({second}), so that the "
+            "file ends with half a record. Starting again with this file drops it"
+        ) from problem
+
+
+def _refused(path: str | os.PathLike[str], problem: Exception) -> OutputError:
+    reason = getattr(problem, "strerror", None) or problem
+    return OutputError(
+        f"cannot write {path}: {reason}. Check that the folder exists, that you may write to it and that the disk has "
+        "room; the file holds what it held before"
+    )
