@@ -5,6 +5,7 @@ Without a C++ compiler, or without JAX at build time, the package installs all t
 
 import platform
 import sys
+from copy import copy
 from typing import Any
 
 from setuptools.command.build_ext import build_ext
@@ -34,7 +35,10 @@ class BuildPairKernel(build_ext):
         extension.extra_compile_args = [*FLAGS, "-isystem", _jax_headers()]
         if level > 1:
             extension.extra_compile_args.append(f"-march=x86-64-v{level}")
-        super().build_extension(extension)
+        # Object files in a folder of their own: all levels compile the same sources at the same time.
+        alone = copy(self)
+        alone.build_temp = f"{self.build_temp}-v{level}"
+        super(BuildPairKernel, alone).build_extension(extension)
 
 
 def _level(extension: Any) -> int:
