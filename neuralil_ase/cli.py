@@ -138,8 +138,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     import json
 
     from neuralil_ase.evaluation.calibration import calibration_report
+    from neuralil_ase.evaluation.evaluate import evaluate, write_predictions
     from neuralil_ase.evaluation.metrics import format_table
-    from neuralil_ase.evaluation.predict import evaluate, write_predictions
     from neuralil_ase.evaluation.report import write_report
     from neuralil_ase.files.atomic import write_atomically
     from neuralil_ase.files.model_file import load_potential
@@ -174,7 +174,7 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
 
 def _calibrate(options: argparse.Namespace) -> int:
     from neuralil_ase.evaluation.calibration import calibrate_potential, calibration_report
-    from neuralil_ase.evaluation.predict import evaluate
+    from neuralil_ase.evaluation.evaluate import evaluate
     from neuralil_ase.files.model_file import load_potential, save_potential
 
     potential, frames = load_potential(options.model), _frames(options)

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from neuralil_ase.calibration import energy_error_bar, force_error_bars
+from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import ConfigError, UncertaintyError
 
 Uncertainty = Literal["off", "energy", "forces"]
@@ -75,7 +75,7 @@ class Prediction:
     energy_aleatoric_std: float | None = None
     forces_aleatoric_std: np.ndarray | None = None
     symbols: Any = None
-    calibration: Any = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         for value in self.__dict__.values():
@@ -117,8 +117,9 @@ class Prediction:
 
         Uncertainty "forces", calibrated models. It describes structures like the held-out ones it was fitted on.
         """
-        noise = self.forces_aleatoric_std if self.holds("forces_aleatoric_std") else None
-        return force_error_bars(self.calibration, self.symbols, self.forces_std, noise)
+        aleatoric = self.forces_aleatoric_std if self.holds("forces_aleatoric_std") else None
+        calibration: Any = self.calibration  # raises UncertaintyError if there is none
+        return calibration.force_error_bars(self.symbols, self.forces_std, aleatoric)
 
     @property
     def energy_error_bar(self) -> float:
@@ -126,8 +127,9 @@ class Prediction:
 
         From uncertainty "energy" on, calibrated models.
         """
-        noise = self.energy_aleatoric_std if self.holds("energy_aleatoric_std") else None
-        return energy_error_bar(self.calibration, len(self.forces), self.energy_std, noise)
+        aleatoric = self.energy_aleatoric_std if self.holds("energy_aleatoric_std") else None
+        calibration: Any = self.calibration  # raises UncertaintyError if there is none
+        return calibration.energy_error_bar(len(self.forces), self.energy_std, aleatoric)
 
 
 _ENERGY = 'ask for prediction(atoms, uncertainty="energy"), or build the calculator with it'

@@ -1,17 +1,15 @@
 """Thresholds of the calibration: above what held-out frames have, per element where relative."""
 
+import json
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from neuralil_ase.calibration import (
-    HIGH,
-    LOW,
-    ORDINARY,
-    HeldOut,
-    calibrate,
-    energy_error_bar,
-    force_error_bars,
-)
+from neuralil_ase.calibration import Calibration
+from neuralil_ase.errors import ConfigError, UncertaintyError
+from neuralil_ase.evaluation.calibration import HIGH, LOW, ORDINARY, HeldOut, fit_calibration
 
 FRAMES, SIZE = 40, 50
 
@@ -32,46 +30,46 @@ def spreads(scale: float, seed: int) -> np.ndarray:
 
 def test_thresholds_lie_above_the_held_out_frames() -> None:
     data = held_out(spreads(0.05, 1), spreads(0.2, 2))
-    record = calibrate(data, {}, "test")
+    record = fit_calibration(data, {}, "test")
     largest = data.force_spreads.reshape(FRAMES, -1).max(axis=1)
-    assert record["thresholds"]["low"] == pytest.approx(LOW * np.quantile(largest, ORDINARY))
-    assert record["thresholds"]["high"] == pytest.approx(HIGH * record["thresholds"]["low"])
-    assert record["thresholds"]["low"] > largest.max()
+    assert record.thresholds["low"] == pytest.approx(LOW * np.quantile(largest, ORDINARY))
+    assert record.thresholds["high"] == pytest.approx(HIGH * record.thresholds["low"])
+    assert record.thresholds["low"] > largest.max()
 
 
 def test_relative_thresholds_see_the_element_that_is_usually_calm() -> None:
     """A hydrogen at six times its usual spread hides below nitrogen's, but not in its own units."""
     data = held_out(spreads(0.05, 1), spreads(0.2, 2))
-    record = calibrate(data, {}, "test")
+    record = fit_calibration(data, {}, "test")
     strange = 6 * 0.05
-    usual = record["force_std_quantiles"]["H"]["0.99"]
-    assert strange < record["thresholds"]["low"]
-    assert strange / usual > record["relative_thresholds"]["low"]
+    usual = record.force_std_quantiles["H"]["0.99"]
+    assert strange < record.thresholds["low"]
+    assert strange / usual > record.relative_thresholds["low"]
 
 
 def test_relative_thresholds_do_not_depend_on_the_size_of_the_spreads() -> None:
     """Nitrogen with ten times the spread changes its own unit and no relative threshold."""
-    first = calibrate(held_out(spreads(0.05, 1), spreads(0.2, 2)), {}, "test")
-    second = calibrate(held_out(spreads(0.05, 1), spreads(2.0, 2)), {}, "test")
-    assert second["relative_thresholds"]["low"] == pytest.approx(
-        first["relative_thresholds"]["low"]
-    )
-    assert second["thresholds"]["low"] > 5 * first["thresholds"]["low"]
+    first = fit_calibration(held_out(spreads(0.05, 1), spreads(0.2, 2)), {}, "test")
+    second = fit_calibration(held_out(spreads(0.05, 1), spreads(2.0, 2)), {}, "test")
+    assert second.relative_thresholds["low"] == pytest.approx(first.relative_thresholds["low"])
+    assert second.thresholds["low"] > 5 * first.thresholds["low"]
 
 
 def test_members_that_never_differ_give_no_division_by_zero() -> None:
     zero = np.zeros((FRAMES, SIZE))
     data = held_out(zero, zero)._replace(force_errors=np.ones((2 * FRAMES * SIZE, 3)))
-    record = calibrate(data, {}, "test")
-    assert record["thresholds"] == record["relative_thresholds"] == {"low": 0.0, "high": 0.0}
+    record = fit_calibration(data, {}, "test")
+    assert record.thresholds == record.relative_thresholds == {"low": 0.0, "high": 0.0}
 
 
 def test_one_strange_frame_does_not_move_the_thresholds() -> None:
     ordinary = spreads(0.05, 1), spreads(0.2, 2)
     strange = ordinary[0].copy()
     strange[7, 3] = 50.0
-    before = calibrate(held_out(*ordinary), {}, "test")["thresholds"]["low"]
-    assert calibrate(held_out(strange, ordinary[1]), {}, "test")["thresholds"]["low"] < 1.1 * before
+    before = fit_calibration(held_out(*ordinary), {}, "test").thresholds["low"]
+    assert (
+        fit_calibration(held_out(strange, ordinary[1]), {}, "test").thresholds["low"] < 1.1 * before
+    )
 
 
 def test_error_bars_of_deep_ensembles_take_the_noise_in() -> None:
@@ -81,27 +79,28 @@ def test_error_bars_of_deep_ensembles_take_the_noise_in() -> None:
     noise = 0.2 * rng.lognormal(sigma=0.5, size=data.force_spreads.shape)
     expected = np.hypot(data.force_spreads, noise)
     errors = rng.normal(size=(len(noise), 3)) * 0.5 * expected[:, None] / np.sqrt(3)
-    energy_noise = rng.uniform(0.5, 2, FRAMES)
-    energy_errors = rng.normal(size=FRAMES) * 0.5 * energy_noise
+    energy_aleatoric = rng.uniform(0.5, 2, FRAMES)
+    energy_errors = rng.normal(size=FRAMES) * 0.5 * energy_aleatoric
     data = data._replace(
-        force_errors=errors, force_noise=noise, energy_noise=energy_noise,
+        force_errors=errors, force_aleatoric=noise, energy_aleatoric=energy_aleatoric,
         energy_errors=energy_errors, energy_spreads=np.full(FRAMES, 1e-6),
     )  # fmt: skip
-    record = calibrate(data, {}, "test")
-    assert record["with_noise"]
-    assert "that the members expect" in record["estimator"]
+    record = fit_calibration(data, {}, "test")
+    assert record.uses_aleatoric
+    assert "that the members expect" in record.estimator
     symbols = data.symbols.tolist()
-    bars = force_error_bars(record, symbols, data.force_spreads, noise)
+    bars = record.force_error_bars(symbols, data.force_spreads, noise)
     usual = data.force_spreads < np.quantile(data.force_spreads, 0.98)
     np.testing.assert_allclose(bars[usual], 0.5 * expected[usual], rtol=0.1)
-    assert energy_error_bar(record, 100, 0.0, 1.5) == pytest.approx(0.75, rel=0.25)
-    assert energy_error_bar(record, 100, 0.0, None) < 0.5
-    alone = calibrate(data._replace(force_noise=None, energy_noise=None), {}, "test")
-    assert not alone["with_noise"]
-    for kept in (alone, {k: v for k, v in alone.items() if k != "with_noise"}):
-        ignored = force_error_bars(kept, symbols, data.force_spreads, 1e6 * noise)
-        np.testing.assert_array_equal(ignored, force_error_bars(alone, symbols, data.force_spreads))
-    assert record["thresholds"] == alone["thresholds"]
+    assert record.energy_error_bar(100, 0.0, 1.5) == pytest.approx(0.75, rel=0.25)
+    assert record.energy_error_bar(100, 0.0, None) < 0.5
+    alone = fit_calibration(data._replace(force_aleatoric=None, energy_aleatoric=None), {}, "test")
+    assert not alone.uses_aleatoric
+    older = {key: value for key, value in alone.to_dict().items() if key != "with_noise"}
+    for kept in (alone, Calibration.from_dict(older)):
+        ignored = kept.force_error_bars(symbols, data.force_spreads, 1e6 * noise)
+        np.testing.assert_array_equal(ignored, alone.force_error_bars(symbols, data.force_spreads))
+    assert record.thresholds == alone.thresholds
 
 
 def test_an_unusual_spread_is_not_talked_down_by_the_noise() -> None:
@@ -116,16 +115,56 @@ def test_an_unusual_spread_is_not_talked_down_by_the_noise() -> None:
     spread[odd] *= 20
     sigma = np.where(np.isin(np.arange(count), odd), 4 * spread, noise)
     errors = rng.normal(size=(count, 3)) * sigma[:, None] / np.sqrt(3)
-    data = data._replace(force_errors=errors, force_spreads=spread, force_noise=noise)
-    record = calibrate(data, {}, "test")
+    data = data._replace(force_errors=errors, force_spreads=spread, force_aleatoric=noise)
+    record = fit_calibration(data, {}, "test")
     symbols = data.symbols.tolist()
-    bars = force_error_bars(record, symbols, spread, noise)
-    alone = force_error_bars(
-        calibrate(data._replace(force_noise=None), {}, "test"), symbols, spread
+    bars = record.force_error_bars(symbols, spread, noise)
+    alone = fit_calibration(data._replace(force_aleatoric=None), {}, "test").force_error_bars(
+        symbols, spread
     )
     np.testing.assert_array_equal(bars[odd], alone[odd])
-    forgetful = {k: v for k, v in record.items() if not k.endswith("_of_spread")}
-    before = force_error_bars(forgetful, symbols, spread, noise)
+    forgetful = replace(record, force_scale_of_spread={}, force_floor_of_spread={})
+    before = forgetful.force_error_bars(symbols, spread, noise)
     assert (bars[odd] > 1.2 * before[odd]).all()
     usual = spread < np.quantile(spread, 0.98)
     np.testing.assert_array_equal(bars[usual], before[usual])
+
+
+def fitted() -> Calibration:
+    return fit_calibration(held_out(spreads(0.05, 1), spreads(0.2, 2)), {"H-N": 1.0}, "test")
+
+
+def test_the_record_survives_json() -> None:
+    record = fitted()
+    data = record.to_dict()
+    assert Calibration.from_dict(json.loads(json.dumps(data, allow_nan=False))) == record
+    assert data["units"] == {"force": "eV/Å", "energy": "eV", "distance": "Å"}
+    assert data["with_noise"] is False
+    newer = data | {"an entry of a later version": 1}
+    assert Calibration.from_dict(newer) == record
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("force_scale", 1.0), ("force_scale", {"H": "1"}), ("force_scale", {"H": 1.0}),
+        ("force_floor", {"H": 0.1, "N": float("nan")}), ("force_floor", None),
+        ("energy_scale", 1.0), ("energy_floor", [1.0]), ("with_noise", 1), ("n_frames", -1), ("n_atoms", 1.5),
+        ("thresholds", {"low": 1.0}), ("relative_thresholds", {"low": 1, "high": None}), ("data", None),
+        ("force_std_quantiles", {"H": 1.0}), ("force_std_quantiles", {"H": {"most": 1.0}}),
+        ("shortest_distances", {"H-N": -1.0}), ("shortest_distances", []), ("estimator", {}),
+    ],
+)  # fmt: skip
+def test_a_damaged_record_is_refused_by_name(key: str, value: Any) -> None:
+    name = "uses_aleatoric" if key == "with_noise" else key
+    with pytest.raises(ConfigError, match=f"the calibration has .*{name}"):
+        Calibration.from_dict(fitted().to_dict() | {key: value})
+
+
+def test_what_a_record_cannot_do_without() -> None:
+    with pytest.raises(ConfigError, match="lacks force_floor, force_scale"):
+        Calibration.from_dict({})
+    with pytest.raises(ConfigError, match="is a table, not list"):
+        Calibration.from_dict([])  # type: ignore[arg-type]  # what a damaged file may hold
+    with pytest.raises(UncertaintyError, match="calibrated without energies"):
+        fitted().energy_error_bar(3, 0.1)

@@ -53,7 +53,7 @@ def test_train_leaves_a_calibrated_model_with_its_card_and_pictures(folder: Path
     assert cards["validation"]["force_meV_per_A"]["mae"] > 0
     assert potential.provenance["settings"]["widths"] == [8, 4]
     assert potential.calibration is not None
-    assert "6 validation frames" in potential.calibration["data"]
+    assert "6 validation frames" in potential.calibration.data
     names = {path.name for path in (folder / "model.safetensors.report").iterdir()}
     assert names == PICTURES
     assert len((folder / "model.safetensors.log").read_text().splitlines()) == 4
@@ -93,8 +93,8 @@ def test_calibrate_writes_a_model_with_the_record_of_its_data(
     assert "force error bar" in capsys.readouterr().out
     record = load_potential(other).calibration
     assert record is not None
-    assert record["n_frames"] == 12
-    assert record["data"] == "data.extxyz@12:"
+    assert record.n_frames == 12
+    assert record.data == "data.extxyz@12:"
     assert Path(model).read_bytes() == before
 
 

@@ -15,8 +15,8 @@ ROOT = Path(neuralil_ase.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     ("errors",),
-    ("model",),
     ("calibration",),
+    ("model",),
     ("prediction",),
     ("engine",),
     ("files",),

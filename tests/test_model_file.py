@@ -15,6 +15,7 @@ from ensembles import random_potential
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neuralil_ase.calibration import Calibration
 from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.engine.predictor import Predictor, System
 from neuralil_ase.errors import ModelFileError, OutputError
@@ -81,7 +82,7 @@ def test_round_trip_keeps_everything(tmp_path: Path, dtype: str) -> None:
         cast_params(base.params, dtype),
         np.array([-1030.123456789012, -13.6, -1485.0, 1e-9]),
         {"data": "113 frames, Å", "nested": {"rmse": [1.5, None, True]}},
-        {"scale": 1.25},
+        Calibration({"C": 1.25}, {"C": 0.0}, thresholds={"low": 0.5, "high": 1.0}),
     )
     save_potential(potential, tmp_path / "model.safetensors")
     assert_same(load_potential(tmp_path / "model.safetensors"), potential)
@@ -320,6 +321,11 @@ def test_a_newer_format_names_both_versions(path: Path) -> None:
         ({"surprise": 1}, r"unknown \['surprise'\]"),
         ({"provenance": []}, "'provenance' of type list"),
         ({"calibration": "good"}, "'calibration' of type str"),
+        ({"calibration": {}}, "the calibration lacks force_floor, force_scale"),
+        (
+            {"calibration": {"force_scale": {}, "force_floor": {"H": "0"}}},
+            "calibration has force_floor",
+        ),
         ({"units": {"energy": "Hartree"}}, "is in units"),
         ({"elements": ["C", "H", "O", "N"]}, "list of elements"),
         ({"parameter_count": 3}, "the header says 3"),

@@ -66,7 +66,8 @@ def test_its_card_says_what_it_is() -> None:
     assert potential.elements == ("C", "H", "N", "O")
     assert potential.n_members >= 8
     assert {"train", "validation"} <= set(potential.provenance["accuracy"])
-    assert "low" in (potential.calibration or {})["thresholds"]
+    assert potential.calibration is not None
+    assert "low" in potential.calibration.thresholds
 
 
 def test_single_precision_forces_are_those_of_double_precision() -> None:

@@ -154,7 +154,7 @@ def bands(settings: Settings, work: Path) -> tuple[float, ...]:
     first = load_potential(work / "round_0" / "both" / "training" / "model.safetensors")
     if first.calibration is None:
         raise SystemExit("too few validation frames to calibrate on: give --threshold LOW HIGH")
-    return first.calibration["thresholds"]["low"], first.calibration["thresholds"]["high"]
+    return first.calibration.thresholds["low"], first.calibration.thresholds["high"]
 
 
 def teach(loop: Loop, number: int, count: int, work: Path, settings: Settings) -> int:

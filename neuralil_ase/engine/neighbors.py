@@ -4,6 +4,7 @@ vesin finds the pairs; this module adds the skin. The list holds all pairs close
 reference configuration; every call returns those inside ``r_cut`` now, found in C++ where that was built.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -289,3 +290,25 @@ def _heights(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     except np.linalg.LinAlgError:
         return np.zeros(3)
     return 1 / np.sqrt((inverse**2).sum(axis=0))
+
+
+def shortest_distances(structures: Iterable[tuple[Pairs, np.ndarray]], n_types: int) -> np.ndarray:
+    """Shortest distance in Å between atoms of every two types, over several structures.
+
+    Parameters
+    ----------
+    structures
+        Pairs of each structure and the types of its atoms.
+    n_types
+        Number of types.
+
+    Returns
+    -------
+    ndarray, shape (n_types, n_types)
+        Symmetric; infinite for types of which no pair was found.
+    """
+    shortest = np.full(n_types * n_types, np.inf)
+    for pairs, types in structures:
+        lengths = np.linalg.norm(pairs.vectors, axis=1)
+        np.minimum.at(shortest, types[pairs.centers] * n_types + types[pairs.neighbors], lengths)
+    return shortest.reshape(n_types, n_types)

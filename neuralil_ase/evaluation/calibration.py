@@ -1,16 +1,114 @@
-"""Calibrate the spreads of a potential on frames that it was not trained on."""
+"""Fit error bars to frames that a potential was not trained on, and judge error bars and spreads.
 
-from collections.abc import Mapping, Sequence
+What the fit is of, and why, stands in ``neuralil_ase.calibration``. Scale and floor maximise the Gaussian likelihood of
+the held-out errors. For deep ensembles spread and aleatoric deviation together rank the force errors on test frames of
+liquid EAN with 0.77, the spread alone with 0.70.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.stats import norm, rankdata, spearmanr
 
-from neuralil_ase.calibration import HeldOut, calibrate, energy_error_bar, force_error_bars, quality
+from neuralil_ase.calibration import ESTIMATOR, ESTIMATOR_WITH_ALEATORIC, REFERENCE, Calibration
+from neuralil_ase.engine.neighbors import Pairs, shortest_distances
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
+from neuralil_ase.evaluation.evaluate import evaluate
 from neuralil_ase.evaluation.metrics import Comparison
-from neuralil_ase.evaluation.predict import evaluate
 from neuralil_ase.model.potential import Potential
+
+QUANTILES = (0.5, 0.68, 0.9, 0.95, 0.99, 0.999, 1.0)
+MIN_ATOMS = 30
+LOW, HIGH = 1.5, 2.0
+"""The lower threshold over the largest spread of an ordinary held-out frame, and the higher over the lower."""
+ORDINARY = 0.95
+"""Quantile over held-out frames of their largest spread, taken for that of an ordinary frame. The very largest would
+hand the threshold to one held-out frame that is itself unlike the training data: in liquid EAN a rattled frame
+has 2.5 eV/Å, the other 71, up to 700 K, at most 0.21."""
+
+
+class HeldOut(NamedTuple):
+    """Errors and raw spreads on frames that took no part in training.
+
+    Attributes
+    ----------
+    symbols
+        Chemical symbol of every atom of every frame, shape (atoms,).
+    force_errors
+        Mean prediction minus label, eV/Å, shape (atoms, 3).
+    force_spreads
+        In eV/Å, shape (atoms,).
+    frame_sizes
+        Atoms in every frame, shape (frames,).
+    energy_errors, energy_spreads
+        In eV, shape (frames,); errors after removing the mean offset per atom. NaN where a label is missing.
+    force_aleatoric, energy_aleatoric
+        Deep ensembles: aleatoric deviations in the units and shapes of the spreads; None for others.
+    """
+
+    symbols: np.ndarray
+    force_errors: np.ndarray
+    force_spreads: np.ndarray
+    frame_sizes: np.ndarray
+    energy_errors: np.ndarray
+    energy_spreads: np.ndarray
+    force_aleatoric: np.ndarray | None = None
+    energy_aleatoric: np.ndarray | None = None
+
+
+def fit_calibration(held_out: HeldOut, shortest: Mapping[str, float], data: str) -> Calibration:
+    """Fit error bars and thresholds.
+
+    Parameters
+    ----------
+    held_out
+        Errors and spreads.
+    shortest
+        Shortest distance in Å of every pair of elements, "A-B", in the training data.
+    data
+        What the held-out frames are, for the record.
+
+    Raises
+    ------
+    DataError
+        If there are too few atoms of any element, or values that are not finite.
+    """
+    _check(held_out)
+    elements = sorted(set(held_out.symbols.tolist()))
+    uses_aleatoric = held_out.force_aleatoric is not None
+    scale, floor = _fit_forces(held_out, elements)
+    scale_of_spread, floor_of_spread = (
+        _fit_forces(held_out._replace(force_aleatoric=None), elements)
+        if uses_aleatoric
+        else ({}, {})
+    )
+    energy_scale, energy_floor = _fit_energy(held_out)
+    spreads = {e: held_out.force_spreads[held_out.symbols == e] for e in elements}
+    usual = {e: max(float(np.quantile(spreads[e], REFERENCE)), 1e-12) for e in elements}
+    relative = held_out.force_spreads / np.array([usual[e] for e in held_out.symbols.tolist()])
+    return Calibration(
+        force_scale=scale,
+        force_floor=floor,
+        force_scale_of_spread=scale_of_spread,
+        force_floor_of_spread=floor_of_spread,
+        energy_scale=energy_scale,
+        energy_floor=energy_floor,
+        uses_aleatoric=uses_aleatoric,
+        force_std_quantiles={
+            e: {str(q): float(np.quantile(spreads[e], q)) for q in QUANTILES} for e in elements
+        },
+        thresholds=_bands(held_out.force_spreads, held_out.frame_sizes),
+        relative_thresholds=_bands(relative, held_out.frame_sizes),
+        shortest_distances=dict(shortest),
+        data=data,
+        n_frames=len(held_out.frame_sizes),
+        n_atoms=len(held_out.symbols),
+        estimator=ESTIMATOR_WITH_ALEATORIC if uses_aleatoric else ESTIMATOR,
+    )
 
 
 def calibrate_potential(
@@ -50,19 +148,19 @@ def calibrate_potential(
             "no held-out frame has forces; calibration compares their errors to spreads"
         )
     comparison = comparison or evaluate(potential, held_out).comparison
-    kept = (potential.calibration or {}).get("shortest_distances")
-    distances = kept
-    if training or not kept:
-        distances = shortest_distances(training or held_out, potential)
-    return replace(
-        potential, calibration=calibrate(held_out_errors(comparison), distances or {}, data)
-    )
+    before = potential.calibration
+    if before is not None and before.shortest_distances and not training:
+        distances = before.shortest_distances
+    else:
+        distances = shortest_distances_of(training or held_out, potential)
+    calibration = fit_calibration(held_out_errors(comparison), distances, data)
+    return replace(potential, calibration=calibration)
 
 
 def calibration_report(
-    calibration: Mapping[str, object] | None, comparison: Comparison
+    calibration: Calibration | None, comparison: Comparison
 ) -> dict[str, dict[str, float]]:
-    """``calibration.quality`` of forces and energies, by raw spread and by calibrated error bar.
+    """:func:`quality` of forces and energies, by raw spread and by calibrated error bar.
 
     Empty without forces. Atoms of elements that the calibration has no error bar for are left out of its columns.
     """
@@ -77,18 +175,21 @@ def calibration_report(
     if calibration is None:
         return report
     symbols = errors.symbols.tolist()
-    bars = force_error_bars(calibration, symbols, errors.force_spreads, errors.force_noise)
+    bars = calibration.force_error_bars(symbols, errors.force_spreads, errors.force_aleatoric)
     with_bar = np.isfinite(bars)
     if with_bar.sum() > 2:
         report["force error bar"] = quality(errors.force_errors[with_bar], bars[with_bar])
-    if known.sum() > 2 and "energy_floor" in calibration:
-        noise = [None] * len(known) if errors.energy_noise is None else errors.energy_noise
-        energy_bars = [
-            energy_error_bar(calibration, *of_frame)
-            for of_frame in zip(errors.frame_sizes, errors.energy_spreads, noise, strict=True)
-        ]
-        report["energy error bar"] = quality(energy_errors, np.array(energy_bars)[known])
+    if known.sum() > 2 and calibration.energy_scale is not None:
+        energy_bars = _energy_error_bars(calibration, errors)
+        report["energy error bar"] = quality(energy_errors, energy_bars[known])
     return report
+
+
+def _energy_error_bars(calibration: Calibration, errors: HeldOut) -> np.ndarray:
+    aleatoric = errors.energy_aleatoric
+    deviations = [None] * len(errors.frame_sizes) if aleatoric is None else aleatoric
+    of_frames = zip(errors.frame_sizes, errors.energy_spreads, deviations, strict=True)
+    return np.array([calibration.energy_error_bar(*of_frame) for of_frame in of_frames])
 
 
 def held_out_errors(comparison: Comparison) -> HeldOut:
@@ -108,18 +209,144 @@ def held_out_errors(comparison: Comparison) -> HeldOut:
     )
 
 
-def shortest_distances(frames: Sequence[Frame], potential: Potential) -> dict[str, float]:
+def shortest_distances_of(frames: Sequence[Frame], potential: Potential) -> dict[str, float]:
     """Shortest distance in Å of every pair of elements, "A-B"; r_cut for pairs that never come inside it."""
     elements = potential.elements
-    n = len(elements)
-    shortest = np.full(n * n, potential.r_cut)
-    for frame in frames:
-        types = types_of(frame, elements)
-        pairs = pairs_of(frame, types, potential.r_cut)
-        lengths = np.linalg.norm(pairs.vectors, axis=1)
-        np.minimum.at(shortest, types[pairs.centers] * n + types[pairs.neighbors], lengths)
+
+    def found() -> Iterable[tuple[Pairs, np.ndarray]]:
+        for frame in frames:
+            types = types_of(frame, elements)
+            yield pairs_of(frame, types, potential.r_cut), types
+
+    shortest = np.minimum(shortest_distances(found(), len(elements)), potential.r_cut)
     return {
-        f"{elements[a]}-{elements[b]}": round(float(shortest[a * n + b]), 4)
-        for a in range(n)
-        for b in range(a, n)
+        f"{elements[a]}-{elements[b]}": round(float(shortest[a, b]), 4)
+        for a, b in zip(*np.triu_indices(len(elements)), strict=True)
     }
+
+
+def quality(errors: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
+    """How well error bars describe errors.
+
+    Parameters
+    ----------
+    errors
+        Shape (n, d): d = 3 for forces, 1 for energies.
+    sigma
+        Error bars of the norm over the d components, shape (n,).
+
+    Returns
+    -------
+    dict
+        rms error / rms sigma (1 is right); the share of components within 1 and 1.96 component sigmas (0.683 and
+        0.950 for Gaussian errors); Spearman's rank correlation of norm and sigma; the area between observed and
+        expected coverage (0 is right, 0.5 the worst); AUROC of telling the largest 10 % of the errors.
+    """
+    size = np.linalg.norm(errors, axis=1)
+    ratio = np.abs(errors) / (sigma / np.sqrt(errors.shape[1]))[:, None]
+    expected, observed = coverage(errors, sigma)
+    return {
+        "rms_error_over_rms_sigma": float(np.sqrt(np.mean(size**2) / np.mean(sigma**2))),
+        "coverage_68": float((ratio <= 1).mean()),
+        "coverage_95": float((ratio <= 1.959964).mean()),
+        "spearman": float(spearmanr(size, sigma).statistic),
+        "miscalibration_area": float(np.abs(observed - expected).mean()),
+        "auroc_largest_tenth": auroc(sigma, size > np.quantile(size, 0.9)),
+    }
+
+
+def coverage(errors: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of error components inside a Gaussian interval, for 99 intervals: expected, and observed.
+
+    Parameters are those of :func:`quality`.
+    """
+    ratio = np.abs(errors) / (sigma / np.sqrt(errors.shape[1]))[:, None]
+    expected = np.linspace(0.01, 0.99, 99)
+    within = np.searchsorted(np.sort(ratio, axis=None), norm.ppf(0.5 + expected / 2), side="right")
+    return expected, within / ratio.size
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Probability that a positive case has the higher score (Mann-Whitney)."""
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if n_positive == 0 or n_negative == 0:
+        return float("nan")
+    rank_sum = rankdata(scores)[positive].sum()
+    return float((rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+
+
+def _fit_forces(
+    held_out: HeldOut, elements: Sequence[str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Scale and floor of every element."""
+    squared = (held_out.force_errors**2).sum(axis=1)
+    deviations = _combined(held_out.force_spreads, held_out.force_aleatoric)
+    chosen = [held_out.symbols == element for element in elements]
+    fits = [fit_scale_and_floor(squared[atoms], deviations[atoms], 3) for atoms in chosen]
+    scales, floors = zip(*fits, strict=True)
+    return dict(zip(elements, scales, strict=True)), dict(zip(elements, floors, strict=True))
+
+
+def _fit_energy(held_out: HeldOut) -> tuple[float, float] | tuple[None, None]:
+    known = np.isfinite(held_out.energy_errors)
+    if known.sum() < 2:
+        return None, None
+    root = np.sqrt(held_out.frame_sizes[known])
+    squared = (held_out.energy_errors[known] / root) ** 2
+    deviations = _combined(held_out.energy_spreads, held_out.energy_aleatoric)
+    return fit_scale_and_floor(squared, deviations[known] / root, 1)
+
+
+def _combined(spreads: np.ndarray, aleatoric: np.ndarray | None) -> np.ndarray:
+    return spreads if aleatoric is None else np.hypot(spreads, aleatoric)
+
+
+def fit_scale_and_floor(
+    squared_errors: np.ndarray, spreads: np.ndarray, components: int
+) -> tuple[float, float]:
+    """Maximise the Gaussian likelihood of errors with σ² = (scale · spread)² + floor².
+
+    Parameters
+    ----------
+    squared_errors
+        Sum over components, shape (n,).
+    spreads
+        Norm over components, shape (n,).
+    components
+        Number of components of each error.
+    """
+    scale = np.sqrt(squared_errors.mean() / max((spreads**2).mean(), 1e-30))
+    start = np.log([max(scale, 1e-6), max(0.3 * np.sqrt(squared_errors.mean()), 1e-9)])
+
+    def negative_log_likelihood(logs: np.ndarray) -> float:
+        variance = np.exp(2 * logs[0]) * spreads**2 + np.exp(2 * logs[1])
+        return float(np.mean(np.log(variance) + squared_errors / variance) * components)
+
+    best = minimize(negative_log_likelihood, start, method="Nelder-Mead")
+    return float(np.exp(best.x[0])), float(np.exp(best.x[1]))
+
+
+def _check(held_out: HeldOut) -> None:
+    if not (np.isfinite(held_out.force_errors).all() and np.isfinite(held_out.force_spreads).all()):
+        raise DataError(
+            "held-out force errors or spreads are not finite; evaluate the model on these frames first"
+        )
+    symbols, counts = np.unique(held_out.symbols, return_counts=True)
+    few = [f"{s} ({n})" for s, n in zip(symbols, counts, strict=True) if n < MIN_ATOMS]
+    if few or len(symbols) == 0:
+        raise DataError(
+            f"too few held-out atoms to calibrate: {', '.join(few) or 'none at all'}; each element needs "
+            f"{MIN_ATOMS}. Hold more frames out, or give a larger data set to calibrate on"
+        )
+
+
+def _bands(spreads: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
+    """Thresholds on the largest spread of a frame: above what held-out frames have."""
+    largest = np.maximum.reduceat(spreads, _starts(sizes))
+    low = float(LOW * np.quantile(largest, ORDINARY))
+    return {"low": low, "high": HIGH * low}
+
+
+def _starts(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)

@@ -1,14 +1,11 @@
 """How far predictions are from labels: one card of numbers per data set, and its table for a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
-
-from neuralil_ase.evaluation.dataset import Frame
-from neuralil_ase.prediction import Prediction
 
 Card = dict[str, Any]
 
@@ -78,24 +75,6 @@ class Comparison:
             return energy_errors
         offset = per_atom[..., known].mean(axis=-1, keepdims=True)
         return self.sizes * (per_atom - offset)
-
-
-def compare(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Comparison:
-    """Put labels and predictions (with uncertainty "forces") side by side."""
-    none = np.full(6, np.nan)
-    is_deep = all(p.holds("forces_aleatoric_std") for p in predictions)
-    return Comparison(
-        np.array([len(frame.symbols) for frame in frames]),
-        np.concatenate([frame.symbols for frame in frames]),
-        np.array([np.nan if frame.energy is None else frame.energy for frame in frames]),
-        np.stack([np.asarray(p.member_energies) for p in predictions], axis=1),
-        np.concatenate([_or_nan(frame.forces, (len(frame.symbols), 3)) for frame in frames]),
-        np.concatenate([np.asarray(p.member_forces) for p in predictions], axis=1),
-        np.array([_or_nan(frame.stress, (6,)) for frame in frames]),
-        np.array([p.stress if p.holds("stress") else none for p in predictions]),
-        np.array([p.energy_aleatoric_std for p in predictions]) if is_deep else None,
-        np.concatenate([p.forces_aleatoric_std for p in predictions]) if is_deep else None,
-    )
 
 
 def accuracy(comparison: Comparison) -> Card:
@@ -218,10 +197,6 @@ def _milli(value: Any) -> float:
 
 def _four_digits(value: Any) -> float:
     return float(f"{float(value):.4g}")
-
-
-def _or_nan(values: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-    return np.full(shape, np.nan) if values is None else values
 
 
 def _rows(cards: Mapping[str, Card]) -> list[tuple[str, tuple[str, ...]]]:

@@ -59,14 +59,14 @@ def _calibration(potential: Potential) -> str:
     if record is None:
         return "calibration\n  none; see neuralil-ase calibrate"
     rows = {
-        "fitted on": f"{record.get('n_frames')} frames: {record.get('data')}",
+        "fitted on": f"{record.n_frames} frames: {record.data}",
         "force error bar": ", ".join(
-            f"{element} √(({scale:.2f} s)² + {record['force_floor'][element]:.3f}²)"
-            for element, scale in record.get("force_scale", {}).items()
+            f"{element} √(({scale:.2f} s)² + {record.force_floor[element]:.3f}²)"
+            for element, scale in record.force_scale.items()
         )
-        + f" eV/Å, {'s² = spread² + expected²' if record.get('with_noise') else 's the spread'}",
-        "thresholds (eV/Å)": _words(record.get("thresholds")),
-        "shortest distances (Å)": _words(record.get("shortest_distances")),
+        + f" eV/Å, {'s² = spread² + aleatoric²' if record.uses_aleatoric else 's the spread'}",
+        "thresholds (eV/Å)": _words(record.thresholds),
+        "shortest distances (Å)": _words(record.shortest_distances),
     }
     return _table("calibration", rows)
 

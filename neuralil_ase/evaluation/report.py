@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from neuralil_ase.calibration import coverage, force_error_bars
+from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import ModelFileError
+from neuralil_ase.evaluation.calibration import coverage
 from neuralil_ase.evaluation.metrics import Comparison
 from neuralil_ase.files.atomic import write_atomically
 
@@ -23,7 +24,7 @@ def write_report(
     folder: str | Path,
     comparisons: Mapping[str, Comparison],
     history: Sequence[Mapping[str, Any]] = (),
-    calibration: Mapping[str, Any] | None = None,
+    calibration: Calibration | None = None,
 ) -> list[Path]:
     """Draw what the data allow.
 
@@ -124,7 +125,7 @@ def draw_learning_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def draw_spread(comparison: Comparison, calibration: Mapping[str, Any] | None) -> Figure:
+def draw_spread(comparison: Comparison, calibration: Calibration | None) -> Figure:
     """Force errors against what was expected, and how many of them lie within it.
 
     Left: rms norm of the errors in bins of equal population. Right: share of components inside Gaussian intervals.
@@ -133,13 +134,13 @@ def draw_spread(comparison: Comparison, calibration: Mapping[str, Any] | None) -
     """
     known = np.isfinite(comparison.force_errors).all(axis=1)
     errors, spreads = comparison.force_errors[known], comparison.force_spreads[known]
-    sigmas, noise = {"spread of the members": spreads}, None
+    sigmas, aleatoric = {"spread of the members": spreads}, None
     if comparison.force_aleatoric is not None:
-        noise = comparison.force_aleatoric[known]
-        sigmas["with the aleatoric part"] = np.hypot(spreads, noise)
+        aleatoric = comparison.force_aleatoric[known]
+        sigmas["with the aleatoric part"] = np.hypot(spreads, aleatoric)
     if calibration is not None:
         symbols = comparison.symbols[known].tolist()
-        sigmas["calibrated error bar"] = force_error_bars(calibration, symbols, spreads, noise)
+        sigmas["calibrated error bar"] = calibration.force_error_bars(symbols, spreads, aleatoric)
     figure = Figure(figsize=(9.6, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     sizes, shown = np.linalg.norm(errors, axis=1), _some(np.arange(len(errors)))

@@ -20,6 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import ConfigError, ModelFileError
 from neuralil_ase.files.atomic import write_atomically
 from neuralil_ase.model.config import ModelConfig
@@ -118,7 +119,7 @@ def _header(potential: Potential, parameter_count: int) -> str:
         "units": UNITS,
         "parameter_count": parameter_count,
         "provenance": dict(potential.provenance),
-        "calibration": None if potential.calibration is None else dict(potential.calibration),
+        "calibration": None if potential.calibration is None else potential.calibration.to_dict(),
     }
     try:
         return json.dumps(header, allow_nan=False)
@@ -272,9 +273,9 @@ def _assemble(header: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Poten
     count = sum(array.size for array in arrays.values())
     if count != header["parameter_count"]:
         raise ConfigError(f"{count} parameters, and the header says {header['parameter_count']}")
-    return Potential(
-        config, unflatten(arrays), reference, header["provenance"], header["calibration"]
-    )
+    record = header["calibration"]
+    calibration = None if record is None else Calibration.from_dict(record)
+    return Potential(config, unflatten(arrays), reference, header["provenance"], calibration)
 
 
 def _check_names(config: ModelConfig, names: Any) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.graph import Graph
@@ -41,14 +42,14 @@ class Potential:
     provenance
         Free JSON data: what the potential was trained on, by what, and how good it is.
     calibration
-        JSON data of the calibration of its spreads, or None; see ``neuralil_ase.calibration``.
+        How to make error bars from its spreads; None if it was never calibrated.
     """
 
     config: ModelConfig
     params: Params
     energy_reference: np.ndarray
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    calibration: Mapping[str, Any] | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         check_params(self.config, self.params)

@@ -9,8 +9,8 @@ from typing import Any
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.calibration import calibrate_potential
 from neuralil_ase.evaluation.dataset import Frame
+from neuralil_ase.evaluation.evaluate import Evaluation, evaluation_of, predict_frames
 from neuralil_ase.evaluation.metrics import Card
-from neuralil_ase.evaluation.predict import Evaluation, evaluation_of, predict_frames
 from neuralil_ase.evaluation.report import write_report
 from neuralil_ase.files.model_file import save_potential
 from neuralil_ase.model.potential import Potential

@@ -9,7 +9,7 @@ from ase.data import atomic_numbers, covalent_radii
 from jax import Array
 
 from neuralil_ase.engine.derivatives import forces_from_pairs, virials_from_pairs
-from neuralil_ase.engine.neighbors import Pairs
+from neuralil_ase.engine.neighbors import Pairs, shortest_distances
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
 from neuralil_ase.model.config import ModelConfig
@@ -93,14 +93,9 @@ def zbl_radii(
     times the sum of the covalent radii; that sum itself for pairs that never come inside the cutoff.
     """
     n = len(elements)
-    shortest = np.full(n * n, np.inf)
-    for p, t in zip(pairs, types, strict=True):
-        np.minimum.at(
-            shortest, t[p.centers] * n + t[p.neighbors], np.linalg.norm(p.vectors, axis=1)
-        )
     radii = covalent_radii[[atomic_numbers[symbol] for symbol in elements]]
     bond = radii[:, None] + radii[None, :]
-    distance = shortest.reshape(n, n)
+    distance = shortest_distances(zip(pairs, types, strict=True), n)
     radius = np.where(np.isfinite(distance), np.maximum(distance, 0.7 * bond), bond)
     return tuple(np.minimum(radius, r_cut)[np.triu_indices(n)].round(4).tolist())
 

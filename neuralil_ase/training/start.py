@@ -12,7 +12,7 @@ import numpy as np
 
 from neuralil_ase.errors import ConfigError, DataError
 from neuralil_ase.evaluation.dataset import Frame, types_of
-from neuralil_ase.evaluation.predict import predict_frames
+from neuralil_ase.evaluation.evaluate import predict_frames
 from neuralil_ase.files.model_file import load_potential
 from neuralil_ase.model.potential import Params, Potential, cast_params, flatten
 from neuralil_ase.training.labels import energy_reference

@@ -23,7 +23,7 @@ from ase.io import read
 
 from neuralil_ase import train
 from neuralil_ase.evaluation.dataset import frames_from_atoms
-from neuralil_ase.evaluation.predict import Evaluation, evaluate
+from neuralil_ase.evaluation.evaluate import Evaluation, evaluate
 
 
 def fold_score(

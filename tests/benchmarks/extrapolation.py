@@ -33,7 +33,8 @@ from extrapolation_cases import Problem, load
 from matplotlib.figure import Figure
 from scipy.stats import norm, rankdata
 
-from neuralil_ase.calibration import HeldOut, auroc, calibrate, force_error_bars, quality
+from neuralil_ase.calibration import Calibration
+from neuralil_ase.evaluation.calibration import HeldOut, auroc, fit_calibration, quality
 
 PUBLISHED = {"published committee": (0.57, 2.4), "published deep ensemble": (0.70, 1.07)}
 SIGNALS = [
@@ -105,13 +106,13 @@ def measure(
     return results, test
 
 
-def error_bars(valid: Scored, signal: Signal) -> dict[str, Any]:
+def error_bars(valid: Scored, signal: Signal) -> Calibration:
     """A calibration: of spread and noise together as the package does it, of others as if they were spreads."""
     scores, _ = valid[signal]
     none = np.full(len(scores.sizes), np.nan)
     spread, noise = spread_and_noise(scores, signal)
     held_out = HeldOut(scores.symbols, scores.errors, spread, scores.sizes, none, none, noise)
-    return calibrate(held_out, {}, "validation frames")
+    return fit_calibration(held_out, {}, "validation frames")
 
 
 def spread_and_noise(scores: Scores, signal: Signal) -> tuple[np.ndarray, np.ndarray | None]:
@@ -120,14 +121,14 @@ def spread_and_noise(scores: Scores, signal: Signal) -> tuple[np.ndarray, np.nda
     return scores.signals[signal[1]], None
 
 
-def drawn(scored: Scored, signal: Signal, calibration: dict[str, Any]) -> tuple[np.ndarray, ...]:
+def drawn(scored: Scored, signal: Signal, calibration: Calibration) -> tuple[np.ndarray, ...]:
     """Errors (n, 3), signal and calibrated error bar (n,)."""
     scores, values = scored[signal]
-    bars = force_error_bars(calibration, scores.symbols.tolist(), *spread_and_noise(scores, signal))
+    bars = calibration.force_error_bars(scores.symbols.tolist(), *spread_and_noise(scores, signal))
     return scores.errors, values, bars
 
 
-def qualities(scored: Scored, signal: Signal, calibration: dict[str, Any]) -> dict[str, Any]:
+def qualities(scored: Scored, signal: Signal, calibration: Calibration) -> dict[str, Any]:
     errors, raw, calibrated = drawn(scored, signal, calibration)
     return {
         "force_mae": float(np.abs(errors).mean()),

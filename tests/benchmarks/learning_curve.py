@@ -19,7 +19,7 @@ from ase.io import read
 
 from neuralil_ase import train
 from neuralil_ase.evaluation.dataset import frames_from_atoms
-from neuralil_ase.evaluation.predict import evaluate
+from neuralil_ase.evaluation.evaluate import evaluate
 from neuralil_ase.training.settings import TrainingSettings
 
 LEARN_FROM: dict[str, dict[str, float]] = {

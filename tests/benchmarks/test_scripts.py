@@ -20,6 +20,7 @@ from extrapolation_cases import CASES, O_H, PUBLISHED, STRETCHED, Problem, Stran
 from scipy.spatial import cKDTree
 
 from neuralil_ase import NeuralILCalculator, predict_many
+from neuralil_ase.calibration import Calibration
 from neuralil_ase.model.config import NetworkConfig
 
 START = read(alarms.EXAMPLES / "ean_start.extxyz")
@@ -216,7 +217,7 @@ def test_harm_to_molecules_is_seen() -> None:
 
 
 def bands(low: float, high: float) -> alarms.Setup:
-    calibration = {"thresholds": {"low": low, "high": high}}
+    calibration = Calibration({}, {}, thresholds={"low": low, "high": high})
     return alarms.Setup(replace(random_potential(), calibration=calibration), START, seed=1)
 
 
@@ -277,7 +278,7 @@ def test_cost_ratios_are_taken_within_rounds() -> None:
 
 
 def test_every_cost_case_runs() -> None:
-    calibration = {"thresholds": {"low": 1e6, "high": 2e6}}
+    calibration = Calibration({}, {}, thresholds={"low": 1e6, "high": 2e6})
     network = NetworkConfig("core", (8, 6, 4))
     potential = replace(random_potential(network=network), calibration=calibration)
     made_cases = monitor_cost.cases(potential, LIQUID)

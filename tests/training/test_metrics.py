@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from small_runs import frames
 
-from neuralil_ase.calibration import coverage
+from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import DataError
-from neuralil_ase.evaluation.calibration import calibration_report, held_out_errors
+from neuralil_ase.evaluation.calibration import calibration_report, coverage, held_out_errors
 from neuralil_ase.evaluation.dataset import Frame
-from neuralil_ase.evaluation.metrics import Comparison, accuracy, compare, format_table
-from neuralil_ase.evaluation.predict import evaluation_of
+from neuralil_ase.evaluation.evaluate import compare, evaluation_of
+from neuralil_ase.evaluation.metrics import Comparison, accuracy, format_table
 from neuralil_ase.evaluation.report import binned_rms
 from neuralil_ase.prediction import Prediction
 
@@ -150,7 +150,7 @@ def test_calibrated_error_bars_describe_the_errors_they_were_made_from() -> None
         energies=np.full(60, np.nan), member_energies=np.zeros((2, 60)),
         stresses=np.zeros((60, 6)), predicted_stresses=np.zeros((60, 6)),
     )  # fmt: skip
-    record = {"force_scale": {"H": 2.0}, "force_floor": {"H": 0.3}}
+    record = Calibration({"H": 2.0}, {"H": 0.3})
     report = calibration_report(record, comparison)
     assert report.keys() == {"force spread", "force error bar"}
     assert report["force error bar"]["rms_error_over_rms_sigma"] == pytest.approx(1, abs=0.03)

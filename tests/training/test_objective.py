@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 from small_runs import alloy, labelled, trainer_for
 
 from neuralil_ase.evaluation.dataset import frames_from_atoms
-from neuralil_ase.evaluation.predict import evaluate
+from neuralil_ase.evaluation.evaluate import evaluate
 from neuralil_ase.training.objective import permute
 
 

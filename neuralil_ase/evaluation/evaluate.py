@@ -1,4 +1,4 @@
-"""Evaluate a potential on labelled frames, in batches."""
+"""Evaluate a potential: predict labelled frames, in batches, and compare with the labels."""
 
 import io
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ase.io.extxyz import write_extxyz
 from neuralil_ase.calculator import predict_many
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import Frame, types_of
-from neuralil_ase.evaluation.metrics import Card, Comparison, accuracy, compare
+from neuralil_ase.evaluation.metrics import Card, Comparison, accuracy
 from neuralil_ase.files.atomic import write_atomically
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction, Uncertainty
@@ -74,6 +74,24 @@ def predict_frames(
     return predict_many(potential, map(_bare_atoms, frames), uncertainty=uncertainty)
 
 
+def compare(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Comparison:
+    """Put labels and predictions (with uncertainty "forces") side by side."""
+    none = np.full(6, np.nan)
+    is_deep = all(p.holds("forces_aleatoric_std") for p in predictions)
+    return Comparison(
+        np.array([len(frame.symbols) for frame in frames]),
+        np.concatenate([frame.symbols for frame in frames]),
+        np.array([np.nan if frame.energy is None else frame.energy for frame in frames]),
+        np.stack([np.asarray(p.member_energies) for p in predictions], axis=1),
+        np.concatenate([_or_nan(frame.forces, (len(frame.symbols), 3)) for frame in frames]),
+        np.concatenate([np.asarray(p.member_forces) for p in predictions], axis=1),
+        np.array([_or_nan(frame.stress, (6,)) for frame in frames]),
+        np.array([p.stress if p.holds("stress") else none for p in predictions]),
+        np.array([p.energy_aleatoric_std for p in predictions]) if is_deep else None,
+        np.concatenate([p.forces_aleatoric_std for p in predictions]) if is_deep else None,
+    )
+
+
 def write_predictions(evaluation: Evaluation, path: str | Path) -> None:
     """Write structures with predictions as results and labels beside them to an extended XYZ file.
 
@@ -117,3 +135,7 @@ def _predicted_atoms(frame: Frame, prediction: Prediction) -> Atoms:
         if prediction.holds(name):
             atoms.arrays[name] = np.asarray(getattr(prediction, name))
     return atoms
+
+
+def _or_nan(values: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    return np.full(shape, np.nan) if values is None else values
