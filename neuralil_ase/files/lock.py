@@ -1,0 +1,146 @@
+"""One writer for each output: a second run that would write the same files is refused.
+
+The lock is a small hidden file beside the output, held by the operating system (``flock``), which frees it when the
+process ends in whatever way. It names the output, not the file's content, so that it outlives a file that is
+replaced or deleted while the run goes on.
+"""
+
+import hashlib
+import os
+import socket
+import weakref
+from contextlib import suppress
+from pathlib import Path
+
+from neuralil_ase.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; outputs are not locked there
+    fcntl = None  # type: ignore[assignment]  # read below before every use
+
+_held: "weakref.WeakValueDictionary[Path, Lock]" = weakref.WeakValueDictionary()
+"""The locks of this process, by the resolved path of the output."""
+
+
+class Lock:
+    """The right to write one output, until it is released or garbage-collected, or the process ends.
+
+    File systems that know no locks (some parallel ones) leave outputs unlocked.
+
+    Parameters
+    ----------
+    path
+        The output: a file, existing or not. Symbolic links lead to the same lock.
+    take_over
+        Take the lock from whoever holds it in this process, as when a cell of a notebook runs again. The former holder
+        learns of it through ``check``. Another process is never robbed.
+
+    Raises
+    ------
+    OutputError
+        If another run holds the lock, or the lock file cannot be made.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], take_over: bool = False) -> None:
+        self.path = Path(path)
+        self._pid = os.getpid()
+        try:
+            output = Path(os.path.realpath(path))
+            former = _held.get(output)
+            if former is not None and former.held:
+                if not take_over:
+                    raise _in_use(path, "another run of this process")
+                former.release()
+            file = _lock_file(output)
+            handle = _locked(file, path)
+        except OutputError:
+            raise
+        except (OSError, ValueError) as problem:
+            raise OutputError(
+                f"cannot write {path}: {getattr(problem, 'strerror', None) or problem}. Check that the folder exists "
+                "and that you may write to it"
+            ) from problem
+        self._freed: weakref.finalize = weakref.finalize(self, _free, handle, file, self._pid)
+        _held[output] = self
+
+    @property
+    def held(self) -> bool:
+        """Whether this object, in this process, still holds the lock."""
+        return self._pid == os.getpid() and self._freed.alive
+
+    def check(self) -> None:
+        """Make sure that the lock is still held by this object, in this process.
+
+        Raises
+        ------
+        OutputError
+            If it was taken over or released, or if this is a forked copy of the process that holds it.
+        """
+        if self._pid != os.getpid():
+            raise _in_use(self.path, f"process {self._pid}, of which this one is a fork,")
+        if not self._freed.alive:
+            raise _in_use(self.path, "a later run of this process")
+
+    def release(self) -> None:
+        """Give the lock back; nothing happens if that was done before."""
+        self._freed()
+
+
+def _free(handle: int, file: Path, pid: int) -> None:
+    if os.getpid() == pid:
+        with suppress(OSError):
+            file.unlink()  # still locked, so that nobody else can have locked this file
+        with suppress(OSError):
+            os.close(handle)
+
+
+def _lock_file(output: Path) -> Path:
+    name = f".{output.name}.lock"
+    if len(os.fsencode(name)) > 255:
+        name = f".{hashlib.sha256(os.fsencode(output.name)).hexdigest()[:32]}.lock"
+    return output.with_name(name)
+
+
+def _locked(file: Path, output: str | os.PathLike[str]) -> int:
+    """An open, locked handle of the lock file."""
+    while True:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        if not _lock(handle):
+            holder = os.read(handle, 200).decode(errors="replace") or "another process"
+            os.close(handle)
+            raise _in_use(output, holder)
+        if _is_at(handle, file):
+            break
+        os.close(handle)  # its holder has unlinked it in between: make a new one
+    with suppress(OSError):  # a full disk keeps nobody from holding the lock
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return handle
+
+
+def _lock(handle: int) -> bool:
+    """Whether the file could be locked, or its file system knows no locks."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_at(handle: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _in_use(output: str | os.PathLike[str], holder: str) -> OutputError:
+    return OutputError(
+        f"{output} is being written by {holder}. Two runs would mix or overwrite their results: wait for the other "
+        "one, end it, or choose another name"
+    )
