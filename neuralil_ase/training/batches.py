@@ -228,8 +228,7 @@ def _block(config: DescriptorConfig, vectors: Array) -> tuple[Array, Array]:
         tangent = jnp.broadcast_to(direction, vectors.shape)
         return jax.jvp(lambda v: pair_products(config, v), (vectors,), (tangent,))
 
-    products, slopes = zip(*(along(axis) for axis in jnp.eye(3, dtype=jnp.float32)), strict=True)
-    return products[0], jnp.stack(slopes, axis=1)
+    return jax.vmap(along, out_axes=(None, 1))(jnp.eye(3, dtype=vectors.dtype))
 
 
 def _density(products: np.ndarray, pairs: Pairs, types: np.ndarray, n_elements: int) -> np.ndarray:

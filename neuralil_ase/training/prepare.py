@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 from jax import Array
-from tqdm import tqdm
 
 from neuralil_ase.engine.neighbors import Pairs, shortest_distances
 from neuralil_ase.errors import ConfigError, DataError
@@ -27,6 +26,7 @@ from neuralil_ase.training.batches import (
     precompute,
 )
 from neuralil_ase.training.normalisation import Scaling, inlets, scaling_of
+from neuralil_ase.training.progress import Progress
 from neuralil_ase.training.reference import energy_reference
 from neuralil_ase.training.settings import CUTOFFS, TrainingSettings
 from neuralil_ase.training.warm_start import Start, check_elements, reference_for
@@ -184,23 +184,14 @@ def _samples(
     n_channels = len(channels(config.descriptor)[0])
     size = 12 * sum(slots) * n_channels * sum(len(t) for t in types)
     keep = size <= settings.memory_budget
-    return [
-        Sample(
-            t,
-            p,
-            frame.volume or 1.0,
-            make_labels(config, frame, t, p, reference),
-            precompute(config.descriptor, p, t, slots) if keep else None,
-        )
-        for frame, t, p in tqdm(
-            zip(frames, types, pairs, strict=True),
-            desc="preparing",
-            total=len(frames),
-            unit="frame",
-            disable=not progress,
-            dynamic_ncols=True,
-        )
-    ]
+    samples: list[Sample] = []
+    with Progress(len(frames), "frame", "preparing", progress) as bar:
+        for frame, t, p in zip(frames, types, pairs, strict=True):
+            labels = make_labels(config, frame, t, p, reference)
+            arrays = precompute(config.descriptor, p, t, slots) if keep else None
+            samples.append(Sample(t, p, frame.volume or 1.0, labels, arrays))
+            bar.update(len(samples))
+    return samples
 
 
 def _scaling(packer: Packer, samples: Sequence[Sample]) -> Scaling:
@@ -291,7 +282,7 @@ def _repulsion(
     np.subtract.at(forces, j, gradient)
     tensor = vectors.T @ gradient
     virial = ((tensor + tensor.T) / 2)[(0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
-    return float(sum(energies)), forces, virial
+    return sum(map(float, energies)), forces, virial
 
 
 @jax.jit(static_argnums=0)
