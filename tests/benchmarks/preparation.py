@@ -1,6 +1,6 @@
 """Time that training needs before its first step, on frames of many sizes.
 
-214 rattled Cu-Au crystals, slabs and clusters of 2 to 108 atoms with EMT labels are prepared with default settings, in a
+214 rattled Cu-Au crystals and clusters of 2 to 108 atoms with EMT labels are prepared with default settings, in a
 fresh interpreter, so that every compilation counts::
 
     python tests/benchmarks/preparation.py
