@@ -42,7 +42,7 @@ ALLOWED = {
         "ase_plugin",
     },
     "flax": {"model"},
-    "vesin": {"engine"},
+    "vesin": {"engine", "monitor"},
     "optax": {"training"},
 }
 WITHOUT_JAX = {

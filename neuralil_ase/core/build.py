@@ -1,53 +1,96 @@
-"""Build of the optional pair kernel, named in pyproject.toml; setuptools runs it, the package never does.
+"""Build of the compiled core, named in pyproject.toml; setuptools runs it, the package never does.
 
-Without a C++ compiler, or without JAX at build time, the package installs all the same and runs in pure JAX.
+One shared library holds the code for every instruction set worth telling apart, and picks one when it runs. It is
+called, not imported, so one wheel serves every version of Python. Without a C++ compiler the package installs all the
+same and runs in pure JAX.
 """
 
+import os
 import platform
 import sys
-from copy import copy
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
+SOURCES = Path("neuralil_ase/core/src")
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-g0"]
-IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+FLAGS += ["-fvisibility=hidden", "-pthread"]
+X86_LEVELS = (1, 3, 4)
+SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 
 
-class BuildPairKernel(build_ext):
-    """One library for every instruction set worth telling apart; the package picks one when it runs."""
+class BuildCore(build_ext):
+    """Compiles the core into a library without the name of a Python version."""
 
     def finalize_options(self) -> None:
-        """Drop what cannot be built here."""
+        """Take all sources, or none where they cannot be built."""
         super().finalize_options()
-        self.parallel = True  # all instruction sets at once
-        can_build = _jax_headers() is not None and sys.platform != "win32"
-        extensions: list[Any] = getattr(self, "extensions", None) or []
-        self.extensions = [
-            extension
-            for extension in extensions
-            if can_build and (IS_X86 or _level(extension) == 1)
-        ]
+        if sys.platform == "win32":
+            self.extensions = []
+        for extension in self.extensions or ():
+            extension.sources = sorted(map(str, SOURCES.glob("*.cpp")))
+            extension.depends = sorted(map(str, SOURCES.parent.rglob("*.h")))
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Where the library lies, from the root of the package."""
+        return str(Path(*fullname.split(".")).with_suffix(SUFFIX))
 
     def build_extension(self, extension: Any) -> None:
-        """Compile for one level of the x86-64 instruction set (1: whatever the processor)."""
-        level = _level(extension)
-        extension.extra_compile_args = [*FLAGS, "-isystem", _jax_headers()]
-        if level > 1:
-            extension.extra_compile_args.append(f"-march=x86-64-v{level}")
-        # Object files in a folder of their own: all levels compile the same sources at the same time.
-        alone = copy(self)
-        alone.build_temp = f"{self.build_temp}-v{level}"
-        super(BuildPairKernel, alone).build_extension(extension)
+        """Compile all sources, those of an instruction set once for each, and link them."""
+        library = Path(self.get_ext_fullpath(extension.name))
+        headers = [Path(name) for name in extension.depends]
+        with ThreadPoolExecutor(os.cpu_count()) as executor:
+            found = executor.map(lambda job: self._compile(headers, *job), jobs(extension.sources))
+            objects = list(found)
+        library.parent.mkdir(parents=True, exist_ok=True)
+        links = []
+        if sys.platform == "linux":  # nodelete: its threads may be asleep
+            links = ["-Wl,-z,nodelete", f"-Wl,--version-script={SOURCES / 'exports.map'}"]
+        self.compiler.link_shared_object(
+            objects, str(library), target_lang="c++", extra_postargs=["-pthread", *links]
+        )
+
+    def _compile(self, headers: list[Path], source: str, folder: str, flags: list[str]) -> str:
+        """One object, unless there is one that is newer than what it is made from."""
+        output = str(Path(self.build_temp, folder))
+        (found,) = self.compiler.object_filenames([source], output_dir=output)
+        if self.force or not is_newer(Path(found), [Path(source), Path(__file__), *headers]):
+            self.compiler.compile([source], output_dir=output, extra_postargs=[*FLAGS, *flags])
+        return found
 
 
-def _level(extension: Any) -> int:
-    return int(extension.name.rsplit("_v", 1)[1])
+class PlatformWheel(bdist_wheel):
+    """A wheel for one platform and any Python 3; for any platform where the core could not be built."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Python version, ABI and platform."""
+        build = self.get_finalized_command("build_ext")
+        has_core = any(Path(name).exists() for name in build.get_outputs())
+        return "py3", "none", super().get_tag()[2] if has_core else "any"
 
 
-def _jax_headers() -> str | None:
-    try:
-        from jax.ffi import include_dir
-    except ImportError:
-        return None
-    return include_dir()
+def jobs(sources: list[str]) -> list[tuple[str, str, list[str]]]:
+    """What to compile: source, folder of the object, flags; the longest first."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    sets = {f"v{k}": [f"-march=x86-64-v{k}" if k > 1 else "-march=x86-64"] for k in X86_LEVELS}
+    if not is_x86:
+        sets = {"generic": []}
+    instance = [source for source in sources if source.endswith("instance.cpp")]
+    found = [
+        (source, f"{isa}_{real}", [*flags, f"-DNEURALIL_ISA={isa}", f"-DNEURALIL_REAL={real}"])
+        for source in instance
+        for isa, flags in sets.items()
+        for real in ("double", "float")
+    ]
+    levels = ["-DNEURALIL_X86_LEVELS"] if is_x86 else []
+    return found + [(source, "all", levels) for source in sources if source not in instance]
+
+
+def is_newer(product: Path, files: list[Path]) -> bool:
+    """Whether a file exists and is newer than what it is made from."""
+    if not product.exists():
+        return False
+    return all(path.stat().st_mtime < product.stat().st_mtime for path in files)

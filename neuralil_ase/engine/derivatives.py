@@ -4,7 +4,8 @@ With r_ij = r_j - r_i and g_ij = dE/dr_ij over all directed pairs, the chain rul
 
     F_i = Σ_j g_ij - Σ_j g_ji          dE/dε = Σ_ij r_ij ⊗ g_ij
 
-so that positions and strain never enter the compiled function.
+so that positions and strain never enter the compiled function. The functions here are the reference of the compiled
+core (``compiled``) and what serves where it cannot.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -13,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from neuralil_ase.engine import kernel
 from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.descriptors import descriptors, descriptors_with_pull_back
 from neuralil_ase.model.graph import Graph
@@ -21,7 +21,7 @@ from neuralil_ase.model.potential import Params, network_outputs, pair_energies
 from neuralil_ase.prediction import Uncertainty
 
 Backend = Literal["compiled", "jax"]
-"""Who computes: the compiled core (see ``kernel.supports``), or pure JAX, which JAX can differentiate further."""
+"""Who computes: the compiled core, where it can (see ``native.missing_reason``), or JAX."""
 
 
 class Derivatives(NamedTuple):
@@ -48,19 +48,13 @@ class Derivatives(NamedTuple):
 
 
 def energies_and_forces(
-    config: ModelConfig,
-    uncertainty: Uncertainty,
-    params: Params,
-    graph: Graph,
-    backend: Backend = "jax",
+    config: ModelConfig, uncertainty: Uncertainty, params: Params, graph: Graph
 ) -> Derivatives:
-    """Energies, forces and virials of a padded graph.
-
-    The backend "compiled" needs ``kernel.supports(config)``; JAX cannot differentiate its results further.
-    """
-    way = _compiled if backend == "compiled" else _differentiated
+    """Energies, forces and virials of a padded graph."""
     by_member = uncertainty == "forces"
-    outputs, forces, virials = way(config, by_member, params, graph)
+    outputs, gradients = _pair_gradients(config, by_member, params, graph)
+    forces = jax.vmap(forces_from_pairs, (0, None))(gradients, graph)
+    virials = jax.vmap(virials_from_pairs, (0, None))(gradients, graph)
     member_forces, member_virials = (forces, virials) if by_member else (None, None)
     if uncertainty == "off":
         outputs = outputs.mean(axis=0, keepdims=True)
@@ -109,26 +103,6 @@ def virials_from_pairs(gradient: Array, graph: Graph) -> Array:
     x, y = jnp.array((0, 1, 2, 1, 0, 0)), jnp.array((0, 1, 2, 2, 2, 1))
     products = (r[:, x] * g[:, y] + r[:, y] * g[:, x]) / 2
     return jax.ops.segment_sum(products, graph.centers, len(graph.types), indices_are_sorted=True)
-
-
-def _compiled(
-    config: ModelConfig, by_member: bool, params: Params, graph: Graph
-) -> tuple[Array, Array, Array]:
-    """Outputs, forces and virials from the compiled core; the pair term comes from JAX."""
-    if config.pair_term == "none":
-        return kernel.evaluate(config, by_member, params, graph)
-    energies, gradients = _pair_term(config, by_member, params, graph)
-    outputs, forces, virials = kernel.evaluate(config, by_member, params, graph, gradients)
-    return outputs.at[..., 0].add(energies), forces, virials
-
-
-def _differentiated(
-    config: ModelConfig, by_member: bool, params: Params, graph: Graph
-) -> tuple[Array, Array, Array]:
-    """The same by JAX's own derivatives."""
-    outputs, gradients = _pair_gradients(config, by_member, params, graph)
-    forces = jax.vmap(forces_from_pairs, (0, None))(gradients, graph)
-    return outputs, forces, jax.vmap(virials_from_pairs, (0, None))(gradients, graph)
 
 
 def _pair_gradients(

@@ -1,32 +1,210 @@
-"""The compiled library: which file, and what of it is called without JAX. Looked for at the first use only."""
+"""The compiled core: which library, and its functions by ctypes. Knows no JAX; looked for at the first use only."""
 
 import ctypes
+import json
+import os
+import weakref
 from collections.abc import Sequence
+from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_void_p
 from functools import lru_cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from neuralil_ase.errors import ModelFileError, StructureError
+from neuralil_ase.model.config import ModelConfig
+
 _FOLDER = Path(__file__).parents[1] / "core"
-_LEVELS = (4, 3, 1)
-"""Levels of the x86-64 instruction set with a library of their own; 1 is also built on other processors."""
+_API_VERSION = 1
+_BAD_FILE, _UNSUPPORTED, _BAD_GRAPH, _NO_MEMORY = 1, 2, 3, 4
+_NAMES = {"x86-64-v4": "AVX-512", "x86-64-v3": "AVX2", "x86-64": "SSE2"}
+_PRECISIONS = {"float32": 0, "float64": 1}
+
+
+class _Graph(ctypes.Structure):
+    """``neuralil_graph`` of core/include/neuralil.h."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("n_atoms", "n_centers", "n_pairs")),
+        *((name, c_void_p) for name in ("types", "centers", "neighbors", "vectors")),
+    )  # fmt: skip
+
+
+class _Results(ctypes.Structure):
+    """``neuralil_results``."""
+
+    _fields_ = tuple(
+        (name, c_void_p)
+        for name in ("energies", "variances", "forces", "virials", "neighbor_virials", "member_forces",
+                     "member_virials")
+    )  # fmt: skip
+
+
+class _Executor(ctypes.Structure):
+    """``neuralil_executor``."""
+
+    _fields_ = (("n_threads", c_int), ("run", c_void_p), ("context", c_void_p))
 
 
 @lru_cache(maxsize=1)
 def compiled_library() -> ctypes.CDLL | str:
-    """The library for this processor, or why there is none."""
-    if _library_file(1) is None:
+    """The library for this machine, or why there is none."""
+    path = next(
+        (path for path in _FOLDER.glob("libneuralil.*") if path.suffix in (".so", ".dylib")), None
+    )
+    if path is None:
         return f"it was not built when neuralil_ase was installed (nothing in {_FOLDER})"
     try:
-        level = ctypes.CDLL(str(_library_file(1))).neuralil_x86_level()
-        loaded = ctypes.CDLL(str(_best_library(level)))
-        loaded.neuralil_pairs_inside.restype = ctypes.c_int64
-        loaded.neuralil_sort_pairs.restype = ctypes.c_bool
+        loaded = ctypes.CDLL(str(path))
+        if (found := loaded.neuralil_api_version()) != _API_VERSION:
+            return (
+                f"{path} has interface {found} instead of {_API_VERSION}; install the package again"
+            )
+        _declare(loaded)
     except (OSError, AttributeError) as error:
         return f"it was built but does not load: {error}"
     return loaded
+
+
+def missing_reason(config: ModelConfig | None = None) -> str | None:
+    """Why the compiled core cannot compute, a model of this architecture if one is given; None when it can."""
+    loaded = compiled_library()
+    if isinstance(loaded, str):
+        return loaded
+    return None if config is None else _unsupported(config)
+
+
+@lru_cache(maxsize=64)
+def _unsupported(config: ModelConfig) -> str | None:
+    description = json.dumps({"config": config.to_dict()}).encode()
+    return _message() if _library().neuralil_check(description) else None
+
+
+def instruction_set() -> str:
+    """What the library uses of this processor, in words: "AVX-512", "AVX2", "SSE2" or "generic code"."""
+    name = _library().neuralil_instruction_set().decode()
+    return _NAMES.get(name, "generic code")
+
+
+def thread_count() -> int:
+    """How many threads large structures may use: OMP_NUM_THREADS, or all processors this process may use (0)."""
+    setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(setting) if setting.isdecimal() else 0
+
+
+class Evaluated(NamedTuple):
+    """What the core returns, in float64; M members, N centres among A atoms.
+
+    Attributes
+    ----------
+    energies
+        Atomic energies in eV, the energy reference included, shape (M, N).
+    variances
+        What each member expects of its own squared errors, of energy in eV² and of a force component in eV²/Å²,
+        shape (M, N, 2); None without.
+    forces
+        Of the mean over members, in eV/Å, shape (A, 3).
+    virials
+        Σ_j r_ij ⊗ dE/dr_ij in eV of the mean, each pair with its centre i, shape (N, 3, 3).
+    member_forces, member_virials
+        Of every member, shapes (M, A, 3) and (M, N, 3, 3), or None.
+    """
+
+    energies: np.ndarray
+    variances: np.ndarray | None
+    forces: np.ndarray
+    virials: np.ndarray
+    member_forces: np.ndarray | None
+    member_virials: np.ndarray | None
+
+
+class CoreModel:
+    """A model in the compiled core; the library must be there.
+
+    Parameters
+    ----------
+    content
+        The bytes of a model file.
+    dtype
+        Precision of descriptor and networks, "float32" or "float64".
+
+    Raises
+    ------
+    ModelFileError
+        If they are no model file, or one that the core has no code for.
+    MemoryError
+        If there is no room for it.
+    """
+
+    def __init__(self, content: bytes, dtype: str) -> None:
+        library, self._handle = _library(), c_void_p()
+        _check(
+            library.neuralil_load_bytes(
+                content, len(content), _PRECISIONS[dtype], byref(self._handle)
+            )
+        )
+        self._free = weakref.finalize(self, library.neuralil_free, self._handle)
+        info = library.neuralil_get_info(self._handle)
+        self.n_members, self.n_variances = info.n_members, info.n_variances
+
+    def __call__(
+        self,
+        types: np.ndarray,
+        centers: np.ndarray,
+        neighbors: np.ndarray,
+        vectors: np.ndarray,
+        *,
+        by_member: bool = False,
+        n_centers: int | None = None,
+        n_threads: int | None = None,
+    ) -> Evaluated:
+        """Evaluate atoms and their directed pairs.
+
+        Parameters
+        ----------
+        types
+            Index of every atom's element, shape (A,).
+        centers, neighbors
+            Of every pair, shape (P,), sorted by center.
+        vectors
+            Position of the neighbour minus that of the center in Å, shape (P, 3).
+        by_member
+            Whether to keep the members' forces apart.
+        n_centers
+            How many atoms, the first ones, have an energy; the others are neighbours only. All by default.
+        n_threads
+            At most; :func:`thread_count` by default.
+
+        Raises
+        ------
+        StructureError
+            If pairs are not sorted, or an index is out of range.
+        MemoryError
+            If there is no room for the results or what leads to them.
+        """
+        n_atoms, members = len(types), self.n_members
+        n = n_atoms if n_centers is None else n_centers
+        inputs = [np.ascontiguousarray(array, np.int32) for array in (types, centers, neighbors)]
+        inputs.append(np.ascontiguousarray(vectors, np.float64))
+        results = Evaluated(
+            np.empty((members, n)),
+            np.empty((members, n, self.n_variances)) if self.n_variances else None,
+            np.empty((n_atoms, 3)),
+            np.empty((n, 3, 3)),
+            np.empty((members, n_atoms, 3)) if by_member else None,
+            np.empty((members, n, 3, 3)) if by_member else None,
+        )
+        graph = _Graph(n_atoms, n, len(inputs[1]), *map(_address, inputs))
+        energies, variances, forces, virials, *by_members = map(_address, results)
+        written = _Results(energies, variances, forces, virials, None, *by_members)
+        executor = _executor(thread_count() if n_threads is None else n_threads)
+        _check(
+            _library().neuralil_evaluate(
+                self._handle, byref(graph), byref(written), byref(executor)
+            )
+        )
+        return results
 
 
 class PairFilter:
@@ -109,15 +287,57 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def _best_library(level: int) -> Path | None:
-    """The library for the best instruction set that the processor has and that was built."""
-    found = [_library_file(built) for built in _LEVELS if built <= max(level, 1)]
-    return next((path for path in found if path is not None), None)
+def _address(array: np.ndarray | None) -> int | None:
+    return None if array is None else array.ctypes.data
 
 
-def _library_file(level: int) -> Path | None:
-    for suffix in EXTENSION_SUFFIXES:
-        path = _FOLDER / f"evaluation_v{level}{suffix}"
-        if path.exists():
-            return path
-    return None
+def _executor(n_threads: int) -> _Executor:
+    return _library().neuralil_threads(n_threads)
+
+
+def _message() -> str:
+    return _library().neuralil_message().decode(errors="replace")
+
+
+def _check(status: int) -> None:
+    """Raise what a status stands for."""
+    if status == 0:
+        return
+    errors = {_BAD_FILE: ModelFileError, _UNSUPPORTED: ModelFileError, _BAD_GRAPH: StructureError}
+    if status == _NO_MEMORY:
+        raise MemoryError("no memory for the compiled core; use fewer atoms or members at once")
+    raise errors.get(status, RuntimeError)(f"compiled core: {_message()}")
+
+
+class _Info(ctypes.Structure):
+    """``neuralil_info``."""
+
+    _fields_ = (
+        ("r_cut", c_double),
+        ("n_elements", c_int32),
+        ("elements", POINTER(c_char_p)),
+        ("atomic_numbers", POINTER(c_int32)),
+        ("energy_reference", POINTER(c_double)),
+        ("n_members", c_int64),
+        ("n_variances", c_int64),
+        ("n_parameters", c_int64),
+        ("precision", c_int),
+        ("description", c_char_p),
+    )
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Types of arguments and results."""
+    library.neuralil_pairs_inside.restype = c_int64
+    library.neuralil_sort_pairs.restype = ctypes.c_bool
+    library.neuralil_message.restype = c_char_p
+    library.neuralil_instruction_set.restype = c_char_p
+    library.neuralil_check.argtypes = [c_char_p]
+    library.neuralil_load_bytes.argtypes = [c_char_p, c_size_t, c_int, POINTER(c_void_p)]
+    library.neuralil_free.argtypes = [c_void_p]
+    library.neuralil_free.restype = None
+    library.neuralil_get_info.argtypes = [c_void_p]
+    library.neuralil_get_info.restype = _Info
+    library.neuralil_threads.restype = _Executor
+    structures = [POINTER(kind) for kind in (_Graph, _Results, _Executor)]
+    library.neuralil_evaluate.argtypes = [c_void_p, *structures]

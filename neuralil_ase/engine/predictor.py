@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from neuralil_ase.engine import kernel
+from neuralil_ase.engine import compiled, native
 from neuralil_ase.engine.derivatives import Backend, Derivatives, energies_and_forces, hessian
 from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.errors import ConfigError
@@ -60,7 +60,7 @@ class Predictor:
     Attributes
     ----------
     compilations
-        Number of compilations that calls of this predictor have caused.
+        Number of compilations by JAX that calls of this predictor have caused.
     """
 
     def __init__(
@@ -76,15 +76,16 @@ class Predictor:
         self.compilations = 0
         self._elements = np.array(potential.elements)
         self._params: Params | None = None
+        self._core: native.CoreModel | None = None
         self._pair_capacities: dict[int, list[int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_params": None}
+        return self.__dict__ | {"_params": None, "_core": None}
 
     def predict(self, systems: Sequence[System], uncertainty: Uncertainty) -> list[Prediction]:
         """Predictions for several structures, computed together as one disconnected graph."""
         merged = merge(systems)
-        host = self._run(self._pad(merged.types, merged.pairs), uncertainty)
+        host = self._run(merged, uncertainty)
         ends = np.cumsum([len(system.types) for system in systems])
         return [
             self._prediction(system, _rows(host, end - len(system.types), end))
@@ -113,14 +114,24 @@ class Predictor:
     @property
     def backend(self) -> Backend:
         """Who computes energies and forces on this machine."""
-        is_cpu = jax.default_backend() == "cpu"
-        is_compiled = (
-            self._wanted == "compiled" and is_cpu and kernel.supports(self.potential.config)
-        )
-        return "compiled" if is_compiled else "jax"
+        return "compiled" if self.backend_reason is None else "jax"
 
-    def _run(self, graph: Graph, uncertainty: Uncertainty) -> Derivatives:
-        function = jitted(self.potential.config, uncertainty, self.backend)
+    @property
+    def backend_reason(self) -> str | None:
+        """Why JAX computes energies and forces; None where the compiled core does."""
+        if self._wanted == "jax":
+            return "it was asked for"
+        if (device := jax.default_backend()) != "cpu":
+            return f"it computes on the {device}"
+        return native.missing_reason(self.potential.config)
+
+    def _run(self, system: System, uncertainty: Uncertainty) -> Derivatives:
+        if self.backend == "compiled":
+            if self._core is None:
+                self._core = compiled.core_model(self.potential, self.dtype)
+            return compiled.energies_and_forces(self._core, system.types, system.pairs, uncertainty)
+        function = jitted(self.potential.config, uncertainty)
+        graph = self._pad(system.types, system.pairs)
         with precision(self.dtype):
             before = function.traces
             result = function(self._device_params(), graph)
@@ -193,12 +204,12 @@ def _energy_level(members: np.ndarray, outputs: np.ndarray) -> dict[str, Any]:
 class Jitted:
     """``derivatives.energies_and_forces`` of one architecture under jit, counting its compilations."""
 
-    def __init__(self, config: ModelConfig, uncertainty: Uncertainty, backend: Backend) -> None:
+    def __init__(self, config: ModelConfig, uncertainty: Uncertainty) -> None:
         self.traces = 0
 
         def traced(params: Params, graph: Graph) -> Derivatives:
             self.traces += 1  # Python runs this line only while JAX traces: once per compilation.
-            return energies_and_forces(config, uncertainty, params, graph, backend)
+            return energies_and_forces(config, uncertainty, params, graph)
 
         self._jitted = jax.jit(traced)
 
@@ -207,9 +218,9 @@ class Jitted:
 
 
 @lru_cache(maxsize=64)
-def jitted(config: ModelConfig, uncertainty: Uncertainty, backend: Backend) -> Jitted:
+def jitted(config: ModelConfig, uncertainty: Uncertainty) -> Jitted:
     """The function of an architecture under jit, one for all who ask."""
-    return Jitted(config, uncertainty, backend)
+    return Jitted(config, uncertainty)
 
 
 _descriptors = jax.jit(descriptors, static_argnums=0)

@@ -1,30 +1,13 @@
 // Networks as tapes of simple operations on columns, one atom in each lane, forward and backward.
 //
-// The tape is written by network_tape.py, which also defines the operations. A column is one number of every atom of
-// a register; operations read columns from `source` on and write new ones from `target` on. Elementwise functions and
-// layer normalisation overwrite what they read with what their way back needs.
+// tape.cpp writes the tape; the layers are those of network.py. A column is one number of every atom of a register.
+// Elementwise functions and layer normalisation overwrite what they read with what their way back needs.
 
 #pragma once
 
-#include <vector>
+#include "simd.h"
 
-#include "registers.h"
-
-namespace neuralil {
-
-enum Kind : std::int64_t { kEmbed, kDense, kNorm, kSwish, kTanh, kSoftplus, kAdd };
-
-struct Operation {
-  std::int64_t kind, source, target, n_in, n_out;
-  std::int64_t weights, bias;  // parameters by number, -1 without; for kAdd `weights` is the second source
-};
-
-// A parameter of all members, or of none: then all share it.
-template <class T>
-struct Parameter {
-  const T* data;
-  std::int64_t size;  // of one member's share
-};
+namespace neuralil::NEURALIL_ISA {
 
 constexpr double kNormEpsilon = 1e-6;  // flax.linen.LayerNorm
 
@@ -135,18 +118,18 @@ void pull_back_norm(const Vec<T>* x_hat, std::int64_t n, const T* scale, Vec<T> 
 // ---------------------------------------------------------------- the tape
 
 template <class T>
-struct Tape {
-  const Operation* operations;
-  std::int64_t n_operations;
-  std::int64_t n_shared;    // the first ones have the same parameters in all members
-  std::int64_t n_backward;  // those behind do not act on the energy
-  std::int64_t n_columns, n_shared_columns;
-  std::vector<std::int64_t> outputs;  // columns; the first is the energy
-  std::vector<Parameter<T>> parameters;
+struct Tape : Network<T> {
+  using Network<T>::operations;
+  using Network<T>::n_shared;
+  using Network<T>::n_columns;
+  using Network<T>::n_shared_columns;
+
+  explicit Tape(const Network<T>& network) : Network<T>(network) {}
 
   const T* parameter(std::int64_t operation, std::int64_t number, std::int64_t member) const {
     if (number < 0) return nullptr;
-    return parameters[number].data + (operation < n_shared ? 0 : member) * parameters[number].size;
+    const Parameter<T>& found = this->parameters[number];
+    return found.data + (operation < n_shared ? 0 : member) * found.size;
   }
 
   // Runs operations first ... last - 1 for some registers of atoms, with their types; n_columns for each register.
@@ -190,7 +173,7 @@ struct Tape {
       const T* weights = parameter(k, op.kind == kAdd ? -1 : op.weights, member);
       if (op.kind == kDense)
         multiply_abreast(weights, op.n_in, op.n_out, 1, op.n_out, n_registers, cotangents + op.target,
-                         is_read_again(k) || (adds_to_shared && op.source < n_shared_columns), cotangents + op.source);
+                         op.adds || (adds_to_shared && op.source < n_shared_columns), cotangents + op.source);
       if (op.kind == kDense || op.kind == kEmbed) continue;
       for (int r = 0; r < n_registers; ++r) {
         const Vec<T>*x = columns + r * n_columns + op.source, *y = columns + r * n_columns + op.target;
@@ -210,14 +193,6 @@ struct Tape {
   }
 
  private:
-  // Only the argument of a dense layer may be read by later operations too, whose cotangents are then there already.
-  bool is_read_again(std::int64_t operation) const {
-    const std::int64_t source = operations[operation].source;
-    return std::any_of(operations + operation + 1, operations + n_backward, [&](const Operation& later) {
-      return later.source == source || (later.kind == kAdd && later.weights == source);
-    });
-  }
-
   void multiply_abreast(const T* matrix, std::int64_t count, std::int64_t row_stride, std::int64_t stride,
                         std::int64_t n, int n_registers, const Vec<T>* x, bool adds, Vec<T>* sums) const {
     const auto function = n_registers == 1 ? multiply<T, 1> : multiply<T, kAbreast>;
@@ -225,4 +200,4 @@ struct Tape {
   }
 };
 
-}  // namespace neuralil
+}  // namespace neuralil::NEURALIL_ISA

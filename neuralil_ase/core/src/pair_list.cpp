@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "../include/neuralil.h"
+
 // Candidate pairs of one replica; shifts count lattice vectors.
 struct Candidates {
   const std::int32_t *shifts, *centers, *neighbors;
@@ -11,7 +13,7 @@ struct Candidates {
 
 // Those candidates of all replicas that are shorter than r_cut, in their order; returns how many. Each replica has
 // n_atoms atoms, which are numbered on from those of the one before.
-extern "C" std::int64_t neuralil_pairs_inside(const double* positions, const double* cells, const Candidates* candidates,
+extern "C" NEURALIL_EXPORT std::int64_t neuralil_pairs_inside(const double* positions, const double* cells, const Candidates* candidates,
                                               const std::int64_t* counts, double* found_vectors,
                                               std::int32_t* found_centers, std::int32_t* found_neighbors,
                                               std::int64_t n_replicas, std::int64_t n_atoms, double r_cut) {
@@ -39,7 +41,7 @@ extern "C" std::int64_t neuralil_pairs_inside(const double* positions, const dou
 
 // Both directions of `count` pairs (two atoms each), in the order of their centers, then of the neighbour's type, then
 // as they come, the given direction first. False when an index or type is out of range.
-extern "C" bool neuralil_sort_pairs(const std::uint64_t* pairs, const std::int32_t* shifts, const std::int32_t* types,
+extern "C" NEURALIL_EXPORT bool neuralil_sort_pairs(const std::uint64_t* pairs, const std::int32_t* shifts, const std::int32_t* types,
                                     std::int32_t* sorted_shifts, std::int32_t* sorted_centers,
                                     std::int32_t* sorted_neighbors, std::int64_t count, std::int64_t n_atoms,
                                     std::int64_t n_types) {

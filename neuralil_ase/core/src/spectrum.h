@@ -5,11 +5,9 @@
 
 #pragma once
 
-#include <vector>
+#include "radial.h"
 
-#include "pairs.h"
-
-namespace neuralil {
+namespace neuralil::NEURALIL_ISA {
 
 // ---------------------------------------------------------------- plain
 
@@ -50,13 +48,15 @@ void pull_back_plain(const Vec<T>* c, int n_elements, const Vec<T>* by_p, Vec<T>
 
 // ---------------------------------------------------------------- cross terms
 
+typedef Buffer<int> Rows;  // the first coefficient of each (element, n)
+
 // All products of rows of kSize coefficients, p <= q; returns the end of the products.
 template <class T, int kSize>
-Vec<T>* multiply_rows(const Vec<T>* c, const std::vector<int>& rows, Vec<T>* product) {
+Vec<T>* multiply_rows(const Vec<T>* c, const Rows& rows, Vec<T>* product) {
   const int n_rows = int(rows.size());
   for (int p = 0; p < n_rows; ++p) {
     Vec<T> mine[kSize];
-    std::copy_n(c + rows[p], kSize, mine);
+    for (int m = 0; m < kSize; ++m) mine[m] = c[rows[p] + m];
     for (int q = p; q < n_rows; ++q) {
       const Vec<T>* other = c + rows[q];
       Vec<T> sum = mine[0] * other[0];
@@ -70,11 +70,11 @@ Vec<T>* multiply_rows(const Vec<T>* c, const std::vector<int>& rows, Vec<T>* pro
 
 // Adds to the gradients by rows of kSize coefficients, whose products have the cotangents `by_product`.
 template <class T, int kSize>
-const Vec<T>* pull_back_rows(const Vec<T>* c, const std::vector<int>& rows, const Vec<T>* by_product, Vec<T>* by_c) {
+const Vec<T>* pull_back_rows(const Vec<T>* c, const Rows& rows, const Vec<T>* by_product, Vec<T>* by_c) {
   const int n_rows = int(rows.size());
   for (int p = 0; p < n_rows; ++p) {
     Vec<T> mine[kSize], sum[kSize];
-    std::copy_n(c + rows[p], kSize, mine);
+    for (int m = 0; m < kSize; ++m) mine[m] = c[rows[p] + m];
     const Vec<T> by_square = *by_product++;
 #pragma GCC unroll 17
     for (int m = 0; m < kSize; ++m) sum[m] = by_c[rows[p] + m] + 2 * by_square * mine[m];
@@ -88,7 +88,7 @@ const Vec<T>* pull_back_rows(const Vec<T>* c, const std::vector<int>& rows, cons
         by_other[m] += weight * mine[m];
       }
     }
-    std::copy_n(sum, kSize, by_c + rows[p]);
+    for (int m = 0; m < kSize; ++m) by_c[rows[p] + m] = sum[m];
   }
   return by_product;
 }
@@ -99,10 +99,12 @@ template <class T, int L>
 class Spectrum {
  public:
   Spectrum(int n_elements, bool has_cross_terms) : n_elements_(n_elements), has_cross_terms_(has_cross_terms) {
-    for (int l = 0, start = 0; l <= L; start += (L + 1 - l) * (2 * l + 1), ++l)
-      for (int element = 0; element < n_elements; ++element)
+    for (int l = 0, start = 0; l <= L; start += (L + 1 - l) * (2 * l + 1), ++l) {
+      rows_[l].reserve(n_elements * (L + 1 - l));
+      for (int element = 0, row = 0; element < n_elements; ++element)
         for (int n = 0; n <= L - l; ++n)
-          rows_[l].push_back(element * Counts<L>::channels + start + n * (2 * l + 1));
+          rows_[l][row++] = element * Counts<L>::channels + start + n * (2 * l + 1);
+    }
   }
 
   // c: (elements * channels) columns; p: features.
@@ -115,7 +117,7 @@ class Spectrum {
 
   // by_c = derivative by c of sum by_p p.
   void pull_back(const Vec<T>* c, const Vec<T>* by_p, Vec<T>* by_c) const {
-    std::fill_n(by_c, n_elements_ * Counts<L>::channels, Vec<T>{});
+    fill_zero(by_c, n_elements_ * Counts<L>::channels);
     if (has_cross_terms_)
       pull_back_cross(c, by_p, by_c, std::make_integer_sequence<int, L + 1>{});
     else
@@ -135,7 +137,7 @@ class Spectrum {
 
   const int n_elements_;
   const bool has_cross_terms_;
-  std::vector<int> rows_[L + 1];  // for every l: first coefficient of each (element, n)
+  Rows rows_[L + 1];  // for every l
 };
 
-}  // namespace neuralil
+}  // namespace neuralil::NEURALIL_ISA

@@ -1,0 +1,58 @@
+"""Predictions by the compiled core (``core/``), which replaces JAX on a CPU from pairs to forces.
+
+What it computes is defined by the pure JAX functions of ``derivatives``, the reference and the fallback; whatever JAX
+differentiates further goes through them. The library is called directly, so that nothing is compiled at run time.
+"""
+
+import json
+
+import numpy as np
+import safetensors.numpy
+
+from neuralil_ase.engine.derivatives import Derivatives
+from neuralil_ase.engine.native import CoreModel
+from neuralil_ase.engine.neighbors import Pairs
+from neuralil_ase.model.potential import Potential, flatten
+from neuralil_ase.prediction import Uncertainty
+
+_FORMAT = "neuralil-ase"
+_TO_VOIGT = np.zeros((9, 6))
+"""From xx xy xz yx yy yz zx zy zz to xx yy zz yz xz xy, symmetrised."""
+for _k, (_i, _j) in enumerate(((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))):
+    _TO_VOIGT[3 * _i + _j, _k] += 0.5
+    _TO_VOIGT[3 * _j + _i, _k] += 0.5
+
+
+def core_model(potential: Potential, dtype: str) -> CoreModel:
+    """The potential in the compiled core, without its energy reference, as JAX's functions have it.
+
+    ``native.missing_reason(potential.config)`` must be None.
+    """
+    arrays = {name: np.asarray(value) for name, value in flatten(potential.params).items()}
+    arrays["energy_reference"] = np.zeros(len(potential.elements))
+    header = {"format": _FORMAT, "format_version": 1, "config": potential.config.to_dict()}
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return CoreModel(safetensors.numpy.save(contiguous, {_FORMAT: json.dumps(header)}), dtype)
+
+
+def energies_and_forces(
+    model: CoreModel, types: np.ndarray, pairs: Pairs, uncertainty: Uncertainty
+) -> Derivatives:
+    """As ``derivatives.energies_and_forces``, in float64 and without padding."""
+    found = model(
+        types, pairs.centers, pairs.neighbors, pairs.vectors, by_member=uncertainty == "forces"
+    )
+    outputs = found.energies[..., None]
+    if found.variances is not None:
+        outputs = np.concatenate([outputs, found.variances], axis=-1)
+    return Derivatives(
+        outputs.mean(axis=0, keepdims=True) if uncertainty == "off" else outputs,
+        found.forces,
+        _voigt_order(found.virials),
+        found.member_forces,
+        None if found.member_virials is None else _voigt_order(found.member_virials),
+    )
+
+
+def _voigt_order(virials: np.ndarray) -> np.ndarray:
+    return virials.reshape(*virials.shape[:-2], 9) @ _TO_VOIGT

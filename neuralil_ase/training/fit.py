@@ -1,0 +1,253 @@
+"""The loop: epochs of steps, validation, the best model so far, checkpoints, orderly ends."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from neuralil_ase.errors import TrainingError
+from neuralil_ase.model.potential import Params, Potential
+from neuralil_ase.training.batches import Sample
+from neuralil_ase.training.folding import first_params, fold, unfold
+from neuralil_ase.training.loss import SHAPES, Norms, Sums
+from neuralil_ase.training.objective import Batch
+from neuralil_ase.training.optimizer import build_optimizer
+from neuralil_ase.training.steps import Functions, State
+from neuralil_ase.training.task import Task
+
+logger = logging.getLogger(__name__)
+History = list[dict[str, Any]]
+_DIVERGED = (
+    "Usually the learning rate is too high or a frame has absurd labels; the last good model was kept. Lower "
+    "learning_rate, or look at the frames with the largest forces"
+)
+
+
+@dataclass
+class Run:
+    """A run between two epochs.
+
+    Attributes
+    ----------
+    state
+        On the device.
+    best
+        The averaged parameters of the smallest validation loss so far; the latest ones without validation.
+    best_loss
+        That loss; None before the first validation.
+    epoch
+        Epochs done.
+    history
+        One record per epoch.
+    """
+
+    state: State
+    best: Params
+    best_loss: float | None = None
+    epoch: int = 0
+    history: History = field(default_factory=list)
+
+
+class Trainer:
+    """Runs epochs of one task."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.steps_per_epoch = -(-len(task.train) // task.settings.batch_size)
+        n_steps = self.steps_per_epoch * task.settings.epochs
+        self._optimizer = build_optimizer(task.settings, n_steps)
+        self._functions = Functions(task, self._optimizer)
+
+    def start(self) -> Run:
+        """A run with the parameters of the potential to go on from, or with fresh ones."""
+        task = self.task
+        if task.start is None:
+            initial = first_params(task.config, task.settings.seed)
+        else:
+            initial = unfold(task.config, task.scaling, task.start.params)
+        params = jax.tree.map(jnp.asarray, initial)
+        state = State(params, params, self._optimizer.init(params), jnp.zeros((), jnp.int32))
+        return Run(state, params)
+
+    def epoch(self, run: Run) -> Run:
+        """One pass over the training samples, and validation when it is due.
+
+        Raises
+        ------
+        TrainingError
+            If loss or parameters are no longer finite; ``run`` is then untouched.
+        """
+        began = time.perf_counter()
+        state, losses, sums, norms = self._pass(run)
+        epoch = run.epoch + 1
+        loss = _finite_mean(losses, epoch)
+        _check_finite(state, epoch)
+        record: dict[str, Any] = {"epoch": epoch, "step": int(state.step), "loss": loss}
+        if norms.energy:
+            record["energy_mae"] = float(np.mean(sums.energy_error)) / norms.energy
+        if norms.forces:
+            record["force_mae"] = float(np.mean(sums.force_error)) / norms.forces
+        # Before the first validation, the latest state is the best there is.
+        best, best_loss = (state.average if run.best_loss is None else run.best), run.best_loss
+        if self._is_validation_due(epoch):
+            errors = self.validate(state.average)
+            record |= {f"validation_{key}": value for key, value in errors.items()}
+            if best_loss is None or errors["loss"] <= best_loss:
+                best, best_loss = state.average, errors["loss"]
+        record["seconds"] = time.perf_counter() - began
+        return Run(state, best, best_loss, epoch, [*run.history, record])
+
+    def validate(self, params: Params) -> dict[str, float]:
+        """The loss of the mean over members on the validation samples, and its errors in eV/atom and eV/Å."""
+        energy, forces, stress = self._residuals(params, self.task.validation)
+        s = self.task.settings
+        shape = SHAPES[s.loss]
+        parts = (
+            (s.energy_weight, energy / s.energy_scale),
+            (s.force_weight, forces / s.force_scale),
+            (s.stress_weight, stress / s.stress_scale),
+        )
+        losses = [w * float(np.mean(np.asarray(shape(jnp.asarray(x))))) for w, x in parts if x.size]
+        errors = {"energy_mae": energy, "force_mae": forces}
+        return {"loss": sum(losses)} | {
+            name: float(np.abs(values).mean()) for name, values in errors.items() if values.size
+        }
+
+    def _is_validation_due(self, epoch: int) -> bool:
+        settings = self.task.settings
+        is_last = epoch == settings.epochs
+        return bool(self.task.validation) and (epoch % settings.validate_every == 0 or is_last)
+
+    def potential(self, params: Params, provenance: dict[str, Any] | None = None) -> Potential:
+        """The potential with normalisation folded into its layers."""
+        folded = jax.tree.map(np.asarray, fold(self.task.config, self.task.scaling, params))
+        return Potential(self.task.config, folded, self.task.reference, provenance or {})
+
+    def _pass(self, run: Run) -> tuple[State, list[jax.Array], Sums, Norms]:
+        task, state = self.task, run.state
+        batch_size = task.settings.batch_size
+        order = np.random.default_rng((task.settings.seed, 2, run.epoch)).permutation(
+            len(task.train)
+        )
+        losses: list[jax.Array] = []
+        parts: list[Sums] = []
+        norms = []
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            state, loss, sums, norm = self._step(state, chosen)
+            losses.append(loss)
+            parts.extend(sums)
+            norms.append(norm)
+        totals = jax.tree.map(lambda *x: np.sum(np.asarray(x), axis=0), *parts)
+        return state, losses, totals, Norms(*map(sum, zip(*norms, strict=True)))
+
+    def _step(self, state: State, chosen: np.ndarray) -> tuple[State, jax.Array, list[Sums], Norms]:
+        task, functions = self.task, self._functions
+        samples = [task.train[k] for k in chosen]
+        norms = norms_of(samples)
+        results = [
+            functions.gradient(state.params, batch, _at_least_one(norms))
+            for batch in task.packer.pack(samples, task.counts[:, chosen])
+        ]
+        gradient, loss = results[0][0], results[0][1][0]
+        for other, (other_loss, _) in results[1:]:
+            gradient, loss = functions.add((gradient, loss), (other, other_loss))
+        return functions.update(state, gradient), loss, [sums for _, (_, sums) in results], norms
+
+    def _residuals(
+        self, params: Params, samples: Sequence[Sample]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        weights = np.ones((self.task.config.n_members, len(samples)))
+        parts = [
+            _mean_residuals(self._functions.predict(params, batch), batch)
+            for batch in self.task.packer.pack(samples, weights)
+        ]
+        energy, forces, stress = zip(*parts, strict=True)
+        return np.concatenate(energy), np.concatenate(forces), np.concatenate(stress)
+
+
+def fit(
+    trainer: Trainer,
+    run: Run,
+    after_epoch: Callable[[Run, str | None], None],
+) -> Run:
+    """Train to the last epoch, the time limit, an interrupt or a failure.
+
+    Parameters
+    ----------
+    trainer, run
+        The task and where to go on.
+    after_epoch
+        Called after every epoch with the run, and once more at the end with the reason: "finished", "time limit",
+        "interrupted" or "failed". It writes logs, checkpoints and models.
+
+    Raises
+    ------
+    TrainingError
+        If the loss is no longer finite, after ``after_epoch`` has saved the last good state.
+    """
+    settings = trainer.task.settings
+    began = time.monotonic()
+    try:
+        reason = "finished"
+        while run.epoch < settings.epochs:
+            run = trainer.epoch(run)
+            after_epoch(run, None)
+            if 0 < settings.time_limit < time.monotonic() - began:
+                reason = "time limit" if run.epoch < settings.epochs else reason
+                break
+        after_epoch(run, reason)
+    except KeyboardInterrupt:
+        logger.warning("interrupted after epoch %d; keeping the best model so far", run.epoch)
+        after_epoch(run, "interrupted")
+    except TrainingError:
+        after_epoch(run, "failed")
+        raise
+    return run
+
+
+def norms_of(samples: Sequence[Sample]) -> Norms:
+    """Numbers of labelled frames, force components and stress components."""
+    labels = [sample.labels for sample in samples]
+    return Norms(
+        float(sum(np.isfinite(label.energy) for label in labels)),
+        float(sum(np.isfinite(label.forces).sum() for label in labels)),
+        float(sum(np.isfinite(label.stress).sum() for label in labels)),
+    )
+
+
+def _at_least_one(norms: Norms) -> Norms:
+    return Norms(*(max(value, 1.0) for value in norms))
+
+
+def _mean_residuals(predicted: Any, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Residuals of the mean over members where labels are: eV/atom, eV/Å, eV/Å³."""
+    energy = (np.mean(predicted.energy, axis=0) - batch.energy) / batch.n_atoms
+    forces = np.mean(predicted.forces, axis=0) - batch.forces
+    stress = np.mean(predicted.stress, axis=0) - batch.stress
+    return (
+        energy[batch.energy_weight > 0],
+        forces[batch.force_weight > 0],
+        stress[batch.stress_weight > 0],
+    )
+
+
+def _finite_mean(losses: Sequence[jax.Array], epoch: int) -> float:
+    array = np.asarray(losses)
+    if not np.isfinite(array).all():
+        step, member = np.argwhere(~np.isfinite(array))[0]
+        raise TrainingError(
+            f"the loss of member {member} became {array[step, member]} in epoch {epoch}, step {step + 1} of it. "
+            f"{_DIVERGED}"
+        )
+    return float(array.mean())
+
+
+def _check_finite(state: State, epoch: int) -> None:
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.average))):
+        raise TrainingError(f"the parameters are no longer finite after epoch {epoch}. {_DIVERGED}")

@@ -1,0 +1,173 @@
+"""Energies, forces and stresses of all members on a microbatch, from precomputed densities and slopes."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from neuralil_ase.model.config import ModelConfig
+from neuralil_ase.model.network import is_variance
+from neuralil_ase.model.potential import Params, flatten, network_outputs, unflatten
+from neuralil_ase.model.spectrum import power_spectrum, pull_back_spectrum
+
+
+class Batch(NamedTuple):
+    """Frames side by side, padded; N atoms, S slots, B frames, M members.
+
+    Labels that are missing, padding atoms and padding frames have weight zero (and a finite label).
+
+    Attributes
+    ----------
+    density, types, slopes, vectors, reverse
+        As in ``precompute.FrameArrays``.
+    frame
+        Frame of every atom, shape (N,).
+    energy, energy_weight
+        In eV, shape (B,).
+    forces, force_weight
+        In eV/Å, shape (N, 3), and (N,).
+    stress, stress_weight
+        In eV/Å³, shape (B, 6), and (B,).
+    n_atoms, volume
+        Of every frame, shape (B,); 1 for padding.
+    member_weight
+        How much every member cares for each frame, shape (M, B).
+    """
+
+    density: np.ndarray
+    types: np.ndarray
+    slopes: np.ndarray
+    vectors: np.ndarray
+    reverse: np.ndarray
+    frame: np.ndarray
+    energy: np.ndarray
+    energy_weight: np.ndarray
+    forces: np.ndarray
+    force_weight: np.ndarray
+    stress: np.ndarray
+    stress_weight: np.ndarray
+    n_atoms: np.ndarray
+    volume: np.ndarray
+    member_weight: np.ndarray
+
+
+class Predicted(NamedTuple):
+    """Outputs of all members.
+
+    Attributes
+    ----------
+    energy
+        In eV, shape (M, B).
+    forces
+        In eV/Å, shape (M, N, 3).
+    stress
+        In eV/Å³, shape (M, B, 6).
+    variance_energy, variance_forces
+        σ² in eV², shape (M, B), and of a force component in eV²/Å², shape (M, N); None without such outputs.
+    """
+
+    energy: Array
+    forces: Array
+    stress: Array
+    variance_energy: Array | None
+    variance_forces: Array | None
+
+
+def predict(
+    config: ModelConfig, slots: tuple[int, ...], params: Params, batch: Batch, with_stress: bool
+) -> Predicted:
+    """Energies, forces and stresses of the networks (pair term and energy reference not included)."""
+    outputs, gradient = _outputs_and_gradient(config, params, batch)
+    pair_gradient = _pair_gradient(slots, gradient, batch)
+    n_frames = len(batch.energy)
+
+    def per_frame(values: Array) -> Array:
+        return jax.ops.segment_sum(values, batch.frame, n_frames, indices_are_sorted=True)
+
+    stress = jnp.zeros((config.n_members, n_frames, 6), outputs.dtype)
+    if with_stress:
+        virials = per_frame(_virials(pair_gradient, jnp.asarray(batch.vectors)))
+        stress = virials.transpose(2, 0, 1) / batch.volume[:, None]
+    variances = _variances(config, params, batch) if config.is_heteroscedastic else None
+    return Predicted(
+        jax.vmap(per_frame)(outputs[..., 0]),
+        _forces(pair_gradient, jnp.asarray(batch.reverse)),
+        stress,
+        None if variances is None else jax.vmap(per_frame)(variances[..., 0]),
+        None if variances is None else variances[..., 1],
+    )
+
+
+def _variances(config: ModelConfig, params: Params, batch: Batch) -> Array:
+    """σ²_E and σ²_F of every atom, (M, N, 2), as functions of their own layers alone.
+
+    What leads to the energy does not learn for them: else the network spends on its noise, and forces become
+    worse ("faithful" regression, Stirn et al., arXiv:2212.09184).
+    """
+    own = {
+        name: leaf if is_variance(name) else jax.lax.stop_gradient(leaf)
+        for name, leaf in flatten(params).items()
+    }
+    features = power_spectrum(config.descriptor, jnp.asarray(batch.density))
+    return network_outputs(config, unflatten(own), features, batch.types)[..., 1:]
+
+
+def _outputs_and_gradient(config: ModelConfig, params: Params, batch: Batch) -> tuple[Array, Array]:
+    """Network outputs (M, N, outputs) and the derivative of energies by the density, (M, N, elements, C)."""
+
+    def summed(features: Array) -> tuple[Array, Array]:
+        outputs = network_outputs(config, params, features, batch.types)
+        return outputs[..., 0].sum(), outputs
+
+    density = jnp.asarray(batch.density)
+    features = power_spectrum(config.descriptor, density)
+    shape = (config.n_members, *features.shape)
+    gradient, outputs = jax.grad(summed, has_aux=True)(jnp.broadcast_to(features, shape))
+    return outputs, pull_back_spectrum(config.descriptor, density, gradient)
+
+
+def _pair_gradient(slots: tuple[int, ...], gradient: Array, batch: Batch) -> Array:
+    """dE_i/dr_ij for every slot, shape (N, S, 3, M)."""
+    n_atoms, n_slots, _, n_channels = batch.slopes.shape
+    by_atom = gradient.swapaxes(0, 1)
+    starts = np.cumsum((0, *slots))
+    parts = []
+    for element, count in enumerate(slots):
+        slopes = batch.slopes[:, starts[element] : starts[element] + count]
+        flat = slopes.reshape(n_atoms, 3 * count, n_channels)
+        parts.append(jnp.einsum("nsc,nmc->nsm", flat, by_atom[:, :, element]))
+    return jnp.concatenate(parts, axis=1).reshape(n_atoms, n_slots, 3, -1)
+
+
+def _forces(pair_gradient: Array, reverse: Array) -> Array:
+    """F_i = Σ_j g_ij - g_ji, shape (M, N, 3)."""
+    n_atoms, n_slots, _, n_members = pair_gradient.shape
+    rows = pair_gradient.reshape(n_atoms * n_slots, 3 * n_members)
+    antisymmetric = rows - permute(rows, reverse.reshape(-1))
+    return antisymmetric.reshape(n_atoms, n_slots, 3, n_members).sum(axis=1).transpose(2, 0, 1)
+
+
+@jax.custom_vjp
+def permute(rows: Array, involution: Array) -> Array:
+    """rows[involution]; backwards the same gather again instead of a scatter, as it is its own inverse."""
+    return rows[involution]
+
+
+def _permute_forward(rows: Array, involution: Array) -> tuple[Array, Array]:
+    return rows[involution], involution
+
+
+def _permute_backward(involution: Array, cotangent: Array) -> tuple[Array, None]:
+    return cotangent[involution], None
+
+
+permute.defvjp(_permute_forward, _permute_backward)
+
+
+def _virials(pair_gradient: Array, vectors: Array) -> Array:
+    """Σ_j r_ij ⊗ g_ij, symmetrised, in Voigt order: shape (N, 6, M)."""
+    tensor = jnp.einsum("nsx,nsym->nxym", vectors, pair_gradient)
+    symmetric = (tensor + tensor.swapaxes(1, 2)) / 2
+    return symmetric[:, (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]

@@ -1,0 +1,157 @@
+"""``train``: from data files to a model file, in one call."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from neuralil_ase.errors import DataError
+from neuralil_ase.evaluation.dataset import (
+    Frame,
+    Keys,
+    drop_absurd,
+    frames_from_atoms,
+    read_frames,
+    split,
+)
+from neuralil_ase.evaluation.metrics import Card
+from neuralil_ase.model.potential import Potential
+from neuralil_ase.training.finish import finish
+from neuralil_ase.training.fit import History, Trainer, fit
+from neuralil_ase.training.recorder import Recorder
+from neuralil_ase.training.settings import TrainingSettings
+from neuralil_ase.training.start import settings_from, start_of
+from neuralil_ase.training.task import prepare
+
+logger = logging.getLogger(__name__)
+Data = Sequence[str | Path] | Sequence[Atoms] | str | Path
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run leaves.
+
+    Attributes
+    ----------
+    potential
+        The best potential: of the lowest validation loss, or the last without validation.
+    history
+        One record per epoch.
+    reason
+        Why it ended: "finished", "time limit" or "interrupted".
+    train, validation
+        The frames on either side of the split.
+    accuracy
+        The cards of the data sets "train" and "validation", see ``metrics.accuracy``; empty without a report.
+    """
+
+    potential: Potential
+    history: History
+    reason: str
+    train: list[Frame]
+    validation: list[Frame]
+    accuracy: dict[str, Card] = field(default_factory=dict)
+
+
+def train(
+    data: Data,
+    output: str | Path | None = None,
+    *,
+    settings: TrainingSettings | None = None,
+    start_from: str | Path | Potential | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    report: bool = True,
+    **options: Any,
+) -> TrainingResult:
+    """Train an ensemble on labelled structures.
+
+    Parameters
+    ----------
+    data
+        One or several files that ASE reads, or a list of ``Atoms`` with calculator results.
+    output
+        Model file to write. Beside it appear ``<output>.checkpoint``, ``<output>.log`` (a line of JSON per epoch) and
+        the folder ``<output>.report`` of pictures. Without it nothing is written.
+    settings
+        All options; the defaults train well.
+    start_from
+        Model file, or potential, to go on from: with new frames added to its data, or from a cheap method to a dear
+        one. The run begins with its predictions and keeps its architecture and repulsion radii; settings of the
+        architecture are then taken from it. The energy reference is kept, too, unless the data count energies from
+        another zero. Learning rate and schedule begin anew. Hold back the same frames as
+        before (``split_by``, ``validation_files``): on frames that the old run has learnt, errors and error bars
+        come out too small.
+    resume
+        Go on from the checkpoint beside ``output``, if there is one, exactly as if never interrupted.
+    progress
+        Show a progress bar on the standard error.
+    report
+        At the end, evaluate training and validation frames, calibrate the spreads on the validation frames, store both
+        in the model and draw pictures.
+    **options
+        Single options, on top of ``settings``; see :class:`TrainingSettings`.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be read or lack what is needed, or hold elements that ``start_from`` lacks.
+    ConfigError
+        If an option is unknown or wrong, or asks for another architecture than ``start_from`` has.
+    TrainingError
+        If the loss is no longer finite (the last good model has then been written), or a run cannot be resumed
+        because data, settings or ``start_from`` have changed.
+    ModelFileError
+        If a file cannot be written, or ``start_from`` cannot be read.
+    """
+    chosen = (settings or TrainingSettings()).updated(options)
+    start = None if start_from is None else start_of(start_from, output)
+    if start is not None:
+        chosen = settings_from(start, chosen, options)
+    train_frames, validation_frames = load_data(data, chosen)
+    trainer = Trainer(prepare(chosen, train_frames, validation_frames, start, progress))
+    with Recorder(trainer, output, progress) as recorder:
+        run = fit(trainer, recorder.resumed() if resume else recorder.started(), recorder)
+    result = TrainingResult(
+        recorder.potential(run), run.history, recorder.reason, train_frames, validation_frames
+    )
+    return _with_report(result, output) if report else result
+
+
+def _with_report(result: TrainingResult, output: str | Path | None) -> TrainingResult:
+    """Evaluated and calibrated; as it is if the user loses patience, as the model is on disk already."""
+    try:
+        potential, accuracy = finish(
+            result.potential, result.train, result.validation, output, result.history
+        )
+    except KeyboardInterrupt:
+        logger.warning("interrupted; the model is neither evaluated nor calibrated")
+        return replace(result, reason="interrupted")
+    return replace(result, potential=potential, accuracy=accuracy)
+
+
+def load_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
+    """Training and validation frames, checked."""
+    keys = Keys(settings.energy_key, settings.forces_key, settings.stress_key)
+    items: list[Any] = [data] if isinstance(data, str | Path) else list(data)
+    if items and all(isinstance(item, Atoms) for item in items):
+        frames = frames_from_atoms(items, keys, settings.split_by)
+    else:
+        frames = read_frames(items, keys, settings.split_by)
+    frames = drop_absurd(frames, settings.max_force)
+    if settings.validation_files:
+        validation = read_frames(settings.validation_files, keys, None)
+        training = frames
+    else:
+        training, validation = split(frames, settings.validation_fraction, settings.seed)
+    if 0 < settings.max_frames < len(training):
+        rng = np.random.default_rng((settings.seed, 3))
+        picked = np.sort(rng.permutation(len(training))[: settings.max_frames])
+        training = [training[k] for k in picked]
+    if not training:
+        raise DataError("no frames are left to train on")
+    return training, validation

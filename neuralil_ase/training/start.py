@@ -1,0 +1,200 @@
+"""Training that goes on from a potential: which one it is, what it fixes, what it cannot learn."""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuralil_ase.errors import ConfigError, DataError
+from neuralil_ase.evaluation.dataset import Frame, types_of
+from neuralil_ase.evaluation.evaluate import predict_frames
+from neuralil_ase.files.model_file import load_potential
+from neuralil_ase.model.potential import Params, Potential, cast_params, flatten
+from neuralil_ase.training.labels import energy_reference
+from neuralil_ase.training.settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
+OTHER_ZERO = 0.05
+"""Smallest shift, in eV/atom, that is taken for another zero of energy; less is for the network to learn."""
+LEFT_BY_SHIFT = 0.1
+"""And the largest part of the energy errors (root mean square) that may then be left."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The potential that a run begins with.
+
+    Its architecture and repulsion radii stay as they are, and so does its energy reference unless the data count
+    energies from another zero (:func:`reference_for`); its parameters are the first ones of the run, which therefore
+    begins with exactly its forces (to float32 rounding).
+
+    Attributes
+    ----------
+    potential
+        The potential, normalisation folded into its layers as in every model file.
+    name
+        Of the file, without its folder.
+    """
+
+    potential: Potential
+    name: str
+
+    @property
+    def params(self) -> Params:
+        """Parameters in the precision of training."""
+        return cast_params(self.potential.params, np.float32)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of all that the predictions depend on: architecture, parameters, energy reference."""
+        digest = hashlib.sha256(repr(self.potential.config).encode())
+        arrays = flatten(self.potential.params)
+        for name in sorted(arrays):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+        digest.update(np.asarray(self.potential.energy_reference, np.float64).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What the model file says about it."""
+        return {"file": self.name, "sha256": self.sha256}
+
+
+def start_of(model: str | Path | Potential, output: str | Path | None = None) -> Start:
+    """A model file or a potential in memory as the start of a run that writes to ``output``.
+
+    Raises
+    ------
+    ModelFileError
+        If the file cannot be read.
+    ConfigError
+        If it has a trained pair term, as some published potentials have, or is the file to be written.
+    """
+    if isinstance(model, Potential):
+        start = Start(model, "a potential in memory")
+    elif output is not None and Path(model).resolve() == Path(output).resolve():
+        raise ConfigError(
+            f"training that goes on from {model} must not overwrite it: a run that is cut short could not be resumed. "
+            "Give the new model another name"
+        )
+    else:
+        start = Start(load_potential(model), Path(model).name)
+    pair_term = start.potential.config.pair_term
+    if pair_term not in ("zbl", "none"):
+        raise ConfigError(
+            f"training cannot go on from {start.name}: its pair term {pair_term!r} came with a published file and "
+            "is not trained here. Start from a model with pair term 'zbl' or 'none', or train a new one"
+        )
+    return start
+
+
+def settings_from(
+    start: Start, settings: TrainingSettings, given: Mapping[str, Any]
+) -> TrainingSettings:
+    """The settings with the architecture of the start.
+
+    Parameters
+    ----------
+    start
+        The potential to go on from.
+    settings
+        All settings. Those that differ from the defaults count as given, too.
+    given
+        Options that were named explicitly; only their names matter.
+
+    Raises
+    ------
+    ConfigError
+        Naming the options that ask for another architecture or energy reference.
+    """
+    fixed, defaults = _fixed_by(start.potential), TrainingSettings()
+    wrong = [
+        f"{name} (model: {value}, asked for: {getattr(settings, name)})"
+        for name, value in fixed.items()
+        if name in given or getattr(settings, name) != getattr(defaults, name)
+        if getattr(settings, name) != value
+    ]
+    if wrong:
+        raise ConfigError(
+            f"training that goes on from {start.name} keeps its architecture and energy reference, but the options "
+            f"contradict them: {'; '.join(wrong)}. Leave these options out, or train a new model without start_from"
+        )
+    del fixed["isolated_atoms"]  # kept as the energy reference, whatever it was made from
+    return replace(settings, **fixed)
+
+
+def check_elements(start: Start, frames: Sequence[Frame]) -> None:
+    """All elements in the data must be known to the start.
+
+    Raises
+    ------
+    DataError
+        Naming the first frame with another element.
+    """
+    known = set(start.potential.elements)
+    for frame in frames:
+        unknown = sorted(set(frame.symbols.tolist()) - known)
+        if unknown:
+            raise DataError(
+                f"{frame.source} holds {', '.join(unknown)}, but {start.name}, which training is to go on from, knows "
+                f"only {', '.join(start.potential.elements)}. Leave such frames out, or train a new model on all data"
+            )
+
+
+def reference_for(start: Start, frames: Sequence[Frame]) -> np.ndarray:
+    """Energy of every element in eV: that of the start, moved if these frames count energies from another zero.
+
+    Another code, functional or pseudopotential shifts all energies by a constant per element, which the networks should
+    not have to learn. The shift is the least-squares fit to the energies per atom that the start misses. It is made
+    where it is large and explains nearly all of them; errors of the potential itself are not of that kind.
+    """
+    reference, elements = start.potential.energy_reference, start.potential.elements
+    known = [frame for frame in frames if frame.energy is not None]
+    if not known:
+        return reference
+    predictions = predict_frames(start.potential, known, "off")
+    missed = [
+        replace(frame, energy=frame.energy - prediction.energy)  # type: ignore[operator]  # all known have one
+        for frame, prediction in zip(known, predictions, strict=True)
+    ]
+    shift = energy_reference(missed, elements)
+    sizes = np.array([len(frame.symbols) for frame in missed])
+    errors = np.array([frame.energy for frame in missed]) / sizes
+    moved = np.array([shift[types_of(frame, elements)].sum() for frame in missed]) / sizes
+    left, before = (np.sqrt(np.mean(x**2)) for x in (errors - moved, errors))
+    if abs(np.median(errors)) < OTHER_ZERO or left > LEFT_BY_SHIFT * before:
+        return reference
+    logger.warning(
+        "the energies of the data lie %+.4g eV/atom from those of %s, alike in all frames of a composition: they count "
+        "from another zero, and the energy reference is moved there",
+        np.median(errors),
+        start.name,
+    )
+    return reference + shift
+
+
+def _fixed_by(potential: Potential) -> dict[str, Any]:
+    """Settings that the potential answers, by name."""
+    config = potential.config
+    descriptor, network = config.descriptor, config.network
+    reference = zip(potential.elements, potential.energy_reference.tolist(), strict=True)
+    return {
+        "network": network.kind,
+        "widths": network.widths,
+        "head_widths": network.head_widths,
+        "activation": network.activation,
+        "embed_d": network.embed_d,
+        "shared_layers": network.shared_layers,
+        "n_max": descriptor.n_max,
+        "r_cut": descriptor.r_cut,
+        "cross_terms": descriptor.cross_terms,
+        "members": config.n_members,
+        "pair_term": config.pair_term,
+        "isolated_atoms": dict(reference),
+    }
