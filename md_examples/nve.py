@@ -36,7 +36,9 @@ dyn.run(STEPS)
 time, energy, temperature = np.array(rows).T
 shift = 1000 * (energy - energy[0]) / len(atoms)
 drift = 1000 * np.polyfit(time, shift, 1)[0]
-print(f"total energy: {shift.std():.4f} meV/atom rms around its mean, drift {drift:.4f} meV/atom/ps")
+print(
+    f"total energy: {shift.std():.4f} meV/atom rms around its mean, drift {drift:.4f} meV/atom/ps"
+)
 print(f"temperature: {temperature.mean():.0f} K on average")
 
 figure = Figure(figsize=(5, 3), layout="constrained")

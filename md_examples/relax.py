@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ase.filters import FrechetCellFilter
 from ase.io import read, write
-from ase.optimize import BFGS, FIRE
+from ase.optimize import FIRE, LBFGS
 
 from neuralil_ase import NeuralILCalculator
 from neuralil_ase.monitor import annotate
@@ -21,7 +21,7 @@ atoms = read(Path(__file__).parent / "ean_start.extxyz")
 atoms.calc = NeuralILCalculator(dtype="float64")  # forces get small: keep rounding errors smaller
 
 FIRE(atoms, dt=0.05, dtmax=0.2).run(fmax=0.1, steps=STEPS)
-BFGS(FrechetCellFilter(atoms), maxstep=0.1).run(fmax=0.05, steps=STEPS)
+LBFGS(FrechetCellFilter(atoms), maxstep=0.1).run(fmax=0.05, steps=STEPS)
 
 found = atoms.calc.prediction(atoms, uncertainty="forces")
 print(f"energy {found.energy:.4f} eV, spread over members {found.energy_std:.4f} eV")

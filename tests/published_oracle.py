@@ -1,127 +1,426 @@
-"""A published committee with the softplus Morse term in plain NumPy, from the formulas alone.
+"""The five published models in plain NumPy and SciPy, from the formulas alone; nothing of the package is used.
 
-Nothing of the package is used: the power spectrum is the double sum over neighbours with Legendre
-polynomials, the radial functions come from their definition with spherical Bessel functions.
+The power spectrum is the double sum over neighbours with Legendre polynomials, the radial functions come from their
+definition with spherical Bessel functions, and forces are complex-step derivatives, exact to rounding. Where the
+original's own results lie beside the repository, tests/test_parity.py compares these formulas with them.
+
+    python tests/published_oracle.py
+
+writes tests/data/parity.npz: structures and parameters drawn here, and what these formulas make of them. A clone
+without the original's results has this file to compare with.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import eval_legendre, expit, spherical_jn
+from scipy.special import spherical_jn
 
 Tree = dict[str, Any]
+FILE = Path(__file__).parent / "data" / "parity.npz"
+STEP = 1e-30  # imaginary displacement in Å
+KINDS = {  # model_name, model_version; what NEURALIL's papers call single, committee and deep ensemble
+    "single": ("NeuralIL+Morse", "0.4"),
+    "slab": ("NNFF1", "0.3"),
+    "committee_morse": ("PlainEnsemble", "0.1"),
+    "committee": ("PlainEnsemble", "0.2"),
+    "deep": ("DeepEnsemble", "0.2"),
+}
 
 
-def energies(params: Tree, positions: np.ndarray, types: np.ndarray, n_max: int, r_cut: float):
-    """Energies in eV of all members for a cluster; ``params`` as published, below "neuralil"."""
-    features = power_spectrum(positions, types, len(params["embed"]["embedding"][0]), n_max, r_cut)
-    members = len(params["embed"]["embedding"])
-    return np.array(
-        [
-            _member_energy(_member(params, k), features, positions, types, r_cut)
-            for k in range(members)
-        ]
-    )
+# ---- descriptor ----
+
+
+def environments(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_cut: float
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each atom, neighbours' indices and the vectors to them in Å, by trying all images nearby."""
+    heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0) if pbc.any() else np.ones(3)
+    reach = np.ceil(r_cut / heights + 1) * pbc  # atoms may lie one cell outside
+    ranges = [np.arange(-n, n + 1) for n in reach.astype(int)]
+    shifts = np.stack(np.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, 3) @ cell
+    found = []
+    for i, center in enumerate(positions):
+        vectors = positions[None] + shifts[:, None] - center  # (images, N, 3)
+        square = np.sum(vectors**2, axis=-1).real
+        near = square < r_cut**2
+        near[~shifts.any(axis=1), i] = False
+        found.append((np.nonzero(near)[1], vectors[near]))
+    return found
 
 
 def power_spectrum(
-    positions: np.ndarray, types: np.ndarray, n_elements: int, n_max: int, r_cut: float
+    found: list[tuple[np.ndarray, np.ndarray]],
+    types: np.ndarray,
+    n_elements: int,
+    n_max: int,
+    r_cut: float,
 ) -> np.ndarray:
-    """Σ_{j∈a} Σ_{k∈b} (2l+1)/(4π) P_l(cos θ_jk) g_nl(r_j) g_nl(r_k), element pairs outermost."""
+    """Σ_{j∈a} Σ_{k∈b} (2l+1)/(4π) P_l(cos θ_jk) g_nl(r_j) g_nl(r_k), (N, pairs of elements, channels)."""
+    tables = [radial_tables(order, n_max, r_cut) for order in range(n_max + 1)]
+    first, second = np.triu_indices(n_elements)
     rows = []
-    for i, center in enumerate(positions):
-        others = np.delete(positions, i, axis=0) - center
-        distance = np.linalg.norm(others, axis=1)
-        near = distance < r_cut
-        kinds, r = np.delete(types, i)[near], distance[near]
-        unit = others[near] / r[:, None]
-        cosines = np.clip(unit @ unit.T, -1, 1)
+    for indices, vectors in found:
+        r = np.sqrt(np.sum(vectors**2, axis=1))
+        unit = vectors / r[:, None]
+        cosines = unit @ unit.T
+        belongs = types[indices] == np.arange(n_elements)[:, None]
         row = []
-        for a, b in zip(*np.triu_indices(n_elements), strict=True):
-            for order in range(n_max + 1):
-                angular = (2 * order + 1) / (4 * np.pi) * eval_legendre(order, cosines)
-                for g in radial(r, order, n_max, r_cut):
-                    row.append((g * (kinds == a)) @ angular @ (g * (kinds == b)))
-        rows.append(row)
+        for order, table in enumerate(tables):
+            legendre = np.polynomial.legendre.legval(cosines, np.eye(n_max + 1)[order])
+            angular = (2 * order + 1) / (4 * np.pi) * legendre
+            g = np.array(radial(r, order, table, r_cut))  # (n, neighbours)
+            sums = g * belongs[:, None]  # (elements, n, neighbours)
+            row.append(np.einsum("anj,jk,bnk->abn", sums, angular, sums)[first, second])
+        rows.append(np.concatenate(row, axis=1))
     return np.array(rows)
 
 
-def radial(r: np.ndarray, order: int, n_max: int, r_cut: float) -> list[np.ndarray]:
-    u = _zeros(order, n_max - order + 2)
+def radial_tables(order: int, n_max: int, r_cut: float) -> list[tuple[float, ...]]:
+    """Of each n: u_n, u_{n+1}, both factors of f_nl, and d_n and e_n of the orthogonalisation."""
+    u = zeros(order, n_max - order + 2)
     j_next = spherical_jn(order + 1, u)
-    f = []
+    tables, d = [], 1.0
     for n in range(n_max - order + 1):
         norm = np.sqrt(2 / (u[n] ** 2 + u[n + 1] ** 2) / r_cut**3)
-        first = u[n + 1] / j_next[n] * spherical_jn(order, u[n] * r / r_cut)
-        second = u[n] / j_next[n + 1] * spherical_jn(order, u[n + 1] * r / r_cut)
-        f.append(norm * (first - second))
-    g, d = [f[0]], 1.0
-    for k in range(1, len(f)):
-        e = u[k - 1] ** 2 * u[k + 1] ** 2
-        e /= (u[k - 1] ** 2 + u[k] ** 2) * (u[k] ** 2 + u[k + 1] ** 2)
-        d, previous = 1 - e / d, d
-        g.append((f[k] + np.sqrt(e / previous) * g[-1]) / np.sqrt(d))
+        mixing = 0.0
+        if n:
+            e = u[n - 1] ** 2 * u[n + 1] ** 2
+            e /= (u[n - 1] ** 2 + u[n] ** 2) * (u[n] ** 2 + u[n + 1] ** 2)
+            mixing, d = np.sqrt(e / d), 1 - e / d
+        tables.append(
+            (u[n], u[n + 1], norm * u[n + 1] / j_next[n], norm * u[n] / j_next[n + 1], mixing, d)
+        )
+    return tables
+
+
+def radial(
+    r: np.ndarray, order: int, tables: list[tuple[float, ...]], r_cut: float
+) -> list[np.ndarray]:
+    """g_nl(r), orthonormal on [0, r_cut] with weight r²."""
+    g: list[np.ndarray] = []
+    for u, u_next, first, second, mixing, d in tables:
+        f = first * bessel(order, u * r / r_cut) - second * bessel(order, u_next * r / r_cut)
+        g.append((f + mixing * g[-1]) / np.sqrt(d) if g else f)
     return g
 
 
-def _zeros(order: int, count: int) -> np.ndarray:
+def bessel(order: int, x: np.ndarray) -> np.ndarray:
+    """j_l(x); for tiny imaginary parts its first two Taylor terms, which are exact to rounding."""
+    value = spherical_jn(order, x.real)
+    if not np.iscomplexobj(x):
+        return value
+    return value + 1j * x.imag * spherical_jn(order, x.real, derivative=True)
+
+
+def zeros(order: int, count: int) -> np.ndarray:
+    """The first positive zeros of the spherical Bessel function."""
     grid = np.arange(0.5 + order, 60, 0.1)
     values = spherical_jn(order, grid)
     places = np.flatnonzero(values[:-1] * values[1:] < 0)[:count]
-    find = lambda k: brentq(lambda x: spherical_jn(order, x), grid[k], grid[k + 1], xtol=1e-15)  # noqa: E731
-    return np.array([find(k) for k in places])
+    found = [
+        brentq(lambda x: spherical_jn(order, x), grid[k], grid[k + 1], xtol=1e-15) for k in places
+    ]
+    return np.array(found)
 
 
-def _member(tree: Tree, k: int) -> Tree:
+# ---- networks ----
+
+
+def swish(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def softplus(x: np.ndarray) -> np.ndarray:
+    return np.log(1 + np.exp(x))
+
+
+def dense(p: Tree, x: np.ndarray) -> np.ndarray:
+    return x @ p["kernel"] + p.get("bias", 0)
+
+
+def norm(p: Tree, x: np.ndarray) -> np.ndarray:
+    mean = x.mean(axis=1, keepdims=True)
+    variance = (x**2).mean(axis=1, keepdims=True) - mean**2
+    return (x - mean) / np.sqrt(variance + 1e-6) * p["scale"] + p["bias"]
+
+
+def core(p: Tree, x: np.ndarray) -> np.ndarray:
+    """Inlet, stages with layer normalisation, outlet; or Dense_0, Dense_1, … in their place."""
+    if "Inlet" not in p:
+        names = sorted((name for name in p if name.startswith("Dense")), key=lambda n: int(n[6:]))
+    else:
+        stages = sorted((name for name in p if name.startswith("Stage")), key=lambda n: int(n[6:]))
+        names = ["Inlet", *stages, "Outlet"]
+    x = swish(dense(p[names[0]], x))
+    for k, name in enumerate(names[1:-1]):
+        x = swish(norm(p[f"LayerNorm_{k}"], dense(p[name], x)))
+    return swish(dense(p[names[-1]], x))
+
+
+def residual(p: Tree, x: np.ndarray) -> np.ndarray:
+    """A chain of residual blocks."""
+    for name in sorted(p):
+        block = p[name]
+        h = swish(norm(block["LayerNorm_0"], dense(block["Dense_0"], x)))
+        h = swish(norm(block["LayerNorm_1"], dense(block["Dense_1"], h)))
+        h, s = dense(block["Dense_2"], h), dense(block["Dense_3"], x)
+        if h.shape[1] > 1:
+            h, s = norm(block["LayerNorm_2"], h), norm(block["LayerNorm_3"], s)
+        x = swish(h + s)
+    return x
+
+
+def network(p: Tree, x: np.ndarray) -> np.ndarray:
+    """Atomic energies, and for deep ensembles σ²_E and σ²_F: (N, 1 or 3)."""
+    if "feature_extractor" in p:
+        features = residual(p["feature_extractor"], x)
+        found = [
+            dense(p[f"{head}_denormalizer"], residual(p[f"{head}_head"], features))
+            for head in ("energy", "sigma2e", "sigma2f")
+        ]
+        return np.concatenate([found[0], softplus(found[1]), softplus(found[2])], axis=1)
+    body = core if "LayerNorm_0" in p["core_model"] else residual
+    return dense(p["denormalizer"], body(p["core_model"], x))
+
+
+# ---- pair terms ----
+
+
+def morse(
+    p: Tree,
+    found: list[tuple[np.ndarray, np.ndarray]],
+    types: np.ndarray,
+    r_cut: float,
+    repulsive: bool,
+) -> np.ndarray:
+    """Atomic energies of the Morse term, eV, (N,)."""
+    values = p["embed"]["embedding"][types]
+    a, b, d = (0.01 + values**2 if repulsive else softplus(values)).T
+    start = (1 + 1 / (1 + np.exp(-p["switch_param"].item()))) / 2 * r_cut
+    energies = []
+    for i, (j, vectors) in enumerate(found):
+        square = np.sum(vectors**2, axis=1)
+        r = np.sqrt(square)
+        shift = np.log(a[i] * d[i] / (a[j] * d[j])) / 4 + (a[i] * b[i] - a[j] * b[j]) / 2
+        distance = (a[j] * r + shift) / (a[i] + a[j])
+        if repulsive:
+            phi = d[i] * np.exp(-2 * a[i] * (2 * distance - b[i]))
+        else:
+            x = np.exp(-a[i] * (distance - b[i]))
+            phi = d[i] * x * (x - 2)
+        t = (square - start**2) / (r_cut**2 - start**2)
+        rising, falling = step(t), step(1 - t)
+        energies.append(0.5 * np.sum((1 - rising / (rising + falling)) * phi))
+    return np.array(energies)
+
+
+def step(t: np.ndarray) -> np.ndarray:
+    """exp(-1/t) for t > 0, else 0."""
+    inside = t.real > 0
+    return np.where(inside, np.exp(-1 / np.where(inside, t, 1)), 0)
+
+
+# ---- everything ----
+
+
+def member(tree: Tree, k: int) -> Tree:
+    """Parameters of one member of an ensemble, in float64."""
     return {
-        key: _member(value, k) if isinstance(value, dict) else np.asarray(value[k], float)
+        key: member(value, k) if isinstance(value, dict) else np.asarray(value[k], float)
         for key, value in tree.items()
     }
 
 
-def _member_energy(
-    p: Tree, features: np.ndarray, positions: np.ndarray, types: np.ndarray, r_cut: float
-) -> float:
-    x = np.concatenate([features, p["embed"]["embedding"][types]], axis=1)
-    for name in sorted(p["core_model"]):
-        x = _residual(p["core_model"][name], x)
-    network = (x @ p["denormalizer"]["kernel"] + p["denormalizer"]["bias"]).sum()
-    return network + _morse(p["morse"], positions, types, r_cut)
+def outputs(
+    kind: str, members: list[Tree], structure: dict[str, np.ndarray], n_max: int, r_cut: float
+) -> np.ndarray:
+    """All outputs of every member and atom, Morse term included: (M, N, 1 or 3)."""
+    types = structure["types"]
+    found = environments(structure["positions"], structure["cell"], structure["pbc"], r_cut)
+    n_elements = len(members[0]["embed"]["embedding"])
+    features = power_spectrum(found, types, n_elements, n_max, r_cut).reshape(len(types), -1)
+    results = []
+    for p in members:
+        x = np.concatenate([features, p["embed"]["embedding"][types]], axis=1)
+        results.append(network(p, x))
+        if "morse" in p:
+            results[-1][:, 0] += morse(p["morse"], found, types, r_cut, repulsive=kind == "single")
+    return np.array(results)
 
 
-def _residual(p: Tree, x: np.ndarray) -> np.ndarray:
-    def dense(k: int, value: np.ndarray) -> np.ndarray:
-        return value @ p[f"Dense_{k}"]["kernel"] + p[f"Dense_{k}"]["bias"]
-
-    def norm(k: int, value: np.ndarray) -> np.ndarray:
-        if value.shape[1] == 1:
-            return value
-        mean, var = value.mean(axis=1, keepdims=True), value.var(axis=1, keepdims=True)
-        scaled = (value - mean) / np.sqrt(var + 1e-6)
-        return scaled * p[f"LayerNorm_{k}"]["scale"] + p[f"LayerNorm_{k}"]["bias"]
-
-    h = _swish(norm(0, dense(0, x)))
-    h = _swish(norm(1, dense(1, h)))
-    return _swish(norm(2, dense(2, h)) + norm(3, dense(3, x)))
-
-
-def _swish(x: np.ndarray) -> np.ndarray:
-    return x * expit(x)
+def force(
+    kind: str,
+    members: list[Tree],
+    structure: dict[str, np.ndarray],
+    n_max: int,
+    r_cut: float,
+    atom: int,
+    axis: int,
+) -> np.ndarray:
+    """One component of a force in eV/Å, of every member: -Im E(x + ih) / h, (M,)."""
+    moved = structure | {"positions": structure["positions"].astype(complex)}
+    moved["positions"][atom, axis] += 1j * STEP
+    return -outputs(kind, members, moved, n_max, r_cut)[..., 0].sum(axis=1).imag / STEP
 
 
-def _morse(p: Tree, positions: np.ndarray, types: np.ndarray, r_cut: float) -> float:
-    a, b, d = np.logaddexp(0, p["embed"]["embedding"][types]).T
-    start = 0.5 * (1 + expit(p["switch_param"].item())) * r_cut
-    total = 0.0
-    for i in range(len(types)):
-        for j in range(len(types)):
-            r = np.linalg.norm(positions[j] - positions[i])
-            if i == j or r >= r_cut:
-                continue
-            shift = 0.25 * np.log(a[i] * d[i] / (a[j] * d[j])) + (a[i] * b[i] - a[j] * b[j]) / 2
-            x = np.exp(-a[i] * ((a[j] * r + shift) / (a[i] + a[j]) - b[i]))
-            t = (r**2 - start**2) / (r_cut**2 - start**2)
-            rising, falling = (np.exp(-1 / u) if u > 0 else 0.0 for u in (t, 1 - t))
-            total += 0.5 * (1 - rising / (rising + falling)) * d[i] * x * (x - 2)
-    return total
+# ---- the file ----
+
+
+def drawn_parameters(kind: str, rng: np.random.Generator, n_elements: int, n_in: int) -> Tree:
+    """Random parameters in the published layout; ensembles have two members."""
+    lead = () if kind in ("single", "slab") else (2,)
+
+    def array(*shape: int, scale: float = 1.0) -> np.ndarray:
+        return (scale * rng.normal(size=lead + shape)).astype(np.float32)
+
+    def dense(a: int, b: int, has_bias: bool = True) -> Tree:
+        kernel = {"kernel": array(a, b, scale=a**-0.5)}
+        return kernel | ({"bias": array(b, scale=0.1)} if has_bias else {})
+
+    def norm(width: int) -> Tree:
+        return {"scale": 1 + array(width, scale=0.1), "bias": array(width, scale=0.1)}
+
+    def block(n: int, a: int, b: int) -> Tree:
+        norms: Tree = {f"LayerNorm_{k}": norm(a if k < 2 else b) for k in range(4 if b > 1 else 2)}
+        sizes = [(n, a), (a, a), (a, b), (n, b)]
+        return norms | {f"Dense_{k}": dense(*size) for k, size in enumerate(sizes)}
+
+    def chain(n: int, *widths: int) -> Tree:
+        pairs = enumerate(zip(widths, widths[1:], strict=False), start=1)
+        inputs = [n, *widths[1:]]
+        return {f"ResNetDense_{k}_{a}_to_{b}": block(inputs[k - 1], a, b) for k, (a, b) in pairs}
+
+    tree: Tree = {"embed": {"embedding": array(n_elements, 2)}}
+    if kind == "deep":
+        tree["feature_extractor"] = chain(n_in, *WIDTHS[kind])
+        for head in ("energy", "sigma2e", "sigma2f"):
+            tree[f"{head}_head"] = chain(WIDTHS[kind][-1], WIDTHS[kind][-1], 1)
+            tree[f"{head}_denormalizer"] = dense(1, 1, has_bias=head == "energy")
+        return tree
+    if lead:
+        tree["core_model"] = chain(n_in, *WIDTHS[kind], 1)
+    else:
+        sizes = list(zip([n_in, *WIDTHS[kind]], [*WIDTHS[kind], 1], strict=True))
+        names = [f"Dense_{k}" for k in range(len(sizes))]
+        if kind == "single":
+            names = ["Inlet", *(f"Stage_{k}" for k in range(1, len(sizes) - 1)), "Outlet"]
+        biased = [kind == "single" or k in (0, len(sizes) - 1) for k in range(len(sizes))]
+        layers = zip(names, sizes, biased, strict=True)
+        tree["core_model"] = {name: dense(*size, has_bias) for name, size, has_bias in layers}
+        tree["core_model"] |= {
+            f"LayerNorm_{k}": norm(width) for k, width in enumerate(WIDTHS[kind][1:])
+        }
+    tree["denormalizer"] = dense(1, 1)
+    if kind in ("single", "committee_morse"):
+        tree["morse"] = {"embed": {"embedding": array(n_elements, 3)}, "switch_param": array(1, 1)}
+    return tree
+
+
+WIDTHS = {
+    "single": (12, 10, 8),
+    "slab": (12, 10, 8),
+    "committee_morse": (10, 8, 6),
+    "committee": (10, 8, 6),
+    "deep": (10, 8, 6),
+}
+MATTER: dict[str, tuple[list[str], int, float]] = {
+    kind: (["O", "Sr", "Ti"], 5, 5.5)
+    if kind in ("slab", "committee_morse")
+    else (["C", "H", "N", "O"], 4, 3.5)
+    for kind in KINDS
+}
+"""Elements, n_max, r_cut in Å, as published."""
+
+
+def drawn_structures(rng: np.random.Generator, n_elements: int) -> dict[str, np.ndarray]:
+    """Twelve atoms as a cluster, in a small skewed cell, and as a slab of two periodic directions."""
+    grid = np.stack(np.meshgrid(range(3), range(2), range(2), indexing="ij"), -1).reshape(-1, 3)
+    positions = 1.7 * grid + rng.uniform(-0.25, 0.25, (3, 12, 3))
+    skewed = np.array([[5.2, 0.0, 0.0], [0.9, 3.5, 0.0], [-0.6, 0.4, 3.7]])
+    pbc = np.array([[False] * 3, [True] * 3, [True, True, False]])
+    types = np.array([rng.permutation(np.arange(12) % n_elements) for _ in range(3)])
+    cell = np.array([np.zeros((3, 3)), skewed, skewed])
+    return {"positions": positions, "cell": cell, "pbc": pbc, "types": types}
+
+
+def flat(tree: Tree, path: str = "") -> dict[str, np.ndarray]:
+    """Parameters by their slash-separated names."""
+    found: dict[str, np.ndarray] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{path}{key}/") if isinstance(value, dict) else {path + key: value}
+    return found
+
+
+def nested(arrays: dict[str, np.ndarray]) -> Tree:
+    """The opposite of :func:`flat`."""
+    tree: Tree = {}
+    for name, array in arrays.items():
+        *folders, leaf = name.split("/")
+        branch = tree
+        for folder in folders:
+            branch = branch.setdefault(folder, {})
+        branch[leaf] = array
+    return tree
+
+
+def members(kind: str, tree: Tree) -> list[Tree]:
+    """Parameters of all members; a single potential is one."""
+    if kind in ("single", "slab"):
+        tree = nested({name: array[None] for name, array in flat(tree).items()})
+    return [member(tree, k) for k in range(len(tree["embed"]["embedding"]))]
+
+
+def computed(
+    kind: str, tree: Tree, structures: dict[str, np.ndarray], n_max: int, r_cut: float
+) -> dict[str, np.ndarray]:
+    """What the model makes of all structures; names as in the original's files of results."""
+    singles = [
+        {key: array[c] for key, array in structures.items()}
+        for c in range(len(structures["positions"]))
+    ]
+    all_members = members(kind, tree)
+    found = np.array([outputs(kind, all_members, s, n_max, r_cut) for s in singles])
+    forces = [  # (configurations, N, 3, M)
+        [
+            [force(kind, all_members, s, n_max, r_cut, atom, axis) for axis in range(3)]
+            for atom in range(len(s["types"]))
+        ]
+        for s in singles
+    ]
+    descriptors = [
+        power_spectrum(
+            environments(s["positions"], s["cell"], s["pbc"], r_cut),
+            s["types"], len(tree["embed"]["embedding"]), n_max, r_cut,
+        )
+        for s in singles
+    ]  # fmt: skip
+    result = {
+        "atomic_energies_f64": found[..., 0],
+        "energies_f64": found[..., 0].sum(axis=-1),
+        "forces_f64": np.moveaxis(forces, -1, 1),
+        "descriptors_f64": np.array(descriptors),
+    }
+    if kind == "deep":
+        result |= {"sigma2_e_f64": found[..., 1].sum(axis=-1), "sigma2_f_f64": found[..., 2]}
+    return result
+
+
+def main() -> None:
+    content: dict[str, np.ndarray] = {}
+    for seed, kind in enumerate(KINDS):
+        rng = np.random.default_rng(seed)
+        elements, n_max, r_cut = MATTER[kind]
+        n = len(elements)
+        n_in = n * (n + 1) // 2 * (n_max + 1) * (n_max + 2) // 2 + 2
+        tree = drawn_parameters(kind, rng, n, n_in)
+        structures = drawn_structures(rng, n)
+        results = structures | computed(kind, tree, structures, n_max, r_cut)
+        content |= {f"{kind}/{name}": array for name, array in results.items()}
+        content |= {f"{kind}/params/{name}": array for name, array in flat(tree).items()}
+    np.savez_compressed(FILE, **content)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,6 @@ else. Anybody can open the file without this package::
 import json
 import os
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from neuralil_ase import __version__
 from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import ConfigError, ModelFileError
 from neuralil_ase.files.atomic import write_atomically
@@ -113,7 +113,7 @@ def _header(potential: Potential, parameter_count: int) -> str:
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "package_version": _package_version(),
+        "package_version": __version__,
         "config": potential.config.to_dict(),
         "elements": potential.elements,
         "units": UNITS,
@@ -128,13 +128,6 @@ def _header(potential: Potential, parameter_count: int) -> str:
             f"cannot save the potential: its provenance or calibration is not JSON data ({error}); "
             "use plain dictionaries, lists, strings and finite numbers"
         ) from error
-
-
-def _package_version() -> str:
-    try:
-        return version(FORMAT)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _little_endian(array: np.ndarray) -> np.ndarray:
@@ -254,7 +247,7 @@ def _check_version(path: Path, header: Mapping[str, Any]) -> None:
     if found > FORMAT_VERSION:
         what = (
             f"has format version {found}, written by neuralil-ase {header.get('package_version')}; "
-            f"this is {_package_version()}, which reads up to version {FORMAT_VERSION}"
+            f"this is {__version__}, which reads up to version {FORMAT_VERSION}"
         )
         _refuse(path, what, "Upgrade with: pip install --upgrade neuralil-ase")
 

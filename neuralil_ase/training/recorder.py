@@ -3,13 +3,13 @@
 import json
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
+from neuralil_ase import __version__
 from neuralil_ase.errors import ModelFileError
 from neuralil_ase.files.atomic import write_atomically
 from neuralil_ase.files.model_file import save_potential
@@ -102,7 +102,7 @@ class Recorder:
         """The best potential so far, with its provenance."""
         task = self.trainer.task
         provenance = {
-            "program": f"neuralil-ase {version('neuralil-ase')}",
+            "program": f"neuralil-ase {__version__}",
             "settings": self._settings(),
             "training_frames": len(task.train),
             "validation_frames": len(task.validation),
