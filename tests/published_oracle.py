@@ -10,6 +10,8 @@ writes tests/data/parity.npz: structures and parameters drawn here, and what the
 without the original's results has this file to compare with.
 """
 
+import itertools
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,52 +60,42 @@ def power_spectrum(
     r_cut: float,
 ) -> np.ndarray:
     """Σ_{j∈a} Σ_{k∈b} (2l+1)/(4π) P_l(cos θ_jk) g_nl(r_j) g_nl(r_k), (N, pairs of elements, channels)."""
-    tables = [radial_tables(order, n_max, r_cut) for order in range(n_max + 1)]
     first, second = np.triu_indices(n_elements)
+    lengths = [np.sqrt(np.sum(vectors**2, axis=1)) for _, vectors in found]
+    r = np.concatenate(lengths)
+    ends = np.cumsum([len(part) for part in lengths])[:-1]
+    splits = [np.split(radial(r, order, n_max, r_cut), ends, axis=1) for order in range(n_max + 1)]
     rows = []
-    for indices, vectors in found:
-        r = np.sqrt(np.sum(vectors**2, axis=1))
-        unit = vectors / r[:, None]
+    for i, (indices, vectors) in enumerate(found):
+        unit = vectors / lengths[i][:, None]
         cosines = unit @ unit.T
         belongs = types[indices] == np.arange(n_elements)[:, None]
         row = []
-        for order, table in enumerate(tables):
+        for order, g in enumerate(splits):
             legendre = np.polynomial.legendre.legval(cosines, np.eye(n_max + 1)[order])
             angular = (2 * order + 1) / (4 * np.pi) * legendre
-            g = np.array(radial(r, order, table, r_cut))  # (n, neighbours)
-            sums = g * belongs[:, None]  # (elements, n, neighbours)
-            row.append(np.einsum("anj,jk,bnk->abn", sums, angular, sums)[first, second])
+            sums = g[i] * belongs[:, None]  # (elements, n, neighbours)
+            row.append(np.sum((sums @ angular)[first] * sums[second], axis=-1))
         rows.append(np.concatenate(row, axis=1))
     return np.array(rows)
 
 
-def radial_tables(order: int, n_max: int, r_cut: float) -> list[tuple[float, ...]]:
-    """Of each n: u_n, u_{n+1}, both factors of f_nl, and d_n and e_n of the orthogonalisation."""
+def radial(r: np.ndarray, order: int, n_max: int, r_cut: float) -> np.ndarray:
+    """g_nl(r) for n = 0 … n_max - l, orthonormal on [0, r_cut] with weight r²: (n, len(r))."""
     u = zeros(order, n_max - order + 2)
+    j = bessel(order, u[:, None] * r / r_cut)
     j_next = spherical_jn(order + 1, u)
-    tables, d = [], 1.0
+    g: list[np.ndarray] = []
+    d = 1.0
     for n in range(n_max - order + 1):
         norm = np.sqrt(2 / (u[n] ** 2 + u[n + 1] ** 2) / r_cut**3)
-        mixing = 0.0
+        f = norm * (u[n + 1] / j_next[n] * j[n] - u[n] / j_next[n + 1] * j[n + 1])
         if n:
             e = u[n - 1] ** 2 * u[n + 1] ** 2
             e /= (u[n - 1] ** 2 + u[n] ** 2) * (u[n] ** 2 + u[n + 1] ** 2)
-            mixing, d = np.sqrt(e / d), 1 - e / d
-        tables.append(
-            (u[n], u[n + 1], norm * u[n + 1] / j_next[n], norm * u[n] / j_next[n + 1], mixing, d)
-        )
-    return tables
-
-
-def radial(
-    r: np.ndarray, order: int, tables: list[tuple[float, ...]], r_cut: float
-) -> list[np.ndarray]:
-    """g_nl(r), orthonormal on [0, r_cut] with weight r²."""
-    g: list[np.ndarray] = []
-    for u, u_next, first, second, mixing, d in tables:
-        f = first * bessel(order, u * r / r_cut) - second * bessel(order, u_next * r / r_cut)
-        g.append((f + mixing * g[-1]) / np.sqrt(d) if g else f)
-    return g
+            f, d = f + np.sqrt(e / d) * g[-1], 1 - e / d
+        g.append(f / np.sqrt(d))
+    return np.array(g)
 
 
 def bessel(order: int, x: np.ndarray) -> np.ndarray:
@@ -114,6 +106,7 @@ def bessel(order: int, x: np.ndarray) -> np.ndarray:
     return value + 1j * x.imag * spherical_jn(order, x.real, derivative=True)
 
 
+@cache
 def zeros(order: int, count: int) -> np.ndarray:
     """The first positive zeros of the spherical Bessel function."""
     grid = np.arange(0.5 + order, 60, 0.1)
@@ -288,7 +281,7 @@ def drawn_parameters(kind: str, rng: np.random.Generator, n_elements: int, n_in:
         return norms | {f"Dense_{k}": dense(*size) for k, size in enumerate(sizes)}
 
     def chain(n: int, *widths: int) -> Tree:
-        pairs = enumerate(zip(widths, widths[1:], strict=False), start=1)
+        pairs = enumerate(itertools.pairwise(widths), start=1)
         inputs = [n, *widths[1:]]
         return {f"ResNetDense_{k}_{a}_to_{b}": block(inputs[k - 1], a, b) for k, (a, b) in pairs}
 

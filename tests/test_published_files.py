@@ -3,12 +3,10 @@
 import contextlib
 import datetime
 import hashlib
-import io
 import json
 import os
 import pickle
 import re
-import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import published_oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published_writer import dump
 
 from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.engine.predictor import Predictor, System
@@ -90,61 +89,6 @@ def fields(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def reconstruct_device_array(*_: Any) -> None:
-    """In the place of JAX's function of this name, which is gone."""
-
-
-class NeuralILModelInfo:
-    """In the place of the original's class."""
-
-
-class DeviceArray:
-    """Pickles as the device arrays of old JAX versions did."""
-
-    def __init__(self, value: np.ndarray) -> None:
-        self.value = value
-
-    def __reduce__(self) -> Any:
-        state = self.value.__reduce__()
-        return reconstruct_device_array, (*state, {"weak_type": False, "named_shape": {}})
-
-
-class OldPickler(pickle._Pickler):  # type: ignore[name-defined, misc]
-    """Writes globals under the modules they had when the files were published, present or not."""
-
-    MODULES = {  # noqa: RUF012
-        "reconstruct_device_array": "jax._src.device_array",
-        "NeuralILModelInfo": "neuralil.model",
-    }
-
-    def save_global(self, obj: Any, name: str | None = None) -> None:
-        name = name or obj.__qualname__
-        module = self.MODULES.get(name, obj.__module__).replace("numpy._core", "numpy.core")
-        self.save(module)
-        self.save(name)
-        self.write(pickle.STACK_GLOBAL)
-        self.memoize(obj)
-
-    dispatch = pickle._Pickler.dispatch | {types.FunctionType: save_global}  # type: ignore[attr-defined]
-
-
-def dump(content: Any) -> bytes:
-    """Fields as the original writes them; anything else as it is."""
-
-    def convert(tree: Any) -> Any:
-        if isinstance(tree, dict) and "forged" not in tree:
-            return {key: convert(value) for key, value in tree.items()}
-        return DeviceArray(tree) if isinstance(tree, np.ndarray) else tree
-
-    record = content
-    if isinstance(content, dict):
-        record = NeuralILModelInfo()
-        record.__dict__.update(convert(content))
-    buffer = io.BytesIO()
-    OldPickler(buffer, 5).dump(record)
-    return buffer.getvalue()
-
-
 def write(folder: Path, content: Any) -> Path:
     path = folder / "published.pkl"
     path.write_bytes(content if isinstance(content, bytes) else dump(content))
@@ -185,12 +129,22 @@ def test_committee_with_morse_term_agrees_with_plain_numpy(tmp_path: Path) -> No
     kinds = rng.permutation(np.repeat([0, 1, 2], [7, 2, 3]))
     pairs = NeighborList(5.5, 0.0).pairs(positions, np.zeros((3, 3)), np.zeros(3, bool), kinds)
     prediction = Predictor(potential, "float64").predict([System(kinds, pairs, None)], "energy")[0]
-    expected = published_oracle.energies(random_tree(), positions, kinds, 5, 5.5)
+    structure = {
+        "positions": positions, "cell": np.zeros((3, 3)), "pbc": np.zeros(3, bool), "types": kinds
+    }  # fmt: skip
+
+    def energies(tree: dict[str, Any]) -> np.ndarray:
+        members = published_oracle.members("committee_morse", tree)
+        found = published_oracle.outputs("committee_morse", members, structure, 5, 5.5)
+        return found[..., 0].sum(axis=1)
+
+    expected = energies(random_tree())
     np.testing.assert_allclose(prediction.member_energies, expected, rtol=0, atol=1e-8)
     without = random_tree()
     without["morse"]["embed"]["embedding"][..., 2] = -50
-    bare = published_oracle.energies(without, positions, kinds, 5, 5.5)
-    assert (np.abs(expected - bare) > 0.1).all(), "the Morse term must matter in this test"
+    assert (np.abs(expected - energies(without)) > 0.1).all(), (
+        "the Morse term must matter in this test"
+    )
 
 
 def test_provenance_names_the_source(tmp_path: Path) -> None:
