@@ -32,7 +32,7 @@ end.positions[list(HYDROGENS)] = start.positions[list(np.roll(HYDROGENS, -1))]
 path = [start, *(start.copy() for _ in range(7)), end]
 for image in path:
     image.calc = calc
-neb = NEB(path, climb=True, allow_shared_calculator=True)
+neb = NEB(path, climb=True, method="improvedtangent", allow_shared_calculator=True)
 axis = np.diff(start.positions[list(CARBONS)], axis=0)[0]
 for number, image in enumerate(path[1:-1], start=1):
     turned = start.copy()

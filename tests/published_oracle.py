@@ -382,19 +382,20 @@ def computed(
         ]
         for s in singles
     ]
-    descriptors = [
-        power_spectrum(
-            environments(s["positions"], s["cell"], s["pbc"], r_cut),
-            s["types"], len(tree["embed"]["embedding"]), n_max, r_cut,
-        )
-        for s in singles
-    ]  # fmt: skip
     result = {
         "atomic_energies_f64": found[..., 0],
         "energies_f64": found[..., 0].sum(axis=-1),
         "forces_f64": np.moveaxis(forces, -1, 1),
-        "descriptors_f64": np.array(descriptors),
     }
+    if kind in ("single", "slab"):  # the others have the same descriptors
+        n_elements = len(tree["embed"]["embedding"])
+        spectra = [
+            power_spectrum(
+                environments(s["positions"], s["cell"], s["pbc"], r_cut), s["types"], n_elements, n_max, r_cut
+            )
+            for s in singles
+        ]  # fmt: skip
+        result["descriptors_f64"] = np.array(spectra)
     if kind == "deep":
         result |= {"sigma2_e_f64": found[..., 1].sum(axis=-1), "sigma2_f_f64": found[..., 2]}
     return result

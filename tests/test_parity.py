@@ -187,7 +187,7 @@ def test_atomic_energies_agree_with_the_original(case: Case) -> None:
     np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=0, atol=1e-9)
 
 
-@some(*OURS, "ean_single", "sto_nnff1")
+@some("single", "slab", "ean_single", "sto_nnff1")
 def test_descriptors_agree_with_the_original(case: Case) -> None:
     """Largest deviation at most 1e-9 of the largest value."""
     expected = case.data["descriptors_f64"]
