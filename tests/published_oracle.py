@@ -126,7 +126,7 @@ def swish(x: np.ndarray) -> np.ndarray:
 
 
 def softplus(x: np.ndarray) -> np.ndarray:
-    return np.log(1 + np.exp(x))
+    return np.log1p(np.exp(x))
 
 
 def dense(p: Tree, x: np.ndarray) -> np.ndarray:
