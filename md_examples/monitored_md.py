@@ -90,7 +90,7 @@ def run_with_progress(dyn: MolecularDynamics, monitor: ExtrapolationMonitor, ste
         bar.set_postfix_str(
             f"{rate * 86400 * dyn.dt / units.fs * 1e-6:.2f} ns/day, "
             f"{dyn.atoms.get_temperature():.0f} K, "
-            f"spread {monitor.records['max_force_std'][-1]:.3f} eV/Å",
+            f"spread {monitor.last.value('max_force_std'):.3f} eV/Å",
             refresh=False,
         )
 

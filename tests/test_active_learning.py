@@ -90,7 +90,7 @@ def test_labels_are_those_of_gfn1_at_frames_of_the_trajectory(quick: tuple[Path,
 
 
 def test_every_model_goes_on_from_the_one_before(quick: tuple[Path, str]) -> None:
-    from neuralil_ase.training.start import start_of
+    from neuralil_ase.training.warm_start import start_of
 
     work, _ = quick
     first = start_of(model(work, "round_0/both"))

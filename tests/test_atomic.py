@@ -9,14 +9,11 @@ import pytest
 from neuralil_ase.errors import NeuralILError, OutputError
 from neuralil_ase.files.atomic import (
     append_record,
-    drop_partial_tail,
+    cut_tail,
+    free_name,
     set_aside,
     write_atomically,
 )
-
-
-def lines(content: bytes, path: Path) -> int:
-    return content.rfind(b"\n") + 1
 
 
 def test_content_is_written_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -135,14 +132,20 @@ def test_an_interrupt_inside_a_write_is_cut_back_and_passed_on(
     assert path.read_bytes() == b"one\n"
 
 
-def test_a_half_record_is_dropped_at_every_length(tmp_path: Path) -> None:
+def test_the_end_of_a_file_is_moved_to_a_file_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    for end in range(5):
-        path.write_bytes(b"one\n" + b"two\n"[:end])
-        assert drop_partial_tail(path, lines) == end % 4
-        assert path.read_bytes() == b"one\n" * (end < 4) + b"one\ntwo\n" * (end == 4)
+    for number, keep in enumerate((0, 3, 7), start=1):
+        path.write_bytes(b"one\ntwo")
+        assert cut_tail(path, keep) == tmp_path / f"a.{number}"
+        assert path.read_bytes() + (tmp_path / f"a.{number}").read_bytes() == b"one\ntwo"
+        assert len(path.read_bytes()) == keep
     with pytest.raises(OutputError, match="No such file"):
-        drop_partial_tail(tmp_path / "none", lines)
+        cut_tail(tmp_path / "none", 1)
+
+
+def test_names_of_links_that_lead_nowhere_are_not_free(tmp_path: Path) -> None:
+    (tmp_path / "a.1").symlink_to("nowhere")
+    assert free_name(tmp_path / "a") == tmp_path / "a.2"
 
 
 def test_files_are_set_aside_under_the_next_free_name(tmp_path: Path) -> None:

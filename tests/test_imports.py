@@ -42,7 +42,7 @@ ALLOWED = {
         "ase_plugin",
     },
     "flax": {"model"},
-    "vesin": {"engine", "monitor"},
+    "vesin": {"engine"},
     "optax": {"training"},
 }
 WITHOUT_JAX = {

@@ -146,9 +146,9 @@ def watched_run(
     bar.set_postfix_str("stopped by the monitor" if monitor.stopped else "")
     bar.close()
     write(output.with_suffix(".checked.extxyz"), checked, format="extxyz")
-    level = monitor.records["level"]
+    band = monitor.records["band"]
     counts = {
-        "flagged": int((level > 0).sum()), "checks": len(level), "stops": int(monitor.stopped)
+        "flagged": int((band > 0).sum()), "checks": len(band), "stops": int(monitor.stopped)
     }  # fmt: skip
     output.with_suffix(".json").write_text(json.dumps(counts), encoding="utf-8")
     return dynamics.nsteps

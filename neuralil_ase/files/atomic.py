@@ -2,12 +2,12 @@
 
 A whole file goes to a temporary file first, which then takes the place of the old one. A record at the end of a file
 (a frame, a line of a log) goes to the system in one write; if that fails, the file is cut back to the length it had.
-Should the process be killed inside that write, :func:`drop_partial_tail` finds the half record on the next start.
+If the process is killed inside that write, half a record stays at the end; whoever opens the file next moves it to a
+file of its own with :func:`cut_tail`.
 """
 
 import os
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -98,33 +98,38 @@ def set_aside(path: Path) -> Path | None:
     try:
         if not path.exists() or path.stat().st_size == 0:
             return None
-        number = 1
-        while (backup := path.with_name(f"{path.name}.{number}")).exists():
-            number += 1
+        backup = free_name(path)
         os.rename(path, backup)
     except OSError as problem:
         raise _refused(path, problem) from problem
     return backup
 
 
-def drop_partial_tail(path: Path, whole: Callable[[bytes, Path], int]) -> int:
-    """Cut a half record off the end of a file; returns how many bytes were dropped.
-
-    ``whole`` tells how many bytes at the start of the content are whole records.
+def cut_tail(path: Path, keep: int) -> Path:
+    """Move what stands behind the first `keep` bytes to the next free ``name.N``; returns that name.
 
     Raises
     ------
     OutputError
-        If the file cannot be read or cut.
+        If the system refuses; the file is then as it was.
     """
     try:
-        content = path.read_bytes()
-        keep = whole(content, path)
-        if keep < len(content):
-            os.truncate(path, keep)
+        aside = free_name(path)
+        write_atomically(aside, path.read_bytes()[keep:])
+        os.truncate(path, keep)
+    except OutputError:
+        raise
     except OSError as problem:
         raise _refused(path, problem) from problem
-    return len(content) - keep
+    return aside
+
+
+def free_name(path: Path) -> Path:
+    """The first of ``name.1``, ``name.2`` and so on that does not exist."""
+    number = 1
+    while os.path.lexists(name := path.with_name(f"{path.name}.{number}")):
+        number += 1
+    return name
 
 
 def _write_all(handle: int, record: bytes) -> None:
@@ -141,7 +146,7 @@ def _cut_back(
     except OSError as second:
         raise OutputError(
             f"cannot write {path}: {problem}; nor could the part that was written be removed ({second}), so that the "
-            "file ends with half a record. Starting again with this file drops it"
+            "file ends with half a record, which the next run with this file moves aside"
         ) from problem
 
 

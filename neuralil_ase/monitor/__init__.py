@@ -10,27 +10,29 @@ from neuralil_ase.monitor.criteria import (
     Criterion,
     EnergySpreadPerAtom,
     MaxEnergySpread,
+    MaxForceErrorBar,
     MaxForceSpread,
     MeanForceSpread,
     RelativeForceSpread,
-    ShortestDistance,
 )
-from neuralil_ase.monitor.export import annotate
+from neuralil_ase.monitor.distances import ShortestDistance, shortest_distances
+from neuralil_ase.monitor.frames import annotate
+from neuralil_ase.monitor.log import read_log
+from neuralil_ase.monitor.novelty import NoveltyFilter, sorted_distances
 from neuralil_ase.monitor.observer import ExtrapolationMonitor
-from neuralil_ase.monitor.pairs import shortest_distances
-from neuralil_ase.monitor.protocols import PredictingCalculator, PredictionLike
-from neuralil_ase.monitor.readings import Level, Reading
-from neuralil_ase.monitor.selection import NoveltyFilter, sorted_distances
-from neuralil_ase.monitor.table import read_log
+from neuralil_ase.monitor.patience import Band, Check, Reading
+from neuralil_ase.monitor.targets import PredictingCalculator, PredictionLike
 
 __all__ = [
+    "Band",
+    "Check",
     "Criterion",
     "EnergySpreadPerAtom",
     "Event",
     "ExtrapolationMonitor",
     "ExtrapolationWarning",
-    "Level",
     "MaxEnergySpread",
+    "MaxForceErrorBar",
     "MaxForceSpread",
     "MeanForceSpread",
     "NoveltyFilter",

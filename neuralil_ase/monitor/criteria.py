@@ -1,34 +1,42 @@
 """Criteria: what is watched, and where its bands begin.
 
-A criterion reads one number out of a structure and its prediction and names the atom it belongs to.
-Below ``low`` a frame is trusted, from ``low`` it is a candidate for labelling, from ``high`` it is
-beyond use. Numbers that are not finite count as high: an exploded frame must never pass as trusted.
+A criterion reads one number from a structure and its prediction and names the atom it belongs to. Below ``low`` a
+frame is trusted, from ``low`` on it is a candidate for labelling, from ``high`` on it is useless. A number that is not
+finite counts as high, so that an exploded frame never passes as trusted.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from math import isfinite
-from typing import ClassVar
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 
+from neuralil_ase.calibration import REFERENCE
 from neuralil_ase.errors import ConfigError, MonitorError
-from neuralil_ase.monitor.pairs import close_pairs, normalised, pair_key
-from neuralil_ase.monitor.protocols import Needs, PredictionLike
-from neuralil_ase.monitor.readings import Reading
+from neuralil_ase.monitor.patience import Reading
+from neuralil_ase.monitor.targets import PredictionLike
+from neuralil_ase.prediction import Uncertainty
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """Base of all criteria: bands, and the atoms that are looked at.
+    """Base of all criteria: thresholds, and the atoms that are looked at.
+
+    A criterion of your own sets ``kind`` (its name in the log) and ``unit``, and has either ``values`` (one number per
+    atom, of which the worst counts) or ``read`` (one number for the frame). With ``needs = "forces"`` the members'
+    forces are evaluated. With ``bands`` it takes its thresholds from the model's calibration.
 
     Parameters
     ----------
     low, high : float, optional
-        Where the bands begin, in the unit of the criterion. Without ``low``, the model's own
-        calibration is asked for it; without ``high`` there is a single threshold.
+        Where the bands begin, in the unit of the criterion. Without ``low``, ``bands`` is asked; without ``high``
+        there is a single threshold.
     elements : tuple of str, optional
         Look at these elements only, e.g. ``("N", "H")``.
     indices : tuple of int, optional
@@ -39,7 +47,16 @@ class Criterion:
     Raises
     ------
     ConfigError
-        If the bands are not finite, not positive or in the wrong order.
+        If the thresholds are not finite, not positive or in the wrong order, or if another option makes no sense.
+
+    Examples
+    --------
+    >>> class NitrogenSpread(MaxForceSpread):
+    ...     kind = "nitrogen_std"
+    ...     def bands(self, calibration):
+    ...         usual = calibration.force_std_quantiles["N"]["0.99"]
+    ...         return 2 * usual, 4 * usual
+    >>> criterion = NitrogenSpread(elements=("N",))
     """
 
     low: float | None = None
@@ -50,25 +67,26 @@ class Criterion:
 
     kind: ClassVar[str] = ""
     unit: ClassVar[str] = ""
-    needs: ClassVar[Needs] = "energy"
+    needs: ClassVar[Uncertainty] = "energy"
     below: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name, bound in (("low", self.low), ("high", self.high)):
-            if bound is not None and not (isfinite(bound) and bound > 0):
-                raise ConfigError(
-                    f"{type(self).__name__}: {name} = {bound} is not a threshold; "
-                    "give a finite number above 0."
-                )
-        if self.high is not None and self.low is not None:
-            self._check_order(self.low, self.high)
+        self._check_thresholds()
         for name in ("elements", "indices"):
             chosen = getattr(self, name)
-            if isinstance(chosen, str):
+            if isinstance(chosen, str | int):
                 raise ConfigError(f"{type(self).__name__}: give {name} as a tuple, ({chosen!r},).")
             if chosen is not None:
                 object.__setattr__(self, name, tuple(chosen))
-        if self.label is not None and (not self.label or any(c.isspace() for c in self.label)):
+        unknown: list[Any] = [s for s in self.elements or () if s not in atomic_numbers]
+        unknown += [
+            i for i in self.indices or () if isinstance(i, bool) or not isinstance(i, Integral)
+        ]
+        if unknown:
+            raise ConfigError(
+                f"{type(self).__name__}: {unknown[0]!r} is neither the symbol of an element nor the index of an atom."
+            )
+        if self.label is not None and not names_column(self.label):
             raise ConfigError(f"label {self.label!r} names a log column: no blanks, not empty.")
 
     @property
@@ -81,14 +99,26 @@ class Criterion:
 
     def values(self, atoms: Atoms, prediction: PredictionLike) -> np.ndarray:
         """(N,) value of each atom."""
-        raise NotImplementedError  # not needed where `read` is replaced: a frame as a whole has one value
+        raise NotImplementedError(f"{type(self).__name__} has neither values() nor read()")
 
     def read(self, atoms: Atoms, prediction: PredictionLike) -> Reading:
         """The worst value among the chosen atoms, the atom it belongs to, and the thresholds."""
         chosen = self.chosen(atoms)
-        values = np.asarray(self.values(atoms, prediction))[chosen]
+        values = np.asarray(self.values(atoms, prediction), dtype=float)
+        if values.shape != (len(atoms),):
+            raise MonitorError(
+                f"{self.name}: values() of {type(self).__name__} has the shape {values.shape} for {len(atoms)} atoms; "
+                "it must return one number per atom."
+            )
+        values = values[chosen]
         worst = int(np.argmin(values) if self.below else np.argmax(values))
-        return self._reading(float(values[worst]), int(chosen[worst]))
+        return self.reading(values[worst], int(chosen[worst]))
+
+    def reading(self, value: float, atom: int | None = None) -> Reading:
+        """A reading of this criterion: its value, the atom it belongs to (None: the whole frame), the thresholds."""
+        if self.low is None:
+            raise MonitorError(f"{self.name}: no threshold; give low= to {type(self).__name__}.")
+        return Reading(self.name, self.unit, float(value), atom, self.low, self.high, self.below)
 
     def chosen(self, atoms: Atoms) -> np.ndarray:
         """Indices of the atoms that are looked at; a MonitorError if there is none."""
@@ -97,30 +127,78 @@ class Criterion:
             wanted = np.asarray(self.indices, dtype=int)
             if wanted.size and not (-len(atoms) <= wanted.min() and wanted.max() < len(atoms)):
                 raise MonitorError(
-                    f"{self.name}: indices reach beyond the {len(atoms)} atoms of the structure; "
-                    "count from 0."
+                    f"{self.name}: indices reach beyond the {len(atoms)} atoms of the structure; count from 0."
                 )
             chosen = chosen[wanted]
         if self.elements is not None:
             chosen = chosen[np.isin(np.asarray(atoms.symbols)[chosen], self.elements)]
         if chosen.size == 0:
             raise MonitorError(
-                f"{self.name}: no atom to look at: elements = {self.elements}, "
-                f"indices = {self.indices}, structure {atoms.symbols.formula}. Usually the element "
-                "is misspelled or not part of this system."
+                f"{self.name}: no atom to look at: elements = {self.elements}, indices = {self.indices}, structure "
+                f"{atoms.symbols.formula}. Usually the element is misspelled or not part of this system."
             )
         return chosen
 
-    def _reading(self, value: float, atom: int | None) -> Reading:
-        if self.low is None:
-            raise MonitorError(f"{self.name}: no threshold; give low= to {type(self).__name__}.")
-        return Reading(self.name, self.unit, value, atom, self.low, self.high, self.below)
+    def bands(self, calibration: Any) -> tuple[float, float | None]:
+        """Thresholds (low, high) for a model with this calibration, where ``low`` was not given.
 
-    def _check_order(self, low: float, high: float) -> None:
-        if (high > low) if self.below else (high < low):
+        Parameters
+        ----------
+        calibration : Calibration
+            See :class:`neuralil_ase.calibration.Calibration`.
+        """
+        raise MonitorError(
+            f"{self.name} has no threshold and none can be taken from a model; give low= to {type(self).__name__}."
+        )
+
+    def resolved(self, calibration: Any) -> Self:
+        """This criterion with what it leaves open filled in from the model's calibration.
+
+        Parameters
+        ----------
+        calibration : Calibration or None
+            None for a model without one.
+
+        Raises
+        ------
+        MonitorError
+            If something is open that the model does not hold.
+        """
+        if self.low is not None:
+            return self
+        low, high = self.taken_from(calibration, self.bands)
+        return replace(self, low=low, high=high if self.high is None else self.high)
+
+    def taken_from(self, calibration: Any, take: Callable[[Any], _T]) -> _T:
+        """``take(calibration)``; a MonitorError where the calibration does not hold what that needs."""
+        try:
+            return take(calibration)
+        except (AttributeError, LookupError, TypeError, ValueError) as problem:
+            why = (
+                "it has no calibration"
+                if calibration is None
+                else f"its calibration does not hold them ({type(problem).__name__}: {problem})"
+            )
+            raise MonitorError(
+                f"{self.name} takes numbers from the calibration of the model, but {why}. Give them yourself "
+                "(threshold= of the monitor; low= or reference= of the criterion), or calibrate the model on held-out "
+                "data with neuralil-ase calibrate MODEL DATA."
+            ) from problem
+
+    def _check_thresholds(self) -> None:
+        for name, value in (("low", self.low), ("high", self.high)):
+            if value is not None and not (
+                isinstance(value, Real) and isfinite(value) and value > 0
+            ):
+                raise ConfigError(
+                    f"{type(self).__name__}: {name} = {value!r} is not a threshold; give a finite number above 0."
+                )
+        if self.high is None or self.low is None:
+            return
+        if (self.high > self.low) if self.below else (self.high < self.low):
             raise ConfigError(
-                f"{type(self).__name__}: high = {high} comes before low = {low}; high is the band "
-                f"of the worse values, here the {'smaller' if self.below else 'larger'} ones."
+                f"{type(self).__name__}: high = {self.high} comes before low = {self.low}; high is the band of the "
+                f"worse values, here the {'smaller' if self.below else 'larger'} ones."
             )
 
 
@@ -136,6 +214,46 @@ class MaxForceSpread(Criterion):
         """(N,) force spread, eV/Å."""
         return prediction.forces_std
 
+    def bands(self, calibration: Any) -> tuple[float, float | None]:
+        """The model's own thresholds for this criterion, eV/Å."""
+        thresholds = entry(calibration, "thresholds")
+        return thresholds["low"], thresholds["high"]
+
+
+@dataclass(frozen=True)
+class MaxForceErrorBar(Criterion):
+    """Largest calibrated error bar of a force over the chosen atoms, eV/Å: the expected size of its error.
+
+    Unlike a spread, an error bar can be compared with the accuracy that a study needs. ``low`` has no default. The
+    model must be calibrated for all elements of the structure.
+    """
+
+    kind = "max_force_error_bar"
+    unit = "eV/Å"
+    needs = "forces"
+
+    def values(self, atoms: Atoms, prediction: PredictionLike) -> np.ndarray:
+        """(N,) error bar of each force, eV/Å."""
+        bars = prediction.forces_error_bar
+        without = np.isnan(bars) & np.isfinite(prediction.forces_std)
+        if without.any():
+            missing = ", ".join(sorted(set(atoms.symbols[without])))
+            raise MonitorError(
+                f"{self.name}: the calibration of the model knows no {missing}; calibrate it on held-out data that "
+                "hold these elements, or leave them out with elements=."
+            )
+        return bars
+
+    def resolved(self, calibration: Any) -> Self:
+        """As in the base class; also refuses a model that is not calibrated."""
+        found = super().resolved(calibration)
+        if calibration is None:
+            raise MonitorError(
+                f"{self.name} needs error bars, and the model is not calibrated: run neuralil-ase calibrate MODEL DATA "
+                "on held-out data, or watch MaxForceSpread."
+            )
+        return found
+
 
 @dataclass(frozen=True)
 class MeanForceSpread(Criterion):
@@ -147,12 +265,12 @@ class MeanForceSpread(Criterion):
 
     def read(self, atoms: Atoms, prediction: PredictionLike) -> Reading:
         """The mean over the chosen atoms; it belongs to no single atom."""
-        return self._reading(float(np.mean(prediction.forces_std[self.chosen(atoms)])), None)
+        return self.reading(np.mean(prediction.forces_std[self.chosen(atoms)]))
 
 
 @dataclass(frozen=True)
 class MaxEnergySpread(Criterion):
-    """Largest spread of an atomic energy over the chosen atoms, eV. Cheap: no member forces."""
+    """Largest spread of an atomic energy over the chosen atoms, eV. Cheap: needs no forces of the members."""
 
     kind = "max_energy_std"
     unit = "eV"
@@ -164,7 +282,7 @@ class MaxEnergySpread(Criterion):
 
 @dataclass(frozen=True)
 class EnergySpreadPerAtom(Criterion):
-    """Spread of the total energy divided by the number of atoms, eV. Cheap: no member forces."""
+    """Spread of the total energy divided by the number of atoms, eV. Cheap: needs no forces of the members."""
 
     kind = "energy_std_per_atom"
     unit = "eV"
@@ -173,13 +291,13 @@ class EnergySpreadPerAtom(Criterion):
         super().__post_init__()
         if self.elements is not None or self.indices is not None:
             raise ConfigError(
-                "EnergySpreadPerAtom takes no elements or indices: the spread of the total energy "
-                "belongs to the whole frame. MaxEnergySpread looks at single atoms."
+                "EnergySpreadPerAtom takes no elements or indices: the spread of the total energy belongs to the "
+                "whole frame. MaxEnergySpread looks at single atoms."
             )
 
     def read(self, atoms: Atoms, prediction: PredictionLike) -> Reading:
         """``energy_std / N``; it belongs to no single atom."""
-        return self._reading(float(prediction.energy_std) / len(atoms), None)
+        return self.reading(prediction.energy_std / len(atoms))
 
 
 @dataclass(frozen=True)
@@ -189,18 +307,18 @@ class RelativeForceSpread(Criterion):
     Parameters
     ----------
     reference : mapping of str to float, optional
-        Usual force spread of each element, eV/Å, e.g. ``{"H": 0.15, "N": 0.3}``. Without it the
-        `quantile` of the held-out spreads stored in the model's calibration is used.
+        Usual force spread of each element, eV/Å, e.g. ``{"H": 0.15, "N": 0.3}``. Without it the `quantile` of the
+        held-out spreads stored in the model's calibration is used.
     quantile : float
         Which of the stored quantiles; only used without `reference`.
     low : float or None
-        1 by default: the reference itself. None takes the model's own ``relative_thresholds``, for the default
-        `quantile`.
+        1 by default: the reference itself. None takes the model's own ``relative_thresholds``, which belong to the
+        stored reference and the default `quantile`.
     """
 
     low: float | None = 1.0
     reference: Mapping[str, float] | None = None
-    quantile: float = 0.99
+    quantile: float = REFERENCE
 
     kind = "relative_force_std"
     needs = "forces"
@@ -211,80 +329,48 @@ class RelativeForceSpread(Criterion):
         missing = sorted(set(atoms.symbols) - set(reference))
         if missing:
             raise MonitorError(
-                f"{self.name}: no reference spread for {', '.join(missing)}; "
-                "give reference={element: eV/Å} for every element of the structure."
+                f"{self.name}: no reference spread for {', '.join(missing)}; give reference={{element: eV/Å}} for "
+                "every element of the structure."
             )
         return prediction.forces_std / np.array([reference[symbol] for symbol in atoms.symbols])
 
+    def bands(self, calibration: Any) -> tuple[float, float | None]:
+        """The model's own thresholds, where reference and quantile are those they belong to."""
+        if self.reference is not None or self.quantile != REFERENCE:
+            return super().bands(calibration)
+        thresholds = entry(calibration, "relative_thresholds")
+        return thresholds["low"], thresholds["high"]
 
-@dataclass(frozen=True)
-class ShortestDistance(Criterion):
-    """Shortest distance as a fraction of the shortest one in training, per pair of elements.
+    def resolved(self, calibration: Any) -> Self:
+        """As in the base class; also takes the reference spreads from the calibration."""
+        found = super().resolved(calibration)
+        if self.reference is not None:
+            return found
+        return replace(found, reference=self.taken_from(calibration, self._stored_reference))
 
-    Finds exploded or collapsed frames that a committee may agree on. Small is bad: ``low = 0.9``
-    flags a pair at 90 % of the shortest distance the model has seen, ``high = 0.8`` at 80 %.
-
-    Parameters
-    ----------
-    reference : mapping of str to float, optional
-        Shortest distance in the training data of each pair, Å, e.g. ``{"H-N": 1.01}`` (see
-        `shortest_distances`). Without it, the model's calibration is asked for it.
-    """
-
-    low: float | None = 0.9
-    reference: Mapping[str, float] | None = None
-
-    kind = "distance_fraction"
-    below = True
-
-    def values(self, atoms: Atoms, prediction: PredictionLike) -> np.ndarray:
-        """(N,) smallest fraction among each atom's pairs; inf where no neighbour is near."""
-        reference = normalised(self.reference or {})
-        self._refuse_unknown_pairs(atoms, reference)
-        if not np.isfinite(atoms.positions).all():
-            return np.full(len(atoms), np.nan)
-        first, second, distance = close_pairs(atoms, 1.2 * max(reference.values()))
-        usual = _usual_distances(atoms, first, second, reference)
-        fractions = np.full(len(atoms), np.inf)
-        known = np.isfinite(usual)
-        np.minimum.at(fractions, first[known], distance[known] / usual[known])
-        return fractions
-
-    def _refuse_unknown_pairs(self, atoms: Atoms, reference: Mapping[str, float]) -> None:
-        counts = atoms.symbols.formula.count()
-        pairs = {pair_key(a, b) for a in counts for b in counts if a != b or counts[a] > 1}
-        missing = sorted(pairs - set(reference))
-        if missing or not reference:
-            raise MonitorError(
-                f"{self.name}: no reference distance for {', '.join(missing) or 'any pair'}; give "
-                "reference=shortest_distances(training_frames), or the pairs by hand in Å."
-            )
+    def _stored_reference(self, calibration: Any) -> dict[str, float]:
+        table = entry(calibration, "force_std_quantiles")
+        return {element: _pick(stored, self.quantile, element) for element, stored in table.items()}
 
 
-def _usual_distances(
-    atoms: Atoms, first: np.ndarray, second: np.ndarray, reference: Mapping[str, float]
-) -> np.ndarray:
-    """(P,) reference distance of each pair, Å.
-
-    NaN where there is none: that is an element with a single atom, which meets only its own images.
-    """
-    table = np.full((119, 119), np.nan)
-    for pair, distance in reference.items():
-        a, b = (atomic_numbers[symbol] for symbol in pair.split("-"))
-        table[a, b] = table[b, a] = distance
-    return table[atoms.numbers[first], atoms.numbers[second]]
+def names_column(name: str) -> bool:
+    """Whether a column of the log can have this name."""
+    return bool(name) and name.isprintable() and not any(character.isspace() for character in name)
 
 
-def named(criteria: Iterable[Criterion]) -> tuple[Criterion, ...]:
-    """The criteria as a tuple; a ConfigError when there is none or two share a name."""
-    chosen = tuple(criteria)
-    names = [criterion.name for criterion in chosen]
-    if not chosen:
-        raise ConfigError("criteria is empty: give at least one, e.g. (MaxForceSpread(0.5),).")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(
-            f"two criteria are called {twice[0]}; tell them apart with label=, which names the "
-            "log column."
-        )
-    return chosen
+def entry(calibration: Any, name: str) -> Any:
+    """A field of a calibration; a KeyError where it is missing or empty."""
+    found = getattr(calibration, name, None)
+    if not found:
+        raise KeyError(name)
+    return found
+
+
+def _pick(quantiles: Mapping[Any, float], wanted: float, element: str) -> float:
+    for key, value in quantiles.items():
+        if abs(float(key) - wanted) < 1e-9:
+            return float(value)
+    stored = ", ".join(str(key) for key in quantiles)
+    raise MonitorError(
+        f"The calibration holds no {wanted} quantile for {element}, but {stored}; choose one of these with quantile=."
+    )

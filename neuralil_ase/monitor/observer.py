@@ -1,9 +1,11 @@
 """The observer that ASE calls: criterion, then band and patience, then action."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from numbers import Real
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +13,15 @@ import numpy as np
 from ase import Atoms
 
 from neuralil_ase.errors import ConfigError
+from neuralil_ase.files.owned import OwnedFile
 from neuralil_ase.monitor.actions import Attempts, Event, RollBack, call, warn
-from neuralil_ase.monitor.calibration import resolved
-from neuralil_ase.monitor.checks import Check, Streaks, check, one_member
-from neuralil_ase.monitor.criteria import Criterion
-from neuralil_ase.monitor.export import annotate
-from neuralil_ase.monitor.files import checked_path
-from neuralil_ase.monitor.options import check_counts, criteria_from
-from neuralil_ase.monitor.output import MonitorFiles
-from neuralil_ase.monitor.readings import Level
+from neuralil_ase.monitor.criteria import Criterion, MaxForceSpread
+from neuralil_ase.monitor.frames import FrameSaver, annotate
+from neuralil_ase.monitor.log import Log, column_names
+from neuralil_ase.monitor.novelty import Fingerprint, NoveltyFilter, fingerprint_of
+from neuralil_ase.monitor.patience import Band, Check, Streaks, checked, one_member
 from neuralil_ase.monitor.report import plot_table, summary_text
-from neuralil_ase.monitor.selection import Fingerprint
-from neuralil_ase.monitor.targets import check_stoppable, predicting, target_of
+from neuralil_ase.monitor.targets import calibration_of, check_stoppable, predicting, target_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,11 +138,10 @@ class ExtrapolationMonitor:
         append: bool = False,
         first_step: int | None = None,
     ) -> None:
-        self.criteria = criteria_from(threshold, criteria)
-        check_counts(patience=patience, every=every, max_saved=max_saved)
-        check_counts(least=0, before=before, first_step=first_step or 0)
-        if before and save is None:
-            raise ConfigError("before= keeps frames to save them, but save= names no file.")
+        self.criteria = _criteria(threshold, criteria)
+        _check_counts(patience=patience, every=every, max_saved=max_saved)
+        _check_counts(least=0, before=before, first_step=first_step or 0)
+        _check_files(log, save, before)
         self._target = target_of(system, dyn)
         if stop or rollback:
             check_stoppable(self._target)
@@ -152,64 +150,66 @@ class ExtrapolationMonitor:
         self._warn = warn
         self._stop = stop or rollback
         self._function = function
-        self._files = MonitorFiles(
-            log=None if log is None else checked_path(log, "log"),
-            save=None if save is None else checked_path(save, "save"),
-            append=append,
-            first_step=first_step,
-            max_saved=max_saved,
-            min_distance=min_distance,
-            fingerprint=fingerprint,
-        )
+        self._paths = {"log": log, "save": save}
+        self._append = append
+        self._first_step = first_step
+        self._max_saved = max_saved
+        self._novelty = NoveltyFilter(min_distance, fingerprint)
+        self._log: Log | None = None
+        self._saver: FrameSaver | None = None
         self._rollback = RollBack(self._target.images) if rollback else None
         self._streaks = [Streaks(patience) for _ in self._target.images]
         self._before = [deque[Atoms](maxlen=before) for _ in self._target.images]
-        self._ready = False
         self._calls = 0
+        self._steps_before: int | None = None
         self._last_seen: tuple[int, list[bytes]] | None = None
         self.stopped = False
+        self.last: Check | None = None
         self.last_event: Event | None = None
         if self._model(self._target.images[0]) is not None:
-            self._prepare()
+            self._prepared_log()
 
     def __call__(self) -> None:
         """Check the present frame; ASE calls this."""
-        self._prepare()
-        step = self._step()
-        if self._seen_before(step):
-            return
-        with_forces = self._calls % self._every == 0
+        log = self._prepared_log()
+        present = self._done(), [atoms.positions.tobytes() for atoms in self._target.images]
+        if present == self._last_seen and self._target.dynamics is not None:
+            return  # ASE calls twice when run() begins at step 0 again, as after an exception or a run of no steps
+        checks = self._look(with_forces=self._calls % self._every == 0)
+        if checks and self._steps_before is None:
+            checks = self._placed(log, checks)
         self._calls += 1
-        found = [
-            check(self.criteria, self._model(atoms), atoms, with_forces)
-            for atoms in self._target.images
-        ]
-        checks = [result for result in found if result is not None]
+        self._last_seen = present
         if not checks:
             return
-        if self._rollback is not None and all(result.trusted for result in checks):
-            self._rollback.remember(step)
+        self.last = max(checks, key=lambda found: found.band)
+        if self._rollback is not None and all(found.trusted for found in checks):
+            self._rollback.remember(checks[0].step)
         attempts = Attempts()
-        events = [self._record(i, step, result, attempts) for i, result in enumerate(checks)]
+        events = [self._record(i, found, log, attempts) for i, found in enumerate(checks)]
         self._act([event for event in events if event is not None], attempts)
 
     @property
     def records(self) -> dict[str, np.ndarray]:
-        """All rows of the log so far, by column name (the file need not exist)."""
-        return {} if self._files.table is None else self._files.table.as_dict()
+        """All rows of the log so far, by column name (the file need not exist). Makes a copy; see also `last`."""
+        return {} if self._log is None else self._log.as_dict()
 
     @property
     def n_saved(self) -> int:
         """Frames in the `save` file, earlier parts of a resumed run included."""
-        return self._files.n_saved
+        return 0 if self._saver is None else self._saver.n_saved
 
     def flush(self) -> None:
         """Write the frames and rows that an earlier failure left in memory."""
-        self._files.flush()
+        attempts = Attempts()
+        for file in (self._saver, self._log):
+            if file is not None:
+                attempts.run(file.flush)
+        attempts.raise_first()
 
     def summary(self) -> str:
         """The run in a few lines: per criterion the mean, the worst value, where and when."""
-        saved = self._files.describe_saved()
+        saved = "0 frames saved" if self._saver is None else self._saver.describe()
         atoms = self._target.images[0]
         return summary_text(self.criteria, self.records, atoms, saved, self.stopped)
 
@@ -220,10 +220,10 @@ class ExtrapolationMonitor:
         """
         return plot_table(self.criteria, self.records, path)
 
-    def _prepare(self) -> None:
-        """Resolve thresholds and open files, once a calculator is there."""
-        if self._ready:
-            return
+    def _prepared_log(self) -> Log:
+        """The log; once a calculator is there, thresholds are resolved and files opened."""
+        if self._log is not None:
+            return self._log
         model = predicting(self._model(self._target.images[0]))
         if self._calculator is None and self._target.shared_calculator:
             # Images that share a calculator take turns with its pair list; asking it in between
@@ -232,74 +232,101 @@ class ExtrapolationMonitor:
         n_members = getattr(getattr(model, "potential", None), "n_members", None)
         if n_members is not None and n_members < 2:
             raise one_member()
-        self.criteria = tuple(resolved(criterion, model) for criterion in self.criteria)
-        self._files.open(self.criteria, model, self._target.steps_done)
-        self._ready = True
+        calibration = calibration_of(model)
+        self.criteria = tuple(criterion.resolved(calibration) for criterion in self.criteria)
+        return self._opened(model)
+
+    def _opened(self, model: Any) -> Log:
+        """Lock both files before either is touched, then open them."""
+        log, save = (
+            None if path is None else OwnedFile(path, purpose)
+            for purpose, path in self._paths.items()
+        )
+        opened = Log(log, self.criteria, self._append)
+        if save is not None:
+            if self._novelty.fingerprint is None:
+                self._novelty.fingerprint = fingerprint_of(model)
+            self._saver = FrameSaver(save, self._novelty, self._max_saved, self._append)
+        self._log = opened
+        return opened
 
     def _model(self, atoms: Atoms) -> Any:
         return atoms.calc if self._calculator is None else self._calculator
 
-    def _step(self) -> int:
-        done = self._calls if self._target.dynamics is None else self._target.steps_done
-        return self._files.first_step + done
+    def _done(self) -> int:
+        """Steps by the count of the dynamics, or calls without one."""
+        dynamics = self._target.dynamics
+        return self._calls if dynamics is None else int(dynamics.nsteps)
 
-    def _seen_before(self, step: int) -> bool:
-        """Whether this is the frame of the last call: ASE calls twice when run() begins at step 0
-        again, as after an exception or a run of no steps."""
-        if self._target.dynamics is None:
-            return False
-        seen = (step, [atoms.positions.tobytes() for atoms in self._target.images])
-        self._last_seen, earlier = seen, self._last_seen
-        return seen == earlier
+    def _look(self, with_forces: bool) -> list[Check]:
+        """A check of every image; none if nothing is due at this call."""
+        step = self._done() + (self._steps_before or 0)
+        found = [
+            checked(self.criteria, self._model(atoms), atoms, with_forces)
+            for atoms in self._target.images
+        ]
+        return [
+            replace(one, step=step, image=number)
+            for one, number in zip(found, self._target.numbers, strict=True)
+            if one is not None
+        ]
 
-    def _record(self, i: int, step: int, found: Check, attempts: Attempts) -> Event | None:
+    def _placed(self, log: Log, checks: list[Check]) -> list[Check]:
+        """The first checks of this part of the run with their step among the earlier parts."""
+        rows = [self._row(i, found, log, 0) for i, found in enumerate(checks)]
+        self._steps_before = log.resume(
+            rows, self._done(), self._first_step, len(self._target.images[0])
+        )
+        return [replace(found, step=self._done() + self._steps_before) for found in checks]
+
+    def _record(self, i: int, found: Check, log: Log, attempts: Attempts) -> Event | None:
         """Save and log one image."""
-        event = self._event(i, step, found)
+        event = self._event(i, found)
         if event is not None:
             self._before[i].clear()
-            event = replace(event, saved=attempts.run(self._files.save, event) or 0)
-            self.last_event = event
-        elif self._before[i].maxlen and found.level < Level.HIGH:
-            self._before[i].append(self._frame(i, step, found))
-        attempts.run(self._files.add_row, self._row(i, step, found, event))
+            saved = None if self._saver is None else attempts.run(self._saver, event)
+            event = self.last_event = replace(event, saved=saved or 0)
+        elif self._before[i].maxlen and found.band < Band.HIGH:
+            self._before[i].append(self._frame(i, found))
+        attempts.run(log.add, self._row(i, found, log, 0 if event is None else event.saved))
         return event
 
-    def _event(self, i: int, step: int, found: Check) -> Event | None:
+    def _event(self, i: int, found: Check) -> Event | None:
         streaks = self._streaks[i]
         lasting = streaks.update(found.readings)
-        level, earlier = streaks.level(lasting), streaks.acted
-        streaks.acted = level
-        if level == Level.TRUSTED:
+        band, earlier = streaks.band(lasting), streaks.acted
+        streaks.acted = band
+        if band == Band.TRUSTED:
             return None
         return Event(
-            step=step,
-            image=self._target.numbers[i],
-            level=level,
-            rising=level > earlier,
+            step=found.step,
+            image=found.image,
+            band=band,
+            rising=band > earlier,
             stop=streaks.stop(lasting),
             readings=lasting,
-            frame=self._frame(i, step, found),
+            frame=self._frame(i, found),
             before=tuple(self._before[i]),
         )
 
-    def _frame(self, i: int, step: int, found: Check) -> Atoms:
+    def _frame(self, i: int, found: Check) -> Atoms:
         frame = annotate(self._target.images[i], found.prediction)
-        for key in [key for key in frame.info if key.startswith("monitor_")]:
+        for key in [key for key in frame.info if str(key).startswith("monitor_")]:
             del frame.info[key]  # left by an earlier run, if this one began from a saved frame
-        frame.info["monitor_step"] = step
+        frame.info["monitor_step"] = found.step
         return frame
 
-    def _row(self, i: int, step: int, found: Check, event: Event | None) -> dict[str, float]:
-        atoms, number = self._target.images[i], self._target.numbers[i]
+    def _row(self, i: int, found: Check, log: Log, saved: int) -> dict[str, float]:
+        atoms = self._target.images[i]
         row = {
-            "step": step,
-            "image": -1 if number is None else number,
-            "time_fs": step * self._target.timestep_fs,
+            "step": found.step,
+            "image": -1 if found.image is None else found.image,
+            "time_fs": log.clock[1] + (found.step - log.clock[0]) * self._target.timestep_fs,
             "temperature_K": atoms.get_temperature() if atoms.has("momenta") else np.nan,
             "energy_eV": found.prediction.energy,
             "energy_std_eV": found.prediction.energy_std,
-            "level": found.level,
-            "saved": 0 if event is None else event.saved,
+            "band": found.band,
+            "saved": saved,
         }
         for reading in found.readings:
             row[reading.criterion] = reading.value
@@ -321,3 +348,34 @@ class ExtrapolationMonitor:
         attempts.raise_first()
         if ending:
             self._target.stop()
+
+
+def _criteria(threshold: Any, criteria: Sequence[Criterion] | None) -> tuple[Criterion, ...]:
+    """The criteria; `threshold` is short for one on the largest force spread."""
+    if criteria is None:
+        bounds = threshold if isinstance(threshold, tuple | list) else (threshold, None)
+        if len(bounds) != 2 or not all(b is None or isinstance(b, Real) for b in bounds):
+            raise ConfigError(
+                f"threshold = {threshold!r}: give one number in eV/Å, or two as (low, high)."
+            )
+        criteria = [MaxForceSpread(*bounds)]
+    elif threshold is not None:
+        raise ConfigError(
+            "threshold= belongs to the default criterion; with criteria= put it into these, e.g. "
+            "criteria=[MaxForceSpread(0.5)]."
+        )
+    column_names(chosen := tuple(criteria))  # refuses criteria that a log could not hold
+    return chosen
+
+
+def _check_counts(least: int = 1, **counts: int) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
+            raise ConfigError(f"{name} = {count!r}: give a whole number, {least} or above.")
+
+
+def _check_files(log: _PathLike | None, save: _PathLike | None, before: int) -> None:
+    if before and save is None:
+        raise ConfigError("before= keeps frames to save them, but save= names no file.")
+    if log is not None and save is not None and os.path.realpath(log) == os.path.realpath(save):
+        raise ConfigError(f"log and save are the same file, {log}; give them different names.")

@@ -10,7 +10,7 @@ from ase import Atoms
 
 from neuralil_ase.errors import MonitorError
 from neuralil_ase.monitor.criteria import Criterion
-from neuralil_ase.monitor.protocols import ESTIMATOR
+from neuralil_ase.monitor.log import ESTIMATOR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,11 +39,11 @@ def summary_text(
     """
     if not records or len(records["step"]) == 0:
         return "ExtrapolationMonitor: no check yet"
-    steps, level = records["step"], records["level"]
+    steps, band = records["step"], records["band"]
     lines = [
         f"{len(steps)} checks, steps {steps.min():.0f} to {steps.max():.0f}: "
-        f"{np.sum(level == 0)} trusted, {np.sum(level == 1)} candidates, "
-        f"{np.sum(level == 2)} high; "
+        f"{np.sum(band == 0)} trusted, {np.sum(band == 1)} candidates, "
+        f"{np.sum(band == 2)} high; "
         f"{saved}; {'stopped by the monitor' if stopped else 'not stopped'}",
         f"{'criterion':<24}{'unit':<7}{'mean':>10}{'worst':>10}{'at step':>10}{'atom':>12}"
         f"{'low':>10}{'high':>10}",

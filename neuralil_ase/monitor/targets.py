@@ -1,9 +1,11 @@
-"""What is followed: the images behind an Atoms object, a dynamics, a filter or a NEB."""
+"""What is followed (the images behind an Atoms object, a dynamics, a filter or a NEB), and what predicts for it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from ase import Atoms, units
 from ase.md.md import MolecularDynamics
 from ase.md.switch_langevin import SwitchLangevin
@@ -12,10 +14,71 @@ from ase.optimize.basin import BasinHopping
 from ase.optimize.sciopt import Converged, SciPyGradientlessOptimizer, SciPyOptimizer
 
 from neuralil_ase.errors import MonitorError
-from neuralil_ase.monitor.protocols import DynamicsLike, PredictingCalculator
 
 # These run loops of their own that never look at max_steps.
 _UNSTOPPABLE = (NEBOptimizer, SwitchLangevin, BasinHopping, SciPyGradientlessOptimizer)
+
+
+class PredictionLike(Protocol):
+    """The part of a prediction the monitor reads (N atoms, M members).
+
+    Spreads are standard deviations over members with ddof 1. ``forces_std`` is needed only when
+    the prediction was asked for with ``uncertainty="forces"``.
+    """
+
+    @property
+    def energy(self) -> float:
+        """Mean energy, eV."""
+
+    @property
+    def energies(self) -> np.ndarray:
+        """(N,) mean energy of each atom, eV."""
+
+    @property
+    def forces(self) -> np.ndarray:
+        """(N, 3) mean forces, eV/Å."""
+
+    @property
+    def stress(self) -> np.ndarray | None:
+        """(6,) mean stress, eV/Å³, Voigt, tension positive; None without a volume."""
+
+    @property
+    def member_energies(self) -> np.ndarray:
+        """(M,) energy of each member, eV."""
+
+    @property
+    def energy_std(self) -> float:
+        """Spread of the total energy, eV."""
+
+    @property
+    def energies_std(self) -> np.ndarray:
+        """(N,) spread of each atom's energy, eV."""
+
+    @property
+    def forces_std(self) -> np.ndarray:
+        """(N,) spread of each atom's force, eV/Å: sqrt of the sum of component variances."""
+
+    @property
+    def forces_error_bar(self) -> np.ndarray:
+        """(N,) calibrated error bar of each atom's force, eV/Å; read by `MaxForceErrorBar` alone."""
+
+
+@runtime_checkable
+class PredictingCalculator(Protocol):
+    """A calculator with the accessor that the monitor reads."""
+
+    def prediction(
+        self, atoms: Atoms | None = None, uncertainty: str | None = None
+    ) -> PredictionLike:
+        """Evaluate `atoms`, or return what is cached for the same geometry."""
+
+
+class DynamicsLike(Protocol):
+    """The part of an ASE dynamics (MD or optimiser) the monitor touches."""
+
+    nsteps: int
+    max_steps: int
+    atoms: Any
 
 
 @dataclass(frozen=True)
@@ -39,11 +102,6 @@ class Target:
     def shared_calculator(self) -> bool:
         """Whether several images have one calculator among them."""
         return len(self.images) > len({id(atoms.calc) for atoms in self.images})
-
-    @property
-    def steps_done(self) -> int:
-        """Steps the dynamics has made; 0 without one."""
-        return 0 if self.dynamics is None else int(self.dynamics.nsteps)
 
     @property
     def timestep_fs(self) -> float:
@@ -120,6 +178,15 @@ def predicting(calculator: Any) -> PredictingCalculator:
         )
     chosen: PredictingCalculator = calculator
     return chosen
+
+
+def calibration_of(calculator: Any) -> Any:
+    """What the model is calibrated to: ``calculator.potential.calibration``, or None.
+
+    A mapping, as some calculators have it, is made to be read like a `Calibration`.
+    """
+    found = getattr(getattr(calculator, "potential", None), "calibration", None)
+    return SimpleNamespace(**found) if isinstance(found, Mapping) else found
 
 
 def _neb_target(neb: Any, dynamics: Any) -> Target:

@@ -1,19 +1,74 @@
-"""Frames → padded microbatches of one shape, so that a run compiles its functions once."""
+"""Frames → padded microbatches of one shape, so that a run compiles its functions once.
+
+What stays the same from epoch to epoch is computed once per frame: densities and their slopes. The descriptor has no
+trainable parameters. From the derivative of a member's energy with respect to the density coefficients of an atom,
+forces follow by one more linear step: the slope of each pair's contribution to them, which all members and epochs
+share. A pair (i, j) contributes to the coefficients of the element of j alone, so that slopes sit in slots by neighbour
+element, and a whole microbatch is a few batched matrix products without any scatter.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from neuralil_ase.engine.neighbors import Pairs
-from neuralil_ase.model.config import ModelConfig
+from neuralil_ase.model.config import DescriptorConfig, ModelConfig
+from neuralil_ase.model.descriptors import pair_products
 from neuralil_ase.model.spectrum import channels
-from neuralil_ase.training.labels import Labels
-from neuralil_ase.training.objective import Batch
-from neuralil_ase.training.precompute import FrameArrays, precompute
+from neuralil_ase.training.forward import Batch
 
 MICROBATCH_ATOMS = 256
 """Atoms evaluated together: the arrays of eight members then stay in the caches of a CPU."""
+PAIR_BLOCK = 1024
+"""Pairs differentiated together, whatever the frame: one shape, so that it is compiled once for all data sets."""
+
+
+@dataclass(frozen=True)
+class FrameArrays:
+    """One frame as training sees it; N atoms, S slots, C channels (n, l, m).
+
+    Attributes
+    ----------
+    density
+        Density coefficients of every atom, shape (N, elements, C), float32.
+    types
+        Element indices, shape (N,).
+    slopes
+        Derivative of the pair's contribution to them by r_ij, shape (N, S, 3, C), float32; zero in empty slots.
+    vectors
+        r_ij in Å, shape (N, S, 3), float32; zero in empty slots.
+    reverse
+        Flat index (atom * S + slot) of the pair (j, i) for every slot, shape (N, S); an empty slot names itself.
+    """
+
+    density: np.ndarray
+    types: np.ndarray
+    slopes: np.ndarray
+    vectors: np.ndarray
+    reverse: np.ndarray
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Targets of one frame; NaN where the data hold none.
+
+    Attributes
+    ----------
+    energy
+        In eV, reference and repulsion subtracted.
+    forces
+        In eV/Å, shape (N, 3), repulsion subtracted.
+    stress
+        In eV/Å³, shape (6,), repulsion subtracted.
+    """
+
+    energy: float
+    forces: np.ndarray
+    stress: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -111,3 +166,105 @@ def _fill_labels(batch: Batch, labels: Labels, k: int, rows: slice) -> None:
         batch.forces[rows], batch.force_weight[rows] = labels.forces, 1
     if np.isfinite(labels.stress).all():
         batch.stress[k], batch.stress_weight[k] = labels.stress, 1
+
+
+def neighbour_counts(pairs: Pairs, types: np.ndarray, n_elements: int) -> np.ndarray:
+    """Number of neighbours of every atom by their element, shape (N, elements)."""
+    flat = pairs.centers * n_elements + types[pairs.neighbors]
+    return np.bincount(flat, minlength=len(types) * n_elements).reshape(len(types), n_elements)
+
+
+def precompute(
+    config: DescriptorConfig, pairs: Pairs, types: np.ndarray, slots: tuple[int, ...]
+) -> FrameArrays:
+    """Densities and slopes of one frame.
+
+    Parameters
+    ----------
+    config
+        The descriptor.
+    pairs, types
+        Its neighbours inside the cutoff, sorted by center and the neighbour's type, and its elements.
+    slots
+        Number of slots for every neighbour element, no smaller than the largest count.
+    """
+    n_atoms, n_slots = len(types), sum(slots)
+    products, slopes = _products_and_slopes(config, pairs.vectors.astype(np.float32))
+    slot = _slot_of_pairs(pairs, types, slots)
+    return FrameArrays(
+        _density(products, pairs, types, len(slots)),
+        types.astype(np.int32),
+        _into_slots(slopes, pairs.centers, slot, n_atoms, n_slots),
+        _into_slots(pairs.vectors.astype(np.float32), pairs.centers, slot, n_atoms, n_slots),
+        _reverse(pairs, slot, n_atoms, n_slots),
+    )
+
+
+def _products_and_slopes(
+    config: DescriptorConfig, vectors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What every pair adds to the density, (P, C), and its derivative by the pair vector, (P, 3, C)."""
+    blocks = [
+        _block(config, block) for block in in_blocks(vectors, PAIR_BLOCK, 1.01 * config.r_cut)
+    ]
+    products, slopes = (
+        np.concatenate([np.asarray(x) for x in part]) for part in zip(*blocks, strict=True)
+    )
+    return products[: len(vectors)], slopes[: len(vectors)]
+
+
+def in_blocks(vectors: np.ndarray, size: int, length: float) -> list[np.ndarray]:
+    """Pair vectors in blocks of one size, the last filled up with vectors of this length in Å; at least one block."""
+    n_blocks = max(1, -(-len(vectors) // size))
+    padded = np.zeros((n_blocks * size, 3), vectors.dtype)
+    padded[:, 0] = length
+    padded[: len(vectors)] = vectors
+    return np.split(padded, n_blocks)
+
+
+@jax.jit(static_argnums=0)
+def _block(config: DescriptorConfig, vectors: Array) -> tuple[Array, Array]:
+    def along(direction: Array) -> tuple[Array, Array]:
+        tangent = jnp.broadcast_to(direction, vectors.shape)
+        return jax.jvp(lambda v: pair_products(config, v), (vectors,), (tangent,))
+
+    return jax.vmap(along, out_axes=(None, 1))(jnp.eye(3, dtype=vectors.dtype))
+
+
+def _density(products: np.ndarray, pairs: Pairs, types: np.ndarray, n_elements: int) -> np.ndarray:
+    """Density coefficients, (N, elements, C): sums over the pairs of a center with neighbours of an element."""
+    density = np.zeros((len(types) * n_elements, products.shape[1]), products.dtype)
+    segments = pairs.centers.astype(np.int64) * n_elements + types[pairs.neighbors]
+    starts = np.flatnonzero(np.diff(segments, prepend=-1))
+    if len(starts):
+        density[segments[starts]] = np.add.reduceat(products, starts, axis=0)
+    return density.reshape(len(types), n_elements, -1)
+
+
+def _slot_of_pairs(pairs: Pairs, types: np.ndarray, slots: tuple[int, ...]) -> np.ndarray:
+    """Slot of every pair within its center: the block of its element, and its rank in that block."""
+    n_elements = len(slots)
+    segment = pairs.centers * n_elements + types[pairs.neighbors]
+    starts = np.searchsorted(segment, segment, side="left")
+    offsets = np.cumsum((0, *slots[:-1]))
+    return offsets[types[pairs.neighbors]] + np.arange(len(segment)) - starts
+
+
+def _into_slots(
+    values: np.ndarray, centers: np.ndarray, slot: np.ndarray, n_atoms: int, n_slots: int
+) -> np.ndarray:
+    slotted = np.zeros((n_atoms, n_slots, *values.shape[1:]), values.dtype)
+    slotted[centers, slot] = values
+    return slotted
+
+
+def _reverse(pairs: Pairs, slot: np.ndarray, n_atoms: int, n_slots: int) -> np.ndarray:
+    """Where the pair (j, i) with the opposite vector sits, for every slot."""
+    flat = pairs.centers.astype(np.int64) * n_slots + slot
+    # Several images of j may be neighbours of i; a generic projection tells them apart.
+    projection = pairs.vectors @ np.array((0.5377, 0.8339, 0.1241))
+    forward = np.lexsort((projection, pairs.neighbors, pairs.centers))
+    backward = np.lexsort((-projection, pairs.centers, pairs.neighbors))
+    reverse = np.arange(n_atoms * n_slots, dtype=np.int32)
+    reverse[flat[forward]] = flat[backward]
+    return reverse.reshape(n_atoms, n_slots)

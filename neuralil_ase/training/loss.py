@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from neuralil_ase.training.objective import Batch, Predicted
+from neuralil_ase.training.forward import Batch, Predicted
 from neuralil_ase.training.settings import TrainingSettings
 
 
@@ -93,11 +93,11 @@ def _likelihood(
     predicted: Predicted, batch: Batch, energy_residual: Array, force_residual: Array
 ) -> Array:
     """Gaussian negative log-likelihood ½(log σ² + residual²/σ²) of forces and energies, for given residuals."""
-    if predicted.variance_energy is None or predicted.variance_forces is None:
+    if predicted.energy_aleatoric_variance is None or predicted.forces_aleatoric_variance is None:
         return jnp.zeros(len(batch.member_weight))
     energy_residual, force_residual = jax.lax.stop_gradient((energy_residual, force_residual))
-    variance_e = predicted.variance_energy + 1e-6
-    variance_f = predicted.variance_forces[..., None] + 1e-6
+    variance_e = predicted.energy_aleatoric_variance + 1e-6
+    variance_f = predicted.forces_aleatoric_variance[..., None] + 1e-6
     of_energy = 0.5 * (jnp.log(variance_e) + energy_residual**2 / variance_e) * batch.energy_weight
     of_forces = 0.5 * (jnp.log(variance_f) + force_residual**2 / variance_f)
     of_forces = of_forces * batch.force_weight[:, None]

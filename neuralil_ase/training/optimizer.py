@@ -70,7 +70,7 @@ def clip_members(network: NetworkConfig, gradient: Params, limit: float) -> Para
     return unflatten(clipped)
 
 
-def evaluated(
+def averaged_params(
     settings: TrainingSettings, average: Params, params: Params, optimizer_state: Any, step: Array
 ) -> Params:
     """The parameters to validate and save: those schedule-free training evaluates at, else their moving average."""

@@ -185,12 +185,12 @@ def _until_harm(dyn: Langevin, molecules: Molecules, steps: int) -> None:
 
 def _reading(monitor: ExtrapolationMonitor, atoms: Atoms, steps: int) -> dict[str, Any]:
     records, (criterion,) = monitor.records, monitor.criteria
-    spread, level, at = (records[name] for name in (criterion.name, "level", "step"))
-    flagged, high = level >= 1, level >= 2
+    spread, band, at = (records[name] for name in (criterion.name, "band", "step"))
+    flagged, high = band >= 1, band >= 2
     worst = records[f"{criterion.name}_atom"].astype(int)
     return {
         "steps": steps,
-        "checks": len(level),
+        "checks": len(band),
         "flagged": int(flagged.sum()),
         "episodes": int(flagged[0]) + int((flagged[1:] & ~flagged[:-1]).sum()),
         "high": int(high.sum()),

@@ -91,9 +91,9 @@ def main() -> None:
         "n_h_beyond_reach": len(proton),
         "density_g_cm3": float(density[half:].mean()),
         "max_force_std_eV_A": float(np.nanmax(monitor.records["max_force_std"])),
-        "checks": len(monitor.records["level"]),
-        "candidates": int((monitor.records["level"] == 1).sum()),
-        "high": int((monitor.records["level"] == 2).sum()),
+        "checks": len(monitor.records["band"]),
+        "candidates": int((monitor.records["band"] == 1).sum()),
+        "high": int((monitor.records["band"] == 2).sum()),
         "cpu_ms_per_step": 1e3 * (time.process_time() - start) / max(dyn.nsteps, 1),
         "compilations": atoms.calc.compilations,
     }

@@ -32,7 +32,7 @@ class LJPrediction:
     """Means and spreads (ddof 1), computed here from the members one by one."""
 
     members: tuple[dict, ...]
-    level: str
+    uncertainty: str
 
     def _stack(self, name):
         return np.array([member[name] for member in self.members])
@@ -47,7 +47,7 @@ class LJPrediction:
 
     @property
     def forces_std(self):
-        if self.level != "forces":
+        if self.uncertainty != "forces":
             raise AttributeError("ask for uncertainty='forces'")
         return np.sqrt(self._stack("forces").var(axis=0, ddof=1).sum(axis=1))
 

@@ -16,9 +16,9 @@ from lj_ensemble import LJEnsemble, argon
 
 from neuralil_ase.errors import ConfigError, MonitorError
 from neuralil_ase.monitor import (
+    Band,
     ExtrapolationMonitor,
     ExtrapolationWarning,
-    Level,
     MaxForceSpread,
     NoveltyFilter,
     annotate,
@@ -52,7 +52,7 @@ def scripted(values, *, low=1.0, high=2.0, **options):
 
 
 def saved():
-    return [(f.info["monitor_step"], f.info["monitor_level"]) for f in read("f.extxyz", ":")]
+    return [(f.info["monitor_step"], f.info["monitor_band"]) for f in read("f.extxyz", ":")]
 
 
 def test_warning_names_step_value_atom_element_threshold_and_unit():
@@ -85,7 +85,7 @@ def test_candidates_are_saved_and_exploded_frames_are_not(in_folder):
     monitor = scripted([0.5, 1.5, 2.5, float("nan"), 1.5], save="f.extxyz")
     assert saved() == [(1, "candidate"), (4, "candidate")]
     assert monitor.records["saved"].tolist() == [0, 1, 0, 0, 1]
-    assert monitor.records["level"].tolist() == [0, 1, 2, 2, 1]
+    assert monitor.records["band"].tolist() == [0, 1, 2, 2, 1]
 
 
 def test_single_threshold_saves_the_frame_that_stops(in_folder):
@@ -176,16 +176,16 @@ def test_exception_without_saving_says_so():
 def test_users_function_sees_each_flagged_check_and_what_was_saved(in_folder):
     seen = []
     scripted([0.5, 1.5, 1.5, 2.5], save="f.extxyz", max_saved=1, function=seen.append)
-    assert [(e.step, e.level, e.saved) for e in seen] == [
-        (1, Level.CANDIDATE, 1),
-        (2, Level.CANDIDATE, 0),
-        (3, Level.HIGH, 0),
+    assert [(e.step, e.band, e.saved) for e in seen] == [
+        (1, Band.CANDIDATE, 1),
+        (2, Band.CANDIDATE, 0),
+        (3, Band.HIGH, 0),
     ]
     assert [e.rising for e in seen] == [True, False, True]
 
 
 def test_rollback_without_a_trusted_frame_is_an_error():
-    with pytest.raises(MonitorError, match="Step 0: nothing to roll back to"):
+    with pytest.raises(MonitorError, match="step 0: nothing to roll back to"):
         scripted([2.5, 0.1], rollback=True)
 
 

@@ -13,9 +13,9 @@ from lj_ensemble import LJEnsemble, argon
 
 from neuralil_ase.errors import ConfigError, MonitorError
 from neuralil_ase.monitor import (
+    Band,
     EnergySpreadPerAtom,
     ExtrapolationMonitor,
-    Level,
     MaxEnergySpread,
     MaxForceSpread,
     MeanForceSpread,
@@ -24,7 +24,7 @@ from neuralil_ase.monitor import (
     ShortestDistance,
     shortest_distances,
 )
-from neuralil_ase.monitor.checks import Streaks
+from neuralil_ase.monitor.patience import Streaks
 
 ETHANOL = molecule("CH3CH2OH")
 
@@ -71,7 +71,7 @@ def test_relative_spread_weighs_elements():
     reading = RelativeForceSpread(reference=reference).read(ETHANOL, p)
     assert reading.value == pytest.approx(2.0)
     assert ETHANOL.symbols[reading.atom] == "H"
-    assert reading.level == Level.CANDIDATE
+    assert reading.band == Band.CANDIDATE
 
 
 @given(
@@ -80,21 +80,21 @@ def test_relative_spread_weighs_elements():
     width=st.floats(0.0, 3.0),
 )
 def test_levels_of_all_values(value, low, width):
-    level = Reading("x", "", value, None, low, low + width).level
+    level = Reading("x", "", value, None, low, low + width).band
     if np.isnan(value) or np.isposinf(value) or value >= low + width:
-        assert level == Level.HIGH
+        assert level == Band.HIGH
     elif value >= low:
-        assert level == Level.CANDIDATE
+        assert level == Band.CANDIDATE
     elif np.isfinite(value):
-        assert level == Level.TRUSTED
+        assert level == Band.TRUSTED
 
 
 def test_not_a_number_is_never_trusted():
     p = prediction(9)
     p.forces_std[4] = np.nan
     for criterion in (MaxForceSpread(5.0), MeanForceSpread(5.0)):
-        assert criterion.read(ETHANOL, p).level == Level.HIGH
-        assert criterion.read(ETHANOL, p).top
+        assert criterion.read(ETHANOL, p).band == Band.HIGH
+        assert criterion.read(ETHANOL, p).in_last_band
     assert MaxForceSpread(5.0).read(ETHANOL, p).atom == 4
 
 
@@ -113,17 +113,17 @@ def test_shortest_distance_agrees_with_ase(pbc):
 def test_short_is_bad_and_absent_is_good():
     dimer = Atoms("H2", [[0, 0, 0], [0, 0, 0.7]])
     criterion = ShortestDistance(0.9, 0.6, reference={"H-H": 0.74})
-    assert criterion.read(dimer, None).level == Level.TRUSTED
+    assert criterion.read(dimer, None).band == Band.TRUSTED
     dimer.positions[1, 2] = 0.5
-    assert criterion.read(dimer, None).level == Level.CANDIDATE
+    assert criterion.read(dimer, None).band == Band.CANDIDATE
     dimer.positions[1, 2] = 0.3
-    assert criterion.read(dimer, None).level == Level.HIGH
+    assert criterion.read(dimer, None).band == Band.HIGH
     dimer.positions[1, 2] = 40.0
     far = criterion.read(dimer, None)
     assert np.isposinf(far.value)
-    assert far.level == Level.TRUSTED
+    assert far.band == Band.TRUSTED
     dimer.positions[1, 2] = np.nan
-    assert criterion.read(dimer, None).level == Level.HIGH
+    assert criterion.read(dimer, None).band == Band.HIGH
 
 
 def test_shortest_distances_of_a_training_set():
@@ -139,7 +139,7 @@ def test_shortest_distances_of_a_training_set():
     assert set(table) == {"C-C", "C-H", "C-O", "H-H", "H-O", "O-O"}
     own = ShortestDistance(0.99, reference=table).read(ETHANOL, None)
     assert own.value == pytest.approx(1.0)
-    assert own.level == Level.TRUSTED
+    assert own.band == Band.TRUSTED
 
 
 def test_patience_counts_each_criterion_in_a_row():
@@ -147,13 +147,13 @@ def test_patience_counts_each_criterion_in_a_row():
 
     def step(value):
         lasting = streaks.update([Reading("x", "", value, None, 1.0, 2.0)])
-        return streaks.level(lasting), streaks.stop(lasting)
+        return streaks.band(lasting), streaks.stop(lasting)
 
-    assert step(1.5) == (Level.TRUSTED, False)
-    assert step(2.5) == (Level.CANDIDATE, False)  # flagged twice, high once
-    assert step(2.5) == (Level.HIGH, True)
-    assert step(0.5) == (Level.TRUSTED, False)
-    assert step(2.5) == (Level.TRUSTED, False)
+    assert step(1.5) == (Band.TRUSTED, False)
+    assert step(2.5) == (Band.CANDIDATE, False)  # flagged twice, high once
+    assert step(2.5) == (Band.HIGH, True)
+    assert step(0.5) == (Band.TRUSTED, False)
+    assert step(2.5) == (Band.TRUSTED, False)
 
 
 CALIBRATION = SimpleNamespace(
@@ -184,9 +184,9 @@ def test_thresholds_come_from_the_calibration(calibration):
 @pytest.mark.parametrize(
     ("criteria", "calibration", "message"),
     [
-        (None, None, r"not calibrated. Give threshold= \(in eV/Å\)"),
-        (None, SimpleNamespace(), "has no thresholds in its calibration"),
-        ([RelativeForceSpread()], None, "Give reference="),
+        (None, None, r"it has no calibration\. Give them yourself \(threshold="),
+        (None, SimpleNamespace(), "its calibration does not hold them .KeyError: 'thresholds'"),
+        ([RelativeForceSpread()], None, "has no calibration.*reference= of the criterion"),
         ([RelativeForceSpread(quantile=0.7)], CALIBRATION, "no 0.7 quantile for Ar, but 0.5, 0.99"),
         (
             [RelativeForceSpread(low=None, quantile=0.5)],
@@ -196,9 +196,9 @@ def test_thresholds_come_from_the_calibration(calibration):
         (
             [RelativeForceSpread(low=None)],
             {"force_std_quantiles": {"Ar": {"0.99": 0.02}}},
-            "has no relative_thresholds in its calibration. Give low=",
+            "does not hold them .KeyError: 'relative_thresholds'",
         ),
-        ([ShortestDistance()], None, "Give reference="),
+        ([ShortestDistance()], None, "has no calibration.*reference= of the criterion"),
         ([MeanForceSpread()], CALIBRATION, "mean_force_std has no threshold.*give low="),
     ],
 )

@@ -169,7 +169,7 @@ def test_rollback_restores_positions_momenta_and_cell():
     assert monitor.stopped
     assert 1 < dynamics.nsteps < 200
     assert state(atoms) == states[-2]  # the frame before the one that went too far
-    assert monitor.records["level"].tolist() == [0] * dynamics.nsteps + [1]
+    assert monitor.records["band"].tolist() == [0] * dynamics.nsteps + [1]
 
 
 def test_rollback_returns_past_candidates_to_the_last_trusted_frame():
@@ -180,7 +180,7 @@ def test_rollback_returns_past_candidates_to_the_last_trusted_frame():
     monitor = ExtrapolationMonitor(dynamics, (0.012, 0.02), rollback=True, warn=False)
     dynamics.attach(monitor)
     dynamics.run(200)
-    levels = monitor.records["level"].tolist()
+    levels = monitor.records["band"].tolist()
     assert levels[-1] == 2
     assert levels.count(1) > 1
     assert state(atoms) == states[len(levels) - 1 - levels[::-1].index(0)]

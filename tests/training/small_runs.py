@@ -11,10 +11,10 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
-from neuralil_ase.training.fit import Trainer
-from neuralil_ase.training.recorder import Recorder
+from neuralil_ase.training.loop import Trainer
+from neuralil_ase.training.output import Recorder
+from neuralil_ase.training.prepare import prepare
 from neuralil_ase.training.settings import TrainingSettings
-from neuralil_ase.training.task import prepare
 
 TINY = TrainingSettings(
     epochs=4, members=2, widths=(8, 4), n_max=2, r_cut=3.4, validation_fraction=0.25,

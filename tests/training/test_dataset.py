@@ -21,7 +21,7 @@ from neuralil_ase.evaluation.dataset import (
     split,
     types_of,
 )
-from neuralil_ase.training.labels import energy_reference
+from neuralil_ase.training.reference import energy_reference
 
 
 def test_extxyz_survives_the_round_trip(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms, pairs_of, 
 from neuralil_ase.model.network import is_variance
 from neuralil_ase.model.potential import flatten
 from neuralil_ase.training import train
-from neuralil_ase.training.fit import Run, fit
-from neuralil_ase.training.labels import zbl_radii
+from neuralil_ase.training.loop import Run, fit
 from neuralil_ase.training.loss import SHAPES
+from neuralil_ase.training.prepare import zbl_radii
 
 
 def short_run(train_frames: list[Frame], validation: list[Frame], **options: Any) -> Run:

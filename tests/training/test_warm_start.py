@@ -24,12 +24,12 @@ from neuralil_ase.errors import ConfigError, DataError, ModelFileError, Training
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.model.potential import flatten, init_params
 from neuralil_ase.training import TrainingResult, TrainingSettings, train
-from neuralil_ase.training.fit import Trainer
-from neuralil_ase.training.folding import Scaling, fold, unfold
-from neuralil_ase.training.run import load_data
+from neuralil_ase.training.loop import Trainer
+from neuralil_ase.training.normalisation import Scaling, fold, unfold
+from neuralil_ase.training.prepare import prepare
 from neuralil_ase.training.settings import read_settings
-from neuralil_ase.training.start import Start, settings_from, start_of
-from neuralil_ase.training.task import prepare
+from neuralil_ase.training.train import load_data
+from neuralil_ase.training.warm_start import Start, settings_from, start_of
 
 KINDS = (
     NetworkConfig("core", (8, 4)),

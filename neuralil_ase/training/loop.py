@@ -1,24 +1,26 @@
-"""The loop: epochs of steps, validation, the best model so far, checkpoints, orderly ends."""
+"""The loop: steps, epochs, validation, the best state so far, orderly ends."""
 
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax import Array
 
 from neuralil_ase.errors import TrainingError
 from neuralil_ase.model.potential import Params, Potential
 from neuralil_ase.training.batches import Sample
-from neuralil_ase.training.folding import first_params, fold, unfold
-from neuralil_ase.training.loss import SHAPES, Norms, Sums
-from neuralil_ase.training.objective import Batch
-from neuralil_ase.training.optimizer import build_optimizer
-from neuralil_ase.training.steps import Functions, State
-from neuralil_ase.training.task import Task
+from neuralil_ase.training.forward import Batch, Predicted, predict
+from neuralil_ase.training.loss import SHAPES, Norms, Sums, loss_sums, total
+from neuralil_ase.training.normalisation import first_params, fold, unfold
+from neuralil_ase.training.optimizer import averaged_params, build_optimizer, clip_members
+from neuralil_ase.training.prepare import Task
 
 logger = logging.getLogger(__name__)
 History = list[dict[str, Any]]
@@ -26,6 +28,27 @@ _DIVERGED = (
     "Usually the learning rate is too high or a frame has absurd labels; the last good model was kept. Lower "
     "learning_rate, or look at the frames with the largest forces"
 )
+
+
+class State(NamedTuple):
+    """What changes during a run, on the device.
+
+    Attributes
+    ----------
+    params
+        Of the normalised networks.
+    average
+        Their moving average.
+    optimizer
+        State of the optimiser.
+    step
+        Steps done.
+    """
+
+    params: Params
+    average: Params
+    optimizer: Any
+    step: Array
 
 
 @dataclass
@@ -169,6 +192,54 @@ class Trainer:
         ]
         energy, forces, stress = zip(*parts, strict=True)
         return np.concatenate(energy), np.concatenate(forces), np.concatenate(stress)
+
+
+class Functions:
+    """Compiled once per run."""
+
+    def __init__(self, task: Task, optimizer: optax.GradientTransformation) -> None:
+        self.gradient = jax.jit(partial(_gradient, task))
+        self.add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
+        self.update = jax.jit(partial(_update, task, optimizer))
+        self.predict = jax.jit(partial(_predict, task))
+
+
+def _gradient(
+    task: Task, params: Params, batch: Batch, norms: Norms
+) -> tuple[Params, tuple[Array, Sums]]:
+    """Gradient of the summed loss of all members, the loss of every member, and its parts."""
+
+    def objective(p: Params) -> tuple[Array, tuple[Array, Sums]]:
+        predicted = _outputs(task, p, batch)
+        sums = loss_sums(task.settings, predicted, batch)
+        losses = total(task.settings, sums, norms)
+        # The variances learn by their likelihood alone, and nothing else depends on them: it needs no weight.
+        likelihood = sums.likelihood / (norms.forces + norms.energy)
+        return (losses + likelihood).sum(), (losses, sums)
+
+    return jax.grad(objective, has_aux=True)(params)
+
+
+def _update(
+    task: Task, optimizer: optax.GradientTransformation, state: State, gradient: Params
+) -> State:
+    clipped = clip_members(task.config.network, gradient, task.settings.clip_norm)
+    updates, optimizer_state = optimizer.update(clipped, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = averaged_params(task.settings, state.average, params, optimizer_state, state.step)
+    return State(params, average, optimizer_state, state.step + 1)
+
+
+def _predict(task: Task, params: Params, batch: Batch) -> Predicted:
+    return _outputs(task, params, batch, with_stress=True)
+
+
+def _outputs(
+    task: Task, params: Params, batch: Batch, with_stress: bool | None = None
+) -> Predicted:
+    folded = fold(task.config, task.scaling, params)
+    stress = task.has_stress if with_stress is None else with_stress
+    return predict(task.config, task.packer.slots, folded, batch, stress)
 
 
 def fit(

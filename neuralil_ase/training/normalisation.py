@@ -15,7 +15,7 @@ from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.network import VARIANCES
 from neuralil_ase.model.potential import Params, flatten, init_params, unflatten
 
-VARIANCE_FACTOR = 10.0
+ALEATORIC_FACTOR = 10.0
 """From the last layers of the variances to what softplus turns into σ²: forces known to 0.05 eV/Å need -6, energies -9,
 which is farther than a learning rate of 2e-3 moves a weight in a usual run."""
 
@@ -66,7 +66,7 @@ def first_params(config: ModelConfig, seed: int) -> Params:
     for name in VARIANCES if config.is_heteroscedastic else ():
         layer = f"network/body/{name}_denormalizer"
         flat[f"{layer}/kernel"] = np.zeros_like(flat[f"{layer}/kernel"])
-        flat[f"{layer}/bias"] = np.full_like(flat[f"{layer}/bias"], -5 / VARIANCE_FACTOR)
+        flat[f"{layer}/bias"] = np.full_like(flat[f"{layer}/bias"], -5 / ALEATORIC_FACTOR)
     return unflatten(flat)
 
 
@@ -133,5 +133,5 @@ def _outlets(config: ModelConfig, scaling: Scaling) -> dict[str, float]:
         # Those of the published architecture have no bias.
         leaves = ("kernel",) if is_published else ("kernel", "bias")
         for name in VARIANCES:
-            outlets |= {f"network/body/{name}_denormalizer/{x}": VARIANCE_FACTOR for x in leaves}
+            outlets |= {f"network/body/{name}_denormalizer/{x}": ALEATORIC_FACTOR for x in leaves}
     return outlets

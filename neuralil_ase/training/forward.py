@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     Attributes
     ----------
     density, types, slopes, vectors, reverse
-        As in ``precompute.FrameArrays``.
+        As in ``batches.FrameArrays``.
     frame
         Frame of every atom, shape (N,).
     energy, energy_weight
@@ -64,15 +64,15 @@ class Predicted(NamedTuple):
         In eV/Å, shape (M, N, 3).
     stress
         In eV/Å³, shape (M, B, 6).
-    variance_energy, variance_forces
+    energy_aleatoric_variance, forces_aleatoric_variance
         σ² in eV², shape (M, B), and of a force component in eV²/Å², shape (M, N); None without such outputs.
     """
 
     energy: Array
     forces: Array
     stress: Array
-    variance_energy: Array | None
-    variance_forces: Array | None
+    energy_aleatoric_variance: Array | None
+    forces_aleatoric_variance: Array | None
 
 
 def predict(
@@ -90,7 +90,7 @@ def predict(
     if with_stress:
         virials = per_frame(_virials(pair_gradient, jnp.asarray(batch.vectors)))
         stress = virials.transpose(2, 0, 1) / batch.volume[:, None]
-    variances = _variances(config, params, batch) if config.is_heteroscedastic else None
+    variances = _aleatoric_variances(config, params, batch) if config.is_heteroscedastic else None
     return Predicted(
         jax.vmap(per_frame)(outputs[..., 0]),
         _forces(pair_gradient, jnp.asarray(batch.reverse)),
@@ -100,7 +100,7 @@ def predict(
     )
 
 
-def _variances(config: ModelConfig, params: Params, batch: Batch) -> Array:
+def _aleatoric_variances(config: ModelConfig, params: Params, batch: Batch) -> Array:
     """σ²_E and σ²_F of every atom, (M, N, 2), as functions of their own layers alone.
 
     What leads to the energy does not learn for them: else the network spends on its noise, and forces become

@@ -1,7 +1,7 @@
 """``train``: from data files to a model file, in one call."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from neuralil_ase.errors import DataError
+from neuralil_ase.evaluation.calibration import calibrate_potential
 from neuralil_ase.evaluation.dataset import (
     Frame,
     Keys,
@@ -18,16 +19,20 @@ from neuralil_ase.evaluation.dataset import (
     read_frames,
     split,
 )
+from neuralil_ase.evaluation.evaluate import Evaluation, evaluation_of, predict_frames
 from neuralil_ase.evaluation.metrics import Card
+from neuralil_ase.evaluation.report import write_report
+from neuralil_ase.files.model_file import save_potential
 from neuralil_ase.model.potential import Potential
-from neuralil_ase.training.finish import finish
-from neuralil_ase.training.fit import History, Trainer, fit
-from neuralil_ase.training.recorder import Recorder
+from neuralil_ase.training.loop import History, Trainer, fit
+from neuralil_ase.training.output import Recorder
+from neuralil_ase.training.prepare import prepare
 from neuralil_ase.training.settings import TrainingSettings
-from neuralil_ase.training.start import settings_from, start_of
-from neuralil_ase.training.task import prepare
+from neuralil_ase.training.warm_start import settings_from, start_of
 
 logger = logging.getLogger(__name__)
+MAX_TRAINING_FRAMES = 200
+"""Training frames beyond this number are not evaluated; the card says how many were."""
 Data = Sequence[str | Path] | Sequence[Atoms] | str | Path
 
 
@@ -155,3 +160,53 @@ def load_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list
     if not training:
         raise DataError("no frames are left to train on")
     return training, validation
+
+
+def finish(
+    potential: Potential,
+    train: Sequence[Frame],
+    validation: Sequence[Frame],
+    output: str | Path | None,
+    history: Sequence[Mapping[str, Any]],
+) -> tuple[Potential, dict[str, Card]]:
+    """Evaluate and calibrate a trained potential; write it again, and its pictures, where ``output`` is given.
+
+    Returns
+    -------
+    Potential
+        With the accuracy in its provenance and, where the validation frames suffice, a calibration.
+    dict
+        The cards of "train" and "validation".
+    """
+    evaluations = _evaluations(potential, train, validation)
+    cards = {name: evaluation.card for name, evaluation in evaluations.items()}
+    potential = replace(potential, provenance={**potential.provenance, "accuracy": cards})
+    if "validation" in evaluations:
+        potential = _calibrated(potential, train, evaluations["validation"])
+    if output is not None:
+        save_potential(potential, output)
+        comparisons = {name: evaluation.comparison for name, evaluation in evaluations.items()}
+        write_report(f"{output}.report", comparisons, history, potential.calibration)
+    return potential, cards
+
+
+def _evaluations(
+    potential: Potential, train: Sequence[Frame], validation: Sequence[Frame]
+) -> dict[str, Evaluation]:
+    shown = train[:: -(-len(train) // MAX_TRAINING_FRAMES)]
+    # Together, so that few shapes are compiled.
+    predictions = predict_frames(potential, [*shown, *validation])
+    n = len(shown)
+    evaluations = {"train": evaluation_of(shown, predictions[:n])}
+    if validation:
+        evaluations["validation"] = evaluation_of(validation, predictions[n:])
+    return evaluations
+
+
+def _calibrated(potential: Potential, train: Sequence[Frame], held_out: Evaluation) -> Potential:
+    data = f"the {len(held_out.frames)} validation frames of the training run"
+    try:
+        return calibrate_potential(potential, held_out.frames, train, data, held_out.comparison)
+    except DataError as error:
+        logger.warning("not calibrated: %s", error)
+        return potential

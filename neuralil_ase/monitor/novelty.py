@@ -1,8 +1,7 @@
 """Which of the flagged frames are worth keeping: those that show something new.
 
-Two frames count as near-duplicates when the environments *that caused the flags* are alike.
-Averages over a frame would not see one broken bond among hundreds, and comparing whole liquids
-atom by atom would call every frame new.
+Two frames count as near-duplicates when the environments *that caused the flags* are alike. Averages over a frame would
+not see one broken bond among hundreds, and comparing whole liquids atom by atom would call every frame new.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 from ase import Atoms
 
 from neuralil_ase.errors import ConfigError, MonitorError
-from neuralil_ase.monitor.pairs import close_pairs
+from neuralil_ase.monitor.distances import close_pairs
 
 Fingerprint = Callable[[Atoms], np.ndarray]
 
@@ -30,7 +29,7 @@ class NoveltyFilter:
     min_distance : float
         0 keeps every frame.
     fingerprint : callable
-        Atoms → (N, D) one row per atom, or (D,) one vector for the frame. None: sorted distances.
+        Atoms → (N, D) one row per atom, or (D,) one vector for the frame. Default: sorted distances.
     """
 
     def __init__(self, min_distance: float, fingerprint: Fingerprint | None = None) -> None:
@@ -38,7 +37,7 @@ class NoveltyFilter:
             raise ConfigError(f"min_distance = {min_distance}: give a number, 0 or above.")
         self.min_distance = min_distance
         self.fingerprint = fingerprint
-        self._known: dict[int, np.ndarray] = {}
+        self._known: dict[tuple[int, int], np.ndarray] = {}
 
     def is_new(self, frame: Atoms, watched: Sequence[int] | None = None) -> bool:
         """Whether `frame` shows something new at the `watched` atoms (all, if None)."""
@@ -54,11 +53,15 @@ class NoveltyFilter:
         if self.min_distance == 0:
             return
         for number, row in self._rows(frame, watched):
-            known = self._known.get(number, np.empty((0, len(row))))
-            self._known[number] = np.vstack([known, row])
+            kind = (
+                number,
+                len(row),
+            )  # frames of other elements may have fingerprints of another length
+            known = self._known.get(kind, np.empty((0, len(row))))
+            self._known[kind] = np.vstack([known, row])
 
     def _distance(self, number: int, row: np.ndarray) -> float:
-        known = self._known.get(number)
+        known = self._known.get((number, len(row)))
         if known is None:
             return np.inf
         nearest = float(np.sqrt(((known - row) ** 2).sum(axis=1).min()))

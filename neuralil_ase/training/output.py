@@ -21,7 +21,7 @@ from neuralil_ase.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from neuralil_ase.training.fit import Run, Trainer
+from neuralil_ase.training.loop import Run, Trainer
 
 
 class Recorder:

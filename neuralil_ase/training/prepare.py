@@ -4,25 +4,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
+from ase.data import atomic_numbers, covalent_radii
+from jax import Array
 
-from neuralil_ase.engine.neighbors import Pairs
+from neuralil_ase.engine.neighbors import Pairs, shortest_distances
 from neuralil_ase.errors import ConfigError, DataError
 from neuralil_ase.evaluation.dataset import Frame, elements_of, pairs_of, types_of
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
+from neuralil_ase.model.graph import Graph
+from neuralil_ase.model.pair_terms import zbl
 from neuralil_ase.model.spectrum import channels, power_spectrum
-from neuralil_ase.training.batches import Packer, Sample, packer_for
-from neuralil_ase.training.folding import Scaling, inlets, scaling_of
-from neuralil_ase.training.labels import (
-    energy_reference,
-    make_labels,
-    neighbour_distance,
-    zbl_radii,
+from neuralil_ase.training.batches import (
+    Labels,
+    Packer,
+    Sample,
+    in_blocks,
+    neighbour_counts,
+    packer_for,
+    precompute,
 )
-from neuralil_ase.training.precompute import neighbour_counts, precompute
-from neuralil_ase.training.settings import TrainingSettings
-from neuralil_ase.training.start import Start, check_elements, reference_for
+from neuralil_ase.training.normalisation import Scaling, inlets, scaling_of
+from neuralil_ase.training.progress import Progress
+from neuralil_ase.training.reference import energy_reference
+from neuralil_ase.training.settings import CUTOFFS, TrainingSettings
+from neuralil_ase.training.warm_start import Start, check_elements, reference_for
+
+ZBL_BLOCK = 256
+"""Close pairs evaluated together, whatever the frame: one shape, compiled once."""
 
 
 @dataclass(frozen=True)
@@ -174,23 +184,14 @@ def _samples(
     n_channels = len(channels(config.descriptor)[0])
     size = 12 * sum(slots) * n_channels * sum(len(t) for t in types)
     keep = size <= settings.memory_budget
-    return [
-        Sample(
-            t,
-            p,
-            frame.volume or 1.0,
-            make_labels(config, frame, t, p, reference),
-            precompute(config.descriptor, p, t, slots) if keep else None,
-        )
-        for frame, t, p in tqdm(
-            zip(frames, types, pairs, strict=True),
-            desc="preparing",
-            total=len(frames),
-            unit="frame",
-            disable=not progress,
-            dynamic_ncols=True,
-        )
-    ]
+    samples: list[Sample] = []
+    with Progress(len(frames), "frame", "preparing", progress) as bar:
+        for frame, t, p in zip(frames, types, pairs, strict=True):
+            labels = make_labels(config, frame, t, p, reference)
+            arrays = precompute(config.descriptor, p, t, slots) if keep else None
+            samples.append(Sample(t, p, frame.volume or 1.0, labels, arrays))
+            bar.update(len(samples))
+    return samples
 
 
 def _scaling(packer: Packer, samples: Sequence[Sample]) -> Scaling:
@@ -212,3 +213,85 @@ def _counts(settings: TrainingSettings, n_samples: int) -> np.ndarray:
     return rng.multinomial(n_samples, np.full(n_samples, 1 / n_samples), settings.members).astype(
         float
     )
+
+
+def neighbour_distance(frames: Sequence[Frame], elements: tuple[str, ...]) -> float:
+    """Median distance in Å from an atom to its nearest neighbour, of the element for which it is largest.
+
+    From at most 64 frames, spread over the data. Atoms without a neighbour within half the longest cutoff that a run
+    chooses by itself count as if they had one there.
+    """
+    types, distances = [], []
+    for frame in frames[:: max(1, len(frames) // 64)]:
+        types.append(types_of(frame, elements))
+        pairs = pairs_of(frame, types[-1], CUTOFFS[1] / 2)
+        distances.append(np.full(len(types[-1]), CUTOFFS[1] / 2))
+        np.minimum.at(distances[-1], pairs.centers, np.linalg.norm(pairs.vectors, axis=1))
+    all_types, all_distances = np.concatenate(types), np.concatenate(distances)
+    return max(float(np.median(all_distances[all_types == k])) for k in np.unique(all_types))
+
+
+def zbl_radii(
+    pairs: Sequence[Pairs], types: Sequence[np.ndarray], elements: tuple[str, ...], r_cut: float
+) -> tuple[float, ...]:
+    """Distance in Å below which each pair of elements is repelled, in the order of ``np.triu_indices``.
+
+    It is the shortest distance in the data, so that the repulsion disturbs nothing the data know, but at least 0.7
+    times the sum of the covalent radii; that sum itself for pairs that never come inside the cutoff.
+    """
+    n = len(elements)
+    radii = covalent_radii[[atomic_numbers[symbol] for symbol in elements]]
+    bond = radii[:, None] + radii[None, :]
+    distance = shortest_distances(zip(pairs, types, strict=True), n)
+    radius = np.where(np.isfinite(distance), np.maximum(distance, 0.7 * bond), bond)
+    return tuple(np.minimum(radius, r_cut)[np.triu_indices(n)].round(4).tolist())
+
+
+def make_labels(
+    config: ModelConfig, frame: Frame, types: np.ndarray, pairs: Pairs, reference: np.ndarray
+) -> Labels:
+    """Targets of one frame for the network alone."""
+    energy, forces, virial = _repulsion(config, types, pairs)
+    target = np.nan if frame.energy is None else frame.energy - reference[types].sum() - energy
+    target_forces = np.full((len(types), 3), np.nan)
+    if frame.forces is not None:
+        target_forces = frame.forces - forces
+    stress = np.full(6, np.nan)
+    if frame.stress is not None and frame.volume is not None:
+        stress = frame.stress - virial / frame.volume
+    return Labels(float(target), target_forces, stress)
+
+
+def _repulsion(
+    config: ModelConfig, types: np.ndarray, pairs: Pairs
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Energy, forces and virial of the repulsion between the few pairs inside its radii."""
+    forces = np.zeros((len(types), 3))
+    if config.pair_term != "zbl":
+        return 0.0, forces, np.zeros(6)
+    close = np.linalg.norm(pairs.vectors, axis=1) < max(config.zbl_radii)
+    vectors, i, j = (values[close] for values in pairs)
+    blocks = in_blocks(vectors, ZBL_BLOCK, 1.01 * config.descriptor.r_cut)
+    ends = np.zeros((len(blocks), ZBL_BLOCK, 2), np.int32)
+    ends.reshape(-1, 2)[: len(vectors)] = np.stack([types[i], types[j]], axis=1)
+    with jax.enable_x64(True):
+        parts = [_zbl_of_pairs(config, *block) for block in zip(blocks, ends, strict=True)]
+    energies, gradients = zip(*parts, strict=True)
+    gradient = np.concatenate([np.asarray(x) for x in gradients])[: len(vectors)]
+    np.add.at(forces, i, gradient)
+    np.subtract.at(forces, j, gradient)
+    tensor = vectors.T @ gradient
+    virial = ((tensor + tensor.T) / 2)[(0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
+    return sum(map(float, energies)), forces, virial
+
+
+@jax.jit(static_argnums=0)
+def _zbl_of_pairs(config: ModelConfig, vectors: Array, ends: Array) -> tuple[Array, Array]:
+    """Energy of pairs between atoms of the types ``ends``, (P, 2), and its gradient by their vectors."""
+    first = 2 * jnp.arange(len(vectors), dtype=jnp.int32)
+
+    def total(moved: Array) -> Array:
+        graph = Graph(moved, first, first + 1, ends.reshape(-1))
+        return zbl(graph, config.descriptor.elements, config.zbl_radii).sum()
+
+    return jax.value_and_grad(total)(vectors)

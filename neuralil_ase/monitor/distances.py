@@ -1,0 +1,150 @@
+"""Distances: a criterion for exploded and collapsed frames, and the shortest distances of training data for it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers, chemical_symbols
+
+from neuralil_ase.engine import neighbors
+from neuralil_ase.engine.neighbors import NeighborList, Pairs
+from neuralil_ase.errors import ConfigError, MonitorError
+from neuralil_ase.monitor.criteria import Criterion, entry
+from neuralil_ase.monitor.targets import PredictionLike
+
+
+@dataclass(frozen=True)
+class ShortestDistance(Criterion):
+    """Shortest distance as a fraction of the shortest one in training, per pair of elements.
+
+    Finds exploded or collapsed frames that a committee may agree on. Small is bad: ``low = 0.9``
+    flags a pair at 90 % of the shortest distance the model has seen, ``high = 0.8`` at 80 %.
+
+    Parameters
+    ----------
+    reference : mapping of str to float, optional
+        Shortest distance in the training data of each pair, Å, e.g. ``{"H-N": 1.01}`` (see
+        `shortest_distances`). Without it, the model's calibration is asked for it.
+    """
+
+    low: float | None = 0.9
+    reference: Mapping[str, float] | None = None
+
+    kind = "distance_fraction"
+    below = True
+
+    def values(self, atoms: Atoms, prediction: PredictionLike) -> np.ndarray:
+        """(N,) smallest fraction among each atom's pairs; inf where no neighbour is near."""
+        reference = normalised(self.reference or {})
+        self._refuse_unknown_pairs(atoms, reference)
+        if not np.isfinite(atoms.positions).all():
+            return np.full(len(atoms), np.nan)
+        first, second, distance = close_pairs(atoms, 1.2 * max(reference.values()))
+        usual = _usual_distances(atoms, first, second, reference)
+        fractions = np.full(len(atoms), np.inf)
+        known = np.isfinite(usual)
+        np.minimum.at(fractions, first[known], distance[known] / usual[known])
+        return fractions
+
+    def resolved(self, calibration: Any) -> Self:
+        """As in the base class; also takes the reference distances from the calibration."""
+        found = super().resolved(calibration)
+        if self.reference is not None:
+            return found
+        return replace(found, reference=self.taken_from(calibration, self._stored_reference))
+
+    def _stored_reference(self, calibration: Any) -> dict[str, float]:
+        return dict(entry(calibration, "shortest_distances"))
+
+    def _refuse_unknown_pairs(self, atoms: Atoms, reference: Mapping[str, float]) -> None:
+        counts = atoms.symbols.formula.count()
+        pairs = {pair_key(a, b) for a in counts for b in counts if a != b or counts[a] > 1}
+        missing = sorted(pairs - set(reference))
+        if missing or not reference:
+            raise MonitorError(
+                f"{self.name}: no reference distance for {', '.join(missing) or 'any pair'}; give "
+                "reference=shortest_distances(training_frames), or the pairs by hand in Å."
+            )
+
+
+def _usual_distances(
+    atoms: Atoms, first: np.ndarray, second: np.ndarray, reference: Mapping[str, float]
+) -> np.ndarray:
+    """(P,) reference distance of each pair, Å.
+
+    NaN where there is none: that is an element with a single atom, which meets only its own images.
+    """
+    table = np.full((len(chemical_symbols), len(chemical_symbols)), np.nan)
+    for pair, distance in reference.items():
+        a, b = (atomic_numbers[symbol] for symbol in pair.split("-"))
+        table[a, b] = table[b, a] = distance
+    return table[atoms.numbers[first], atoms.numbers[second]]
+
+
+def close_pairs(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All ordered pairs closer than `cutoff` (Å), periodic images included: i, j, distance in Å."""
+    pairs = _pairs(atoms, cutoff)
+    return pairs.centers, pairs.neighbors, np.linalg.norm(pairs.vectors, axis=1)
+
+
+def _pairs(atoms: Atoms, cutoff: float) -> Pairs:
+    types = np.zeros(len(atoms), dtype=int)
+    found = NeighborList(cutoff, skin=0)
+    return found.pairs(atoms.positions, atoms.cell.array, atoms.pbc, types)
+
+
+def pair_key(a: str, b: str) -> str:
+    """The name of a pair of elements: symbols in alphabetic order, e.g. ``"H-N"``."""
+    return "-".join(sorted((a, b)))
+
+
+def normalised(reference: Mapping[str, float]) -> dict[str, float]:
+    """Reference distances (Å) under the names of `pair_key`.
+
+    Raises
+    ------
+    ConfigError
+        If a key is not a pair of elements or a distance is not a positive, finite number.
+    """
+    result = {}
+    for pair, distance in reference.items():
+        symbols = pair.split("-")
+        if len(symbols) != 2 or not all(symbol in atomic_numbers for symbol in symbols):
+            raise ConfigError(f"{pair!r} is not a pair of elements; write it as in 'H-N'.")
+        if not (np.isfinite(distance) and distance > 0):
+            raise ConfigError(f"{pair} = {distance} is not a distance in Å above 0.")
+        result[pair_key(*symbols)] = float(distance)
+    return result
+
+
+def shortest_distances(frames: Iterable[Atoms], cutoff: float = 3.0) -> dict[str, float]:
+    """Shortest distance of every pair of elements over `frames`, as a reference for criteria.
+
+    Parameters
+    ----------
+    frames : iterable of Atoms
+        The training data.
+    cutoff : float
+        Å. A pair that never comes closer gets the cutoff itself: coming well within it is new.
+
+    Returns
+    -------
+    dict of str to float
+        Å, by ``"A-B"`` with symbols in alphabetic order, for all pairs of the elements that occur.
+    """
+    elements: set[int] = set()
+
+    def structures() -> Iterator[tuple[Pairs, np.ndarray]]:
+        for atoms in frames:
+            elements.update(atoms.numbers.tolist())
+            yield _pairs(atoms, cutoff), atoms.numbers
+
+    table = np.minimum(neighbors.shortest_distances(structures(), len(chemical_symbols)), cutoff)
+    return {
+        pair_key(chemical_symbols[a], chemical_symbols[b]): float(table[a, b])
+        for a in sorted(elements)
+        for b in sorted(elements)
+        if a <= b
+    }

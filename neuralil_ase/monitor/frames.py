@@ -1,0 +1,278 @@
+"""Flagged frames: copies that carry the spreads into files, and the file that they are saved in."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io.extxyz import read_extxyz, write_extxyz
+
+from neuralil_ase.errors import MonitorError, OutputError
+from neuralil_ase.files.owned import OwnedFile
+from neuralil_ase.monitor.actions import Event
+from neuralil_ase.monitor.log import waiting
+from neuralil_ase.monitor.novelty import NoveltyFilter
+from neuralil_ase.monitor.patience import Band
+from neuralil_ase.monitor.targets import PredictionLike
+
+_RESULTS = ("energy", "energies", "forces", "stress")
+
+
+def annotate(
+    atoms: Atoms,
+    prediction: PredictionLike,
+    *,
+    per_atom_info: bool = False,
+    as_charges: bool = False,
+) -> Atoms:
+    """A copy of `atoms` that carries the prediction and its spreads into a file.
+
+    ``frame.calc`` holds energy, energies, forces and stress of the model (eV, eV/Å, eV/Å³);
+    ``frame.info["energy_std"]`` the spread of the energy (eV); ``frame.arrays["energies_std"]``
+    and ``frame.arrays["forces_std"]`` those of each atom's energy (eV) and force (eV/Å), the
+    latter when the prediction holds it. Spreads are standard deviations over members with
+    ddof 1; of a force, the norm of the vector of component deviations.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Not changed.
+    prediction : PredictionLike
+        Of the same geometry.
+    per_atom_info : bool
+        Also put the arrays into ``frame.info``: a ``.traj`` file keeps info, but not own arrays.
+        Leave it off for extxyz, which keeps the arrays.
+    as_charges : bool
+        Also store the force spread as initial charges, the one per-atom number of this kind that
+        the ASE GUI colours by.
+
+    Returns
+    -------
+    Atoms
+
+    Notes
+    -----
+    *OVITO*: open the extxyz file, add the modification "Color coding", property ``forces_std``. (OVITO reads an
+    entry ``origin`` in ``info`` as a vector and refuses the file if it is text.)
+    *ASE GUI*: write with ``as_charges=True``, then View → Colors → By initial charge.
+    *nglview*: ``frame.set_array("bfactor", 1e3 * frame.arrays["forces_std"])``, in meV/Å because a PDB file keeps
+    two decimals; ``ase.io.write("frame.pdb", frame)``; then ``view = nglview.show_file("frame.pdb")``,
+    ``view.clear()`` and ``view.add_spacefill(color_scheme="bfactor")``.
+
+    Examples
+    --------
+    >>> frame = annotate(atoms, calc.prediction(atoms, uncertainty="forces"))  # doctest: +SKIP
+    >>> ase.io.write("frames.extxyz", frame, append=True)  # doctest: +SKIP
+    """
+    frame = _plain_copy(atoms)
+    frame.info["energy_std"] = float(prediction.energy_std)
+    spreads = {"energies_std": prediction.energies_std}
+    # A prediction without member forces raises UncertaintyError, which is an AttributeError.
+    forces_std = getattr(prediction, "forces_std", None)
+    if forces_std is not None:
+        spreads["forces_std"] = forces_std
+        if as_charges:
+            frame.set_initial_charges(forces_std)
+    for name, values in spreads.items():
+        frame.set_array(name, np.array(values, dtype=float))
+        if per_atom_info:
+            frame.info[name] = np.array(values, dtype=float)
+    frame.calc = SinglePointCalculator(frame, **_results(prediction))
+    return frame
+
+
+class FrameSaver:
+    """Appends candidates, and the frames before the flag, to an extxyz file.
+
+    Frames of band HIGH are not saved: they are useless for training. What leads up to them is not.
+
+    Parameters
+    ----------
+    file : OwnedFile
+    novelty : NoveltyFilter
+    max_saved : int
+        In the whole file, earlier parts of a resumed run included.
+    append : bool
+        Go on with an existing file; otherwise it is renamed.
+    """
+
+    def __init__(
+        self, file: OwnedFile, novelty: NoveltyFilter, max_saved: int, append: bool
+    ) -> None:
+        self.novelty = novelty
+        self.max_saved = max_saved
+        self.n_saved = 0
+        self.unwritten: list[Atoms] = []
+        self._file = file
+        if not append:
+            self._file.set_aside()
+        for frame in self._take_stock() if append else ():
+            watched = np.ravel(frame.info.get("monitor_atoms", []))
+            inside = watched.dtype.kind == "i" and np.isin(watched, range(len(frame))).all()
+            novelty.remember(frame, watched.tolist() if watched.size and inside else None)
+
+    def __call__(self, event: Event) -> int:
+        """Save what is new in the event; returns how many frames. MonitorError if refused."""
+        offered = [_reasons(event, frame, "before") for frame in event.before]
+        if event.band == Band.CANDIDATE:
+            offered.append(_reasons(event, event.frame, "candidate"))
+        room = self.max_saved - self.n_saved - len(self.unwritten)
+        kept: list[Atoms] = []
+        for frame in reversed(offered):  # the flagged frame has the first claim, then the latest
+            if len(kept) < room and self.novelty.is_new(frame, event.watched):
+                self.novelty.remember(frame, event.watched)
+                kept.append(frame)
+        self.unwritten.extend(reversed(kept))
+        self.flush()
+        return len(kept)
+
+    def flush(self) -> None:
+        """Write the frames that are waiting, all of them or none."""
+        if not self.unwritten:
+            return
+        try:
+            if self._file.changed:  # moved away to be labelled, say
+                self._take_stock()
+            self._file.append(b"".join(map(_extxyz, self.unwritten)), sync=True)
+        except (OutputError, MonitorError) as problem:
+            raise waiting(problem, f"{len(self.unwritten)} frame(s)") from problem
+        self.n_saved += len(self.unwritten)
+        self.unwritten.clear()
+
+    def describe(self) -> str:
+        """How many frames are in the file, in words."""
+        return (
+            f"{self.n_saved} frames saved{' (the most allowed)' * (self.n_saved >= self.max_saved)}"
+        )
+
+    def _take_stock(self) -> list[Atoms]:
+        """Read what is in the file; half a frame at its end is moved to a file of its own."""
+        content = self._file.read()
+        frames, whole = _frames(content, self._file.path)
+        if whole < len(content):
+            aside = self._file.cut_tail(whole)
+            warnings.warn(
+                f"{self._file.path} ends with half a frame, as after a kill; it was moved to {aside}",
+                stacklevel=2,
+            )
+        self.n_saved = len(frames)
+        return frames
+
+
+def _frames(content: bytes, path: Path) -> tuple[list[Atoms], int]:
+    """The whole frames of an extxyz file, and the number of bytes that they fill.
+
+    Raises
+    ------
+    MonitorError
+        If the file holds something else; nothing of it may then be touched.
+    """
+    frames: list[Atoms] = []
+    start = 0
+    for end in _ends(content, path):
+        try:
+            text = content[start:end].decode()
+            frames += read_extxyz(io.StringIO(text), slice(None))
+        except Exception as problem:  # the reader of ASE raises whatever the text leads it to
+            line = content.count(b"\n", 0, start) + 1
+            raise MonitorError(
+                f"{path}: the frame that begins on line {line} cannot be read ({type(problem).__name__}: {problem}). "
+                "Mend or remove it, or choose another name; append=False sets the whole file aside. It was not touched."
+            ) from problem
+        start = end
+    return frames, start
+
+
+def _ends(content: bytes, path: Path) -> Iterator[int]:
+    """Where each whole frame of an extxyz file ends."""
+    start = 0
+    while start < len(content):
+        end = content.find(b"\n", start)
+        count = content[start : end if end >= 0 else None].strip()
+        if not count.isdigit() or len(count) > 9:
+            line = content.count(b"\n", 0, start) + 1
+            raise MonitorError(
+                f"{path} is not an extxyz file: line {line} should begin a frame with "
+                f"the number of its atoms, but reads {count[:40]!r}. Frames are not added to a foreign file; choose "
+                "another name."
+            )
+        for _ in range(int(count) + 1):
+            end = content.find(b"\n", end + 1) if end >= 0 else -1
+            if end < 0:
+                return
+        start = end + 1
+        yield start
+
+
+def _reasons(event: Event, frame: Atoms, band: str) -> Atoms:
+    frame.info.setdefault("monitor_step", event.step)
+    if event.image is not None:
+        frame.info["monitor_image"] = event.image
+    frame.info["monitor_band"] = band
+    text = event.describe()
+    frame.info["monitor_reasons"] = (
+        f"before step {event.step}: {text}" if band == "before" else text
+    )
+    if event.watched is not None:
+        frame.info["monitor_atoms"] = np.array(event.watched, dtype=int)
+    return frame
+
+
+def _extxyz(frame: Atoms) -> bytes:
+    """The frame as it stands in the file, without what would keep it from being read again.
+
+    ASE writes some entries of ``info`` and ``arrays`` (empty text, line breaks, quotes) so that they spoil the frame.
+    """
+    text = _readable_text(frame)
+    if text is not None:
+        return text
+    bare = Atoms(frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+    extras = [(frame.info, bare.info, key) for key in frame.info]
+    extras += [(frame.arrays, bare.arrays, key) for key in set(frame.arrays) - set(bare.arrays)]
+    spoilt = []
+    for source, target, key in extras:
+        target[key] = source[key]
+        if _readable_text(bare) is None:
+            spoilt.append(repr(key))
+            del target[key]
+    bare.calc = frame.calc
+    warnings.warn(
+        f"the saved frame does not hold {', '.join(spoilt)} of the structure, which extxyz cannot hold",
+        stacklevel=2,
+    )
+    return _readable_text(bare) or b""
+
+
+def _readable_text(frame: Atoms) -> bytes | None:
+    """The frame in extxyz, if the same frame can be read from it."""
+    buffer = io.StringIO()
+    try:
+        write_extxyz(buffer, frame)
+        (read,) = read_extxyz(io.StringIO(buffer.getvalue()), slice(None))
+        text = buffer.getvalue().encode()
+    except Exception:  # of any kind, depending on the entry
+        return None
+    same = (
+        (read.pbc == frame.pbc).all()
+        and np.allclose(read.cell, frame.cell)
+        and read.info.keys() == frame.info.keys()
+    )
+    return text if same and text.count(b"\n") == len(frame) + 2 else None
+
+
+def _plain_copy(atoms: Atoms) -> Atoms:
+    """A copy whose info and arrays do not collide with the results written beside them."""
+    frame = atoms.copy()
+    for name in (*_RESULTS, "free_energy", "stresses"):
+        frame.info.pop(name, None)
+        frame.arrays.pop(name, None)
+    return frame
+
+
+def _results(prediction: PredictionLike) -> dict[str, Any]:
+    results = {name: getattr(prediction, name, None) for name in _RESULTS}
+    return {name: value for name, value in results.items() if value is not None}

@@ -1,0 +1,60 @@
+"""How far long work has come: a bar on a terminal, else a line now and then."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+INTERVAL = 10.0
+"""Seconds between two lines where the standard error is no terminal: a file, a batch system, a pipe."""
+
+
+class Progress:
+    """Reports on the standard error; a context manager.
+
+    Parameters
+    ----------
+    total
+        Units of work.
+    unit
+        What they are: "epoch", "frame".
+    title
+        What is being done.
+    shown
+        False to stay silent.
+    """
+
+    def __init__(self, total: int, unit: str, title: str, shown: bool) -> None:
+        self._total, self._unit, self._title = total, unit, title
+        self._done, self._text = 0, ""
+        self._began = self._said = time.monotonic()
+        self._said_done = -1
+        self._shown = shown and sys.stderr is not None
+        self._bar = None
+        if shown and sys.stderr is not None and sys.stderr.isatty():
+            self._bar = tqdm(total=total, unit=unit, desc=title, dynamic_ncols=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._shown and self._said_done not in (-1, self._done):
+            self._say()
+
+    def update(self, done: int, text: str = "") -> None:
+        """So many units are done; ``text`` says how it is going."""
+        self._done, self._text = done, text
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif self._shown and time.monotonic() - self._said >= INTERVAL:
+            self._say()
+
+    def _say(self) -> None:
+        self._said, self._said_done = time.monotonic(), self._done
+        parts = [f"{self._title}: {self._unit} {self._done} of {self._total}"]
+        parts += [f"{self._said - self._began:.0f} s", self._text]
+        sys.stderr.write(", ".join(part for part in parts if part) + "\n")
+        sys.stderr.flush()
