@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from neuralil_ase.monitor import ExtrapolationMonitor
     from neuralil_ase.prediction import Prediction
     from neuralil_ase.replicas import Replicas
-    from neuralil_ase.training import train
+    from neuralil_ase.training.train import train
 
 __version__ = "0.1.0"
 
