@@ -97,7 +97,7 @@ def test_the_lock_survives_when_the_output_is_deleted_or_replaced(tmp_path: Path
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system knows no fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_a_fork_does_not_hold_the_lock_and_does_not_free_it(tmp_path: Path) -> None:
     first = Lock(tmp_path / "a")
     child = os.fork()

@@ -35,6 +35,7 @@ class OwnedFile:
 
     def __init__(self, path: str | os.PathLike[str], purpose: str) -> None:
         self.path = checked_path(path, purpose)
+        self._purpose = purpose
         self._lock = Lock(self.path, take_over=True)
         self._left = self._found()
 
@@ -80,6 +81,7 @@ class OwnedFile:
     def set_aside(self) -> Path | None:
         """Rename the file to the next free ``name.N``; None where there is none."""
         self._lock.check()
+        checked_path(self.path, self._purpose)
         aside = set_aside(self.path)
         self._left = self._found()
         return aside

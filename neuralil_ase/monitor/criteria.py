@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 
-from neuralil_ase.calibration import REFERENCE
+from neuralil_ase.calibration import REFERENCE, Calibration
 from neuralil_ase.errors import ConfigError, MonitorError
 from neuralil_ase.monitor.patience import Reading
 from neuralil_ase.monitor.targets import PredictionLike
@@ -139,19 +139,16 @@ class Criterion:
             )
         return chosen
 
-    def bands(self, calibration: Any) -> tuple[float, float | None]:
+    def bands(self, calibration: Calibration) -> tuple[float, float | None]:
         """Thresholds (low, high) for a model with this calibration, where ``low`` was not given.
 
-        Parameters
-        ----------
-        calibration : Calibration
-            See :class:`neuralil_ase.calibration.Calibration`.
+        A KeyError or AttributeError becomes a MonitorError that says what the calibration lacks.
         """
         raise MonitorError(
             f"{self.name} has no threshold and none can be taken from a model; give low= to {type(self).__name__}."
         )
 
-    def resolved(self, calibration: Any) -> Self:
+    def resolved(self, calibration: Calibration | None) -> Self:
         """This criterion with what it leaves open filled in from the model's calibration.
 
         Parameters
@@ -169,7 +166,7 @@ class Criterion:
         low, high = self.taken_from(calibration, self.bands)
         return replace(self, low=low, high=high if self.high is None else self.high)
 
-    def taken_from(self, calibration: Any, take: Callable[[Any], _T]) -> _T:
+    def taken_from(self, calibration: Calibration | None, take: Callable[[Any], _T]) -> _T:
         """``take(calibration)``; a MonitorError where the calibration does not hold what that needs."""
         try:
             return take(calibration)
@@ -214,7 +211,7 @@ class MaxForceSpread(Criterion):
         """(N,) force spread, eV/Å."""
         return prediction.forces_std
 
-    def bands(self, calibration: Any) -> tuple[float, float | None]:
+    def bands(self, calibration: Calibration) -> tuple[float, float | None]:
         """The model's own thresholds for this criterion, eV/Å."""
         thresholds = entry(calibration, "thresholds")
         return thresholds["low"], thresholds["high"]
@@ -244,7 +241,7 @@ class MaxForceErrorBar(Criterion):
             )
         return bars
 
-    def resolved(self, calibration: Any) -> Self:
+    def resolved(self, calibration: Calibration | None) -> Self:
         """As in the base class; also refuses a model that is not calibrated."""
         found = super().resolved(calibration)
         if calibration is None:
@@ -334,21 +331,21 @@ class RelativeForceSpread(Criterion):
             )
         return prediction.forces_std / np.array([reference[symbol] for symbol in atoms.symbols])
 
-    def bands(self, calibration: Any) -> tuple[float, float | None]:
+    def bands(self, calibration: Calibration) -> tuple[float, float | None]:
         """The model's own thresholds, where reference and quantile are those they belong to."""
         if self.reference is not None or self.quantile != REFERENCE:
             return super().bands(calibration)
         thresholds = entry(calibration, "relative_thresholds")
         return thresholds["low"], thresholds["high"]
 
-    def resolved(self, calibration: Any) -> Self:
+    def resolved(self, calibration: Calibration | None) -> Self:
         """As in the base class; also takes the reference spreads from the calibration."""
         found = super().resolved(calibration)
         if self.reference is not None:
             return found
         return replace(found, reference=self.taken_from(calibration, self._stored_reference))
 
-    def _stored_reference(self, calibration: Any) -> dict[str, float]:
+    def _stored_reference(self, calibration: Calibration) -> dict[str, float]:
         table = entry(calibration, "force_std_quantiles")
         return {element: _pick(stored, self.quantile, element) for element, stored in table.items()}
 
@@ -358,19 +355,19 @@ def names_column(name: str) -> bool:
     return bool(name) and name.isprintable() and not any(character.isspace() for character in name)
 
 
-def entry(calibration: Any, name: str) -> Any:
-    """A field of a calibration; a KeyError where it is missing or empty."""
-    found = getattr(calibration, name, None)
+def entry(calibration: Calibration, name: str) -> Any:
+    """A field of a calibration; a KeyError where it is empty."""
+    found = getattr(calibration, name)
     if not found:
         raise KeyError(name)
     return found
 
 
-def _pick(quantiles: Mapping[Any, float], wanted: float, element: str) -> float:
+def _pick(quantiles: Mapping[str, float], wanted: float, element: str) -> float:
     for key, value in quantiles.items():
         if abs(float(key) - wanted) < 1e-9:
-            return float(value)
-    stored = ", ".join(str(key) for key in quantiles)
+            return value
+    stored = ", ".join(quantiles)
     raise MonitorError(
         f"The calibration holds no {wanted} quantile for {element}, but {stored}; choose one of these with quantile=."
     )

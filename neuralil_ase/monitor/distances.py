@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
+from neuralil_ase.calibration import Calibration
 from neuralil_ase.engine import neighbors
 from neuralil_ase.engine.neighbors import NeighborList, Pairs
 from neuralil_ase.errors import ConfigError, MonitorError
@@ -48,14 +49,14 @@ class ShortestDistance(Criterion):
         np.minimum.at(fractions, first[known], distance[known] / usual[known])
         return fractions
 
-    def resolved(self, calibration: Any) -> Self:
+    def resolved(self, calibration: Calibration | None) -> Self:
         """As in the base class; also takes the reference distances from the calibration."""
         found = super().resolved(calibration)
         if self.reference is not None:
             return found
         return replace(found, reference=self.taken_from(calibration, self._stored_reference))
 
-    def _stored_reference(self, calibration: Any) -> dict[str, float]:
+    def _stored_reference(self, calibration: Calibration) -> dict[str, float]:
         return dict(entry(calibration, "shortest_distances"))
 
     def _refuse_unknown_pairs(self, atoms: Atoms, reference: Mapping[str, float]) -> None:

@@ -135,9 +135,13 @@ class FrameSaver:
         if not self.unwritten:
             return
         try:
-            if self._file.changed:  # moved away to be labelled, say
-                self._take_stock()
-            self._file.append(b"".join(map(_extxyz, self.unwritten)), sync=True)
+            record = b"".join(map(_extxyz, self.unwritten))
+            if self._file.added() == record:  # an interrupt came just after they were written
+                self._file.read()
+            else:
+                if self._file.changed:  # moved away to be labelled, say
+                    self._take_stock()
+                self._file.append(record, sync=True)
         except (OutputError, MonitorError) as problem:
             raise waiting(problem, f"{len(self.unwritten)} frame(s)") from problem
         self.n_saved += len(self.unwritten)

@@ -168,6 +168,9 @@ class Log:
     def _restore(self, file: OwnedFile) -> None:
         """Bring the file back into order after somebody else has changed or deleted it."""
         added = file.added()
+        if added == self._unwritten:
+            file.read()  # our own: an interrupt came just after they were written
+            return None
         if added is not None and all(
             line[:1] in b"#\n\r" for line in added.splitlines(keepends=True)
         ):
@@ -180,7 +183,11 @@ class Log:
             )
         aside = file.set_aside()
         file.append(self._content(), sync=True)
-        what = "was deleted" if aside is None else f"was changed by somebody else, is now {aside},"
+        what = (
+            "was deleted or emptied"
+            if aside is None
+            else f"was changed by somebody else, is now {aside},"
+        )
         warnings.warn(
             f"{file.path} {what} and was written anew, with all rows of this run", stacklevel=2
         )

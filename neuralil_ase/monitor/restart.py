@@ -17,8 +17,8 @@ ENERGY_NOISE = 2e-6
 float64, another order of summation, and positions rounded to 1e-6 Å did to 225, 450 and 6075 atoms of liquid EAN."""
 SPREAD_NOISE = 2e-3, 5e-6
 """The same for spreads, relative and absolute (in eV, eV/Å or 1)."""
-TIE = 0.1
-"""Rows that match equally well, in units of the noise: those of an optimiser that has converged, for instance."""
+TIE = 1e-3
+"""Rows whose deviations differ by less, in units of the noise, match equally well: those of a structure at rest."""
 
 Row = Mapping[str, float]
 Records = Mapping[str, np.ndarray]

@@ -1,8 +1,7 @@
 """What is followed (the images behind an Atoms object, a dynamics, a filter or a NEB), and what predicts for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +12,7 @@ from ase.mep.neb import NEBOptimizer
 from ase.optimize.basin import BasinHopping
 from ase.optimize.sciopt import Converged, SciPyGradientlessOptimizer, SciPyOptimizer
 
+from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import MonitorError
 
 # These run loops of their own that never look at max_steps.
@@ -180,13 +180,10 @@ def predicting(calculator: Any) -> PredictingCalculator:
     return chosen
 
 
-def calibration_of(calculator: Any) -> Any:
-    """What the model is calibrated to: ``calculator.potential.calibration``, or None.
-
-    A mapping, as some calculators have it, is made to be read like a `Calibration`.
-    """
-    found = getattr(getattr(calculator, "potential", None), "calibration", None)
-    return SimpleNamespace(**found) if isinstance(found, Mapping) else found
+def calibration_of(calculator: Any) -> Calibration | None:
+    """What the model is calibrated to: ``calculator.potential.calibration``, or None."""
+    found: Calibration | None = getattr(getattr(calculator, "potential", None), "calibration", None)
+    return found
 
 
 def _neb_target(neb: Any, dynamics: Any) -> Target:

@@ -1,5 +1,6 @@
 """Criteria read what they say, bands and patience work, thresholds come from the calibration."""
 
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lj_ensemble import LJEnsemble, argon
 
+from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import ConfigError, MonitorError
 from neuralil_ase.monitor import (
     Band,
+    Check,
+    Criterion,
     EnergySpreadPerAtom,
     ExtrapolationMonitor,
     MaxEnergySpread,
+    MaxForceErrorBar,
     MaxForceSpread,
     MeanForceSpread,
     Reading,
@@ -79,14 +84,14 @@ def test_relative_spread_weighs_elements():
     low=st.floats(0.01, 1.0),
     width=st.floats(0.0, 3.0),
 )
-def test_levels_of_all_values(value, low, width):
-    level = Reading("x", "", value, None, low, low + width).band
+def test_bands_of_all_values(value, low, width):
+    band = Reading("x", "", value, None, low, low + width).band
     if np.isnan(value) or np.isposinf(value) or value >= low + width:
-        assert level == Band.HIGH
+        assert band == Band.HIGH
     elif value >= low:
-        assert level == Band.CANDIDATE
+        assert band == Band.CANDIDATE
     elif np.isfinite(value):
-        assert level == Band.TRUSTED
+        assert band == Band.TRUSTED
 
 
 def test_not_a_number_is_never_trusted():
@@ -156,18 +161,20 @@ def test_patience_counts_each_criterion_in_a_row():
     assert step(2.5) == (Band.TRUSTED, False)
 
 
-CALIBRATION = SimpleNamespace(
+CALIBRATION = Calibration(
+    force_scale={"Ar": 2.0},
+    force_floor={"Ar": 0.001},
     thresholds={"low": 0.02, "high": 0.06},
     relative_thresholds={"low": 2.0, "high": 3.0},
     force_std_quantiles={"Ar": {"0.5": 0.004, "0.99": 0.02}},
     shortest_distances={"Ar-Ar": 3.3},
 )
+EMPTY = Calibration(force_scale={"Ar": 2.0}, force_floor={"Ar": 0.001})
 
 
-@pytest.mark.parametrize("calibration", [CALIBRATION, vars(CALIBRATION)])
-def test_thresholds_come_from_the_calibration(calibration):
+def test_thresholds_come_from_the_calibration():
     atoms = argon()
-    atoms.calc = LJEnsemble(calibration=calibration)
+    atoms.calc = LJEnsemble(calibration=CALIBRATION)
     (criterion,) = ExtrapolationMonitor(atoms).criteria
     assert (criterion.low, criterion.high) == (0.02, 0.06)
     own = [RelativeForceSpread(quantile=0.99), ShortestDistance()]
@@ -181,11 +188,105 @@ def test_thresholds_come_from_the_calibration(calibration):
     assert (kept.low, kept.high) == (0.5, None)
 
 
+class NitrogenLike(MaxForceSpread):
+    """A user's own criterion: thresholds from the calibration, and no more than that to write."""
+
+    kind = "twice_usual"
+
+    def bands(self, calibration):
+        usual = calibration.force_std_quantiles["Ar"]["0.99"]
+        return 2 * usual, None
+
+
+def test_a_criterion_of_ones_own_takes_its_bands_from_the_calibration():
+    atoms = argon()
+    atoms.calc = LJEnsemble(calibration=CALIBRATION)
+    one, two = ExtrapolationMonitor(
+        atoms, criteria=[NitrogenLike(), NitrogenLike(high=9.0, label="other")]
+    ).criteria
+    assert isinstance(one, NitrogenLike)
+    assert (one.name, one.low, one.high) == ("twice_usual", 0.04, None)
+    assert (two.name, two.low, two.high) == ("other", 0.04, 9.0)
+    monitor = ExtrapolationMonitor(atoms, criteria=[NitrogenLike()], warn=False)
+    monitor()
+    largest = atoms.calc.prediction(atoms, "forces").forces_std.max()
+    assert monitor.last.value("twice_usual") == largest
+    assert monitor.last.band == (largest >= 0.04)
+
+
+@pytest.mark.parametrize("calibration", [None, EMPTY])
+def test_a_criterion_of_ones_own_that_the_calibration_cannot_serve(calibration):
+    atoms = argon()
+    atoms.calc = LJEnsemble(calibration=calibration)
+    why = "it has no calibration" if calibration is None else "does not hold them .KeyError: 'Ar'"
+    with pytest.raises(MonitorError, match=f"twice_usual takes numbers .*{why}"):
+        ExtrapolationMonitor(atoms, criteria=[NitrogenLike()])
+
+
+@dataclass(frozen=True)
+class StressNorm(Criterion):
+    """A user's own criterion on the frame as a whole, in ten lines, with an option of its own."""
+
+    power: int = 2
+
+    kind = "stress_norm"
+    unit = "eV/Å³"
+
+    def read(self, atoms, prediction):
+        return self.reading((abs(prediction.stress) ** self.power).sum() ** (1 / self.power))
+
+
+def test_a_criterion_of_ones_own_on_the_whole_frame():
+    atoms = argon()
+    monitor = ExtrapolationMonitor(atoms, criteria=[StressNorm(10.0, power=2)])
+    monitor()
+    norm = float(np.linalg.norm(atoms.get_stress()))
+    assert monitor.last.value("stress_norm") == pytest.approx(norm, rel=1e-12)
+    assert monitor.records["stress_norm_atom"].tolist() == [-1]
+    assert atoms.calc.asked == ["energy"]
+
+
+def test_error_bars_are_watched_in_the_unit_of_the_error():
+    p = prediction(9)
+    p.forces_error_bar = np.hypot(2 * p.forces_std, 0.01)
+    reading = MaxForceErrorBar(0.1, elements=("C",)).read(ETHANOL, p)
+    carbons = np.flatnonzero(ETHANOL.numbers == 6)
+    assert reading.value == p.forces_error_bar[carbons].max()
+    assert (reading.criterion, reading.unit) == ("max_force_error_bar_C", "eV/Å")
+    assert MaxForceErrorBar.needs == "forces"
+    p.forces_error_bar[ETHANOL.numbers == 8] = np.nan
+    with pytest.raises(MonitorError, match="the calibration of the model knows no O"):
+        MaxForceErrorBar(0.1).read(ETHANOL, p)
+    p.forces_std[:] = p.forces_error_bar[:] = np.nan  # exploded
+    assert MaxForceErrorBar(0.1).read(ETHANOL, p).band == Band.HIGH
+
+
+def test_error_bars_need_a_calibrated_model():
+    atoms = argon()
+    with pytest.raises(MonitorError, match="max_force_error_bar needs error bars"):
+        ExtrapolationMonitor(atoms, criteria=[MaxForceErrorBar(0.1)])
+    atoms.calc = LJEnsemble(calibration=CALIBRATION)
+    assert ExtrapolationMonitor(atoms, criteria=[MaxForceErrorBar(0.1)]).criteria[0].low == 0.1
+    with pytest.raises(MonitorError, match=r"no threshold .* give low= to MaxForceErrorBar"):
+        ExtrapolationMonitor(atoms, criteria=[MaxForceErrorBar()])
+
+
+def test_a_check_tells_the_worst_band_and_what_each_criterion_read():
+    readings = [
+        Reading(name, "", value, None, 1.0, 2.0) for name, value in (("a", 0.5), ("b", 1.5))
+    ]
+    check = Check(7, None, prediction(9), tuple(readings), complete=True)
+    assert check.band == Band.CANDIDATE
+    assert not check.trusted
+    assert (check.value("a"), check.value("b")) == (0.5, 1.5)
+    assert np.isnan(check.value("c"))
+
+
 @pytest.mark.parametrize(
     ("criteria", "calibration", "message"),
     [
         (None, None, r"it has no calibration\. Give them yourself \(threshold="),
-        (None, SimpleNamespace(), "its calibration does not hold them .KeyError: 'thresholds'"),
+        (None, EMPTY, "its calibration does not hold them .KeyError: 'thresholds'"),
         ([RelativeForceSpread()], None, "has no calibration.*reference= of the criterion"),
         ([RelativeForceSpread(quantile=0.7)], CALIBRATION, "no 0.7 quantile for Ar, but 0.5, 0.99"),
         (
@@ -195,7 +296,7 @@ def test_thresholds_come_from_the_calibration(calibration):
         ),
         (
             [RelativeForceSpread(low=None)],
-            {"force_std_quantiles": {"Ar": {"0.99": 0.02}}},
+            replace(EMPTY, force_std_quantiles={"Ar": {"0.99": 0.02}}),
             "does not hold them .KeyError: 'relative_thresholds'",
         ),
         ([ShortestDistance()], None, "has no calibration.*reference= of the criterion"),
@@ -218,6 +319,12 @@ def test_open_thresholds_are_asked_for(criteria, calibration, message):
         (lambda: ShortestDistance(0.8, 0.9), "the smaller ones"),
         (lambda: MaxForceSpread(1.0, elements="H"), r"give elements as a tuple, \('H',\)"),
         (lambda: MaxForceSpread(1.0, label="a b"), "no blanks"),
+        (lambda: MaxForceSpread(1.0, label="a\udce9"), "no blanks"),
+        (lambda: MaxForceSpread("1.0"), "not a threshold"),
+        (lambda: MaxForceSpread(1.0, elements=("Hx",)), "'Hx' is neither the symbol"),
+        (lambda: MaxForceSpread(1.0, indices=3), r"give indices as a tuple, \(3,\)"),
+        (lambda: MaxForceSpread(1.0, indices=(1.5,)), "1.5 is neither the symbol"),
+        (lambda: MaxForceSpread(1.0, indices=(True,)), "True is neither the symbol"),
         (lambda: EnergySpreadPerAtom(1.0, elements=("H",)), "belongs to the whole frame"),
     ],
 )
@@ -239,6 +346,32 @@ def test_senseless_criteria_are_refused(make, message):
 def test_what_does_not_fit_the_structure_is_refused(criterion, message):
     with pytest.raises(MonitorError, match=message):
         criterion.read(ETHANOL, prediction(9))
+
+
+class Shapeless(MaxForceSpread):
+    def values(self, atoms, prediction):
+        return np.zeros((len(atoms), 3))
+
+
+def test_values_of_another_shape_are_refused():
+    with pytest.raises(MonitorError, match=r"values\(\) of Shapeless has the shape \(9, 3\) for 9"):
+        Shapeless(1.0).read(ETHANOL, prediction(9))
+    with pytest.raises(NotImplementedError, match=r"Criterion has neither values\(\) nor read"):
+        Criterion(1.0).read(ETHANOL, prediction(9))
+
+
+@pytest.mark.parametrize(
+    ("criteria", "message"),
+    [
+        ([Criterion(1.0)], "Criterion needs a name for its log column"),
+        ([MaxForceSpread(1.0, label="step")], "two columns of the log would be called step"),
+        ([MaxForceSpread(1.0, label="a"), MaxForceSpread(1.0, label="a_atom")], "called a_atom"),
+        (["max_force_std"], "holds 'max_force_std', which is no Criterion"),
+    ],
+)
+def test_criteria_that_the_log_could_not_tell_apart_are_refused(criteria, message):
+    with pytest.raises(ConfigError, match=message):
+        ExtrapolationMonitor(argon(), criteria=criteria)
 
 
 @pytest.mark.parametrize(
