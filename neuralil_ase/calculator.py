@@ -15,6 +15,7 @@ from ase.calculators.calculator import (
 )
 from ase.data import atomic_numbers, chemical_symbols
 
+from neuralil_ase.engine.force_constants import ForceConstants, pair_motion
 from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList, identical
 from neuralil_ase.engine.predictor import Dtype, Predictor, System
 from neuralil_ase.errors import StructureError
@@ -184,15 +185,84 @@ class NeuralILCalculator(Calculator):
         """Second derivatives of the mean energy in eV/Å², shape (N, 3, N, 3), by automatic differentiation.
 
         Build the calculator with dtype="float64" where small frequencies matter. Fits
-        ``ase.vibrations.VibrationsData(atoms, hessian)``.
+        ``ase.vibrations.VibrationsData(atoms, hessian)``. For many atoms, and for the matrices of all members, see
+        :meth:`force_constants`.
         """
-        return self._predictor.hessian(self._system(atoms))
+        return self.force_constants(atoms).hessian()
 
-    def _system(self, atoms: Atoms | None) -> System:
+    def force_constants(
+        self,
+        atoms: Atoms | None = None,
+        *,
+        members: bool = False,
+        displacements: np.ndarray | None = None,
+        strain: np.ndarray | None = None,
+    ) -> ForceConstants:
+        """Sparse second derivatives of the energy by positions and strain, exact; cost and memory linear in atoms.
+
+        Parameters
+        ----------
+        atoms
+            The structure; by default the one evaluated last.
+        members
+            Whether to keep the members apart; otherwise those of the mean energy.
+        displacements, strain
+            For third derivatives: everything returned is then its own slope by t, where atom i moves to
+            r_i + t displacements[i], shape (N, 3), in Å, or all vectors to (1 + t strain) r, shape (3, 3).
+
+        Returns
+        -------
+        ForceConstants
+            See there for blocks, matrices and products.
+
+        Raises
+        ------
+        StructureError
+            If displacements or strain have another shape.
+        """
+        atoms = self._structure(atoms)
+        system = to_system(atoms, self.potential, self._neighbor_list)
+        moving = pair_motion(system.pairs, len(system.types), displacements, strain)
+        return self._predictor.force_constants(
+            system, atoms.positions, atoms.cell.array, by_member=members, motion=moving
+        )
+
+    def neighbor_virials(self, atoms: Atoms | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """What a heat flux is made of; see ``neuralil_ase.response.heat_flux``.
+
+        Returns
+        -------
+        energies : ndarray, shape (N,)
+            Atomic energies of the mean in eV, without the energy reference.
+        virials : ndarray, shape (N, 3, 3)
+            W_k = Σ_i r_ik ⊗ dU_i/dr_ik in eV, r_ik = r_k - r_i: nine components, with the neighbour k. Their sum is
+            dE/dε; ``stresses`` has six, with the centre i.
+        """
+        return self._predictor.neighbor_virials(self._system(atoms))
+
+    def members(self) -> "list[NeuralILCalculator]":
+        """A calculator for each member alone, in this precision; they share parameters and pair list with this one.
+
+        The mean of their energies, forces and all other derivatives is what this calculator returns.
+        """
+        found = []
+        for index in range(self.potential.n_members):
+            calculator = NeuralILCalculator(
+                self.potential.member(index), dtype=self._predictor.dtype, uncertainty="off"
+            )
+            # The list stays valid while the geometries of members differ by less than its skin.
+            calculator._neighbor_list = self._neighbor_list
+            found.append(calculator)
+        return found
+
+    def _structure(self, atoms: Atoms | None) -> Atoms:
         atoms = self.atoms if atoms is None else atoms
         if atoms is None:
             raise StructureError("no structure has been evaluated yet: pass atoms")
-        return to_system(atoms, self.potential, self._neighbor_list)
+        return atoms
+
+    def _system(self, atoms: Atoms | None) -> System:
+        return to_system(self._structure(atoms), self.potential, self._neighbor_list)
 
 
 class _Predicted(NamedTuple):

@@ -279,7 +279,7 @@ def test_forces_with_cross_terms_are_minus_the_gradient() -> None:
     slope = (ends[0].member_energies - ends[1].member_energies) / (2 * step)
     np.testing.assert_allclose(-slope, found.member_forces[:, 5, 1], atol=1e-6 * scale)
     column = -(ends[0].forces - ends[1].forces) / (2 * step)
-    hessian = predictor.hessian(system(positions))
+    hessian = predictor.force_constants(system(positions), positions, cell).hessian()
     np.testing.assert_allclose(hessian[:, :, 5, 1], column, atol=1e-6 * np.abs(hessian).max())
 
 
@@ -319,15 +319,6 @@ def test_float32_at_thousands_of_atoms(n_members: int, level: str) -> None:
     )
     if level == "forces":
         assert np.abs(found.member_forces - exact.member_forces).max() < 1e-3
-
-
-@needs_core
-def test_hessian_needs_no_derivative_of_the_core() -> None:
-    model, system = potential(1, n_max=1), box_system(2**3)
-    hessians = [
-        Predictor(model, "float64", backend).hessian(system) for backend in ("compiled", "jax")
-    ]
-    np.testing.assert_array_equal(*hessians)
 
 
 @needs_core

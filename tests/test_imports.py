@@ -22,7 +22,7 @@ FLOORS = (
     ("files",),
     ("calculator",),
     ("bias", "replicas"),
-    ("evaluation",),
+    ("evaluation", "response"),
     ("monitor", "training"),
     ("cli",),
 )
@@ -36,6 +36,7 @@ ALLOWED = {
         "bias",
         "replicas",
         "evaluation",
+        "response",
         "monitor",
         "training",
         "cli",
@@ -47,7 +48,7 @@ ALLOWED = {
 }
 WITHOUT_JAX = {
     "__init__", "ase_plugin", "bias", "calculator", "calibration", "errors", "evaluation", "files", "monitor",
-    "prediction", "replicas", "model/config", "engine/native", "engine/neighbors",
+    "prediction", "replicas", "response", "model/config", "engine/native", "engine/neighbors",
 }  # fmt: skip
 
 

@@ -63,31 +63,18 @@ def energies_and_forces(
     )
 
 
-def hessian(config: ModelConfig, n_atoms: int, params: Params, graph: Graph) -> Array:
-    """Second derivatives of the mean energy in eV/Å², shape (n_atoms, 3, n_atoms, 3), without the padding.
-
-    Forward differentiation of the gradient, some columns at a time, so that memory stays linear in pairs.
-    """
-    vectors = jnp.asarray(graph.vectors)
-
-    def gradient(moves: Array) -> Array:
-        moved = graph._replace(vectors=vectors + moves[graph.neighbors] - moves[graph.centers])
-        _, gradients = _pair_gradients(config, False, params, moved)
-        return -forces_from_pairs(gradients[0], graph)[:n_atoms]
-
-    def column(index: Array) -> Array:
-        unit = jnp.zeros(still.size, still.dtype).at[index].set(1).reshape(still.shape)
-        return jax.jvp(gradient, (still,), (unit,))[1]
-
-    still = jnp.zeros((len(graph.types), 3), vectors.dtype)
-    columns = jax.lax.map(column, jnp.arange(3 * n_atoms), batch_size=4)
-    return columns.reshape(n_atoms, 3, n_atoms, 3)
-
-
 def atomic_outputs(config: ModelConfig, params: Params, graph: Graph) -> Array:
     """All outputs of all members, the pair term included: shape (M, N, outputs)."""
     outputs = network_outputs(config, params, descriptors(config.descriptor, graph), graph.types)
     return _add_pair_energies(outputs, pair_energies(config, params, graph))
+
+
+def neighbor_virials(config: ModelConfig, params: Params, graph: Graph) -> tuple[Array, Array]:
+    """Atomic energies of the mean, (N,), and Σ_i r_ik ⊗ dE_i/dr_ik at every neighbour k, (N, 3, 3), in eV."""
+    outputs, gradients = _pair_gradients(config, False, params, graph)
+    products = jnp.asarray(graph.vectors)[:, :, None] * gradients[0][:, None, :]
+    virials = jax.ops.segment_sum(products, graph.neighbors, len(graph.types))
+    return outputs[..., 0].mean(axis=0), virials
 
 
 def forces_from_pairs(gradient: Array, graph: Graph) -> Array:

@@ -12,7 +12,13 @@ import jax
 import numpy as np
 
 from neuralil_ase.engine import compiled, native
-from neuralil_ase.engine.derivatives import Backend, Derivatives, energies_and_forces, hessian
+from neuralil_ase.engine.derivatives import (
+    Backend,
+    Derivatives,
+    energies_and_forces,
+    neighbor_virials,
+)
+from neuralil_ase.engine.force_constants import ForceConstants, force_constants
 from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.model.config import ModelConfig
@@ -99,12 +105,35 @@ class Predictor:
             features = _descriptors(self.potential.config.descriptor, graph)
         return np.asarray(features)[: len(system.types)].astype(float)
 
-    def hessian(self, system: System) -> np.ndarray:
-        """Second derivatives of the mean energy in eV/Å², shape (N, 3, N, 3)."""
+    def force_constants(
+        self,
+        system: System,
+        positions: np.ndarray,
+        cell: np.ndarray,
+        *,
+        by_member: bool = False,
+        motion: np.ndarray | None = None,
+    ) -> ForceConstants:
+        """Second derivatives of the energy, or their slope along a motion; see ``engine.force_constants``."""
+        with precision(self.dtype):
+            return force_constants(
+                self.potential.config,
+                self._device_params(),
+                system.types,
+                system.pairs,
+                positions,
+                cell,
+                by_member=by_member,
+                motion=motion,
+            )
+
+    def neighbor_virials(self, system: System) -> tuple[np.ndarray, np.ndarray]:
+        """Atomic energies without reference, (N,), and nine-component virials at the neighbours, (N, 3, 3), in eV."""
         graph, n = self._pad(system.types, system.pairs), len(system.types)
         with precision(self.dtype):
-            matrix = _hessian(self.potential.config, n, self._device_params(), graph)
-        return np.asarray(matrix).astype(float)
+            found = _neighbor_virials(self.potential.config, self._device_params(), graph)
+        energies, virials = (np.asarray(values)[:n].astype(float) for values in found)
+        return energies, virials
 
     def _device_params(self) -> Params:
         if self._params is None:
@@ -223,8 +252,8 @@ def jitted(config: ModelConfig, uncertainty: Uncertainty) -> Jitted:
     return Jitted(config, uncertainty)
 
 
+_neighbor_virials = jax.jit(neighbor_virials, static_argnums=0)
 _descriptors = jax.jit(descriptors, static_argnums=0)
-_hessian = jax.jit(hessian, static_argnums=(0, 1))
 
 
 def precision(dtype: Dtype) -> AbstractContextManager[Any]:

@@ -5,7 +5,7 @@ without touching a device.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -74,6 +74,19 @@ class Potential:
     def n_members(self) -> int:
         """Number of members of the ensemble."""
         return self.config.n_members
+
+    def member(self, index: int) -> "Potential":
+        """The potential of one member alone; its parameters are views, and it has no calibration of its own."""
+        axes = {"network": member_axes(self.config.network, self.params["network"])}
+        if "pair" in self.params:
+            axes["pair"] = jax.tree.map(lambda _: 0, self.params["pair"])
+        params = jax.tree.map(
+            lambda leaf, axis: leaf if axis is None else leaf[index : index + 1],
+            self.params, axes, is_leaf=lambda x: x is None,
+        )  # fmt: skip
+        return replace(
+            self, config=replace(self.config, n_members=1), params=params, calibration=None
+        )
 
 
 def network_outputs(

@@ -1,0 +1,196 @@
+"""Second derivatives of the energy by pair vectors, one centre at a time.
+
+The energy is a sum over centres, E = Σ_i E_i, and E_i depends on the vectors r_ik to the neighbours of i alone. So all
+second derivatives stand in one block for each centre, B_i[k, l] = d²E_i / dr_ik dr_il: their cost is linear in atoms.
+With c the density coefficients of the centre, p(c) its features and z = W p + b what the first layer reads,
+
+    B[k, l] = Q_k (d²E/dz²) Q_lᵀ + J_k G J_lᵀ + δ_kl Σ_c (dE/dc) d²c/dr_k²
+
+with J_k = dc/dr_k, Q_k = J_k (dp/dc)ᵀ Wᵀ and G = Σ_p (dE/dp) d²p/dc². All of it is exact: p is quadratic in c, and c is
+a sum over pairs. Members share J and dp/dc. A pair term adds to the blocks with k = l.
+
+A batch of centres is a graph of stars: the centres come first, then one atom for each element of the model, which
+stands for all neighbours of that element. Every centre has K pairs; those it lacks are longer than the cutoff.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from neuralil_ase.model.config import DescriptorConfig, ModelConfig
+from neuralil_ase.model.descriptors import density_coefficients, pair_products
+from neuralil_ase.model.first_layer import FirstLayer, first_layer
+from neuralil_ase.model.graph import Graph
+from neuralil_ase.model.potential import Params, pair_energies
+from neuralil_ase.model.spectrum import power_spectrum, pull_back_spectrum
+
+
+class StarDerivatives(NamedTuple):
+    """Second derivatives of the energies of B centres with K neighbours; S members, or 1 for their mean.
+
+    Attributes
+    ----------
+    by_position
+        By the positions of the K neighbours and, last, of the centre, in eV/Å²: shape (S, B, K + 1, K + 1, 3, 3).
+    by_strain
+        d²E_i/dε_ab dε_cd, all vectors turning to (1 + ε) r, in eV: shape (S, B, 3, 3, 3, 3).
+    """
+
+    by_position: Array
+    by_strain: Array
+
+
+def star_derivatives(
+    config: ModelConfig, by_member: bool, params: Params, stars: Graph
+) -> StarDerivatives:
+    """Second derivatives by positions and by strain, of every member or of the mean over members."""
+    blocks = pair_blocks(config, by_member, params, stars)
+    vectors = jnp.asarray(stars.vectors).reshape(*blocks.shape[1:3], 3)
+    strained = jnp.einsum("nkb,snkalc->snablc", vectors, blocks)
+    by_strain = jnp.einsum("snablc,nld->snabcd", strained, vectors)
+    by_pair = blocks.transpose(0, 1, 2, 4, 3, 5)
+    # Where a neighbour goes, its vector goes; where the centre goes, all vectors go the other way.
+    with_column = jnp.concatenate([by_pair, -by_pair.sum(3, keepdims=True)], axis=3)
+    by_position = jnp.concatenate([with_column, -with_column.sum(2, keepdims=True)], axis=2)
+    return StarDerivatives(by_position, by_strain)
+
+
+def third_derivatives(
+    config: ModelConfig, by_member: bool, params: Params, stars: Graph, motion: Array
+) -> StarDerivatives:
+    """Slope of :func:`star_derivatives` by t as all pair vectors move to r + t · motion; motion has shape (B K, 3)."""
+
+    def moved(vectors: Array) -> StarDerivatives:
+        return star_derivatives(config, by_member, params, stars._replace(vectors=vectors))
+
+    return jax.jvp(moved, (jnp.asarray(stars.vectors),), (motion,))[1]
+
+
+def pair_blocks(config: ModelConfig, by_member: bool, params: Params, stars: Graph) -> Array:
+    """d²E_i / dr_ik dr_il of B centres by their K pair vectors, in eV/Å²: shape (S, B, K, 3, K, 3)."""
+    descriptor, n_elements = config.descriptor, len(config.descriptor.elements)
+    n_centers = len(stars.types) - n_elements
+    vectors, types = jnp.asarray(stars.vectors), jnp.asarray(stars.types)
+    k = len(vectors) // n_centers
+    density = density_coefficients(descriptor, stars)[:n_centers]
+    layer = first_layer(config, params, power_spectrum(descriptor, density), types[:n_centers])
+    by_features, curvature = _network_derivatives(layer, by_member)
+    by_density = pull_back_spectrum(descriptor, density, by_features)
+
+    neighbours = types[stars.neighbors].reshape(n_centers, k)
+    first, second = _pair_function_derivatives(descriptor, vectors, (n_centers, k))
+    is_element = jax.nn.one_hot(neighbours, n_elements, dtype=vectors.dtype)
+    slopes = jnp.einsum("nke,nkxc->nkxec", is_element, first).reshape(
+        n_centers, 3 * k, *density.shape[1:]
+    )
+    along = _Spectrum(descriptor, density, by_features, curvature, layer.weights)
+    blocks = _through_density(along, slopes).reshape(-1, n_centers, k, 3, k, 3)
+    by_own = jnp.take_along_axis(by_density, neighbours[None, :, :, None], axis=2)
+    diagonal = jnp.einsum("snkc,nkxyc->snkxy", by_own, second)
+    if config.pair_term != "none":
+        diagonal += _pair_term(config, by_member, params, stars).reshape(-1, n_centers, k, 3, 3)
+    return blocks + jnp.einsum("snkxy,kl->snkxly", diagonal, jnp.eye(k, dtype=vectors.dtype))
+
+
+class _Spectrum(NamedTuple):
+    """The way from density coefficients to the energy, to second order, at B centres."""
+
+    config: DescriptorConfig
+    density: Array  # (B, elements, channels)
+    by_features: Array  # dE/dp, (S, B, F)
+    curvature: Array  # d²E/dz² divided by the number of members for their mean, (M, B, W, W)
+    weights: Array  # (M, W, F)
+
+
+def _through_density(spectrum: _Spectrum, slopes: Array) -> Array:
+    """Second derivatives along the slopes J, shape (B, R, elements, channels): (S, B, R, R).
+
+    Where there are fewer coefficients than rows R, they go first to the coefficients themselves.
+    """
+    n, rows, *shape = slopes.shape
+    n_coefficients = shape[0] * shape[1]
+    if rows <= n_coefficients:
+        return _along(spectrum, slopes)
+    units = jnp.eye(n_coefficients, dtype=slopes.dtype).reshape(n_coefficients, *shape)
+    matrix = _along(spectrum, jnp.broadcast_to(units, (n, *units.shape)))
+    flat = slopes.reshape(n, rows, n_coefficients)
+    return jnp.einsum("nrc,sncd,nqd->snrq", flat, matrix, flat)
+
+
+def _along(spectrum: _Spectrum, directions: Array) -> Array:
+    """Second derivatives along R directions of the coefficients of every centre: (S, B, R, R)."""
+    config, density, by_features, curvature, weights = spectrum
+    is_mean = len(by_features) < len(weights)
+
+    def feature_slopes(density: Array, directions: Array) -> Array:
+        def features(density: Array) -> Array:
+            return power_spectrum(config, density[None])[0]
+
+        return jax.vmap(lambda d: jax.jvp(features, (density,), (d,))[1])(directions)
+
+    def pull_back(direction: Array) -> Array:
+        return pull_back_spectrum(config, direction, by_features)
+
+    # Of the inputs z: Q, and (d²E/dz²) Q.
+    slopes = jax.vmap(feature_slopes)(density, directions)
+    moved = jnp.einsum("nrf,mwf->mnrw", slopes, weights)
+    answer = jnp.einsum("mnvw,mnrw->mnrv", curvature, moved)
+    through_network = jnp.einsum(f"mnrw,mnqw->{'' if is_mean else 'm'}nrq", moved, answer)
+    # p is quadratic in c, so that its pull-back is linear in c: along a direction it is G times the direction.
+    bent = jax.vmap(pull_back, 1, 2)(directions)
+    return through_network + jnp.einsum("nrec,snqec->snrq", directions, bent)
+
+
+def _network_derivatives(layer: FirstLayer, by_member: bool) -> tuple[Array, Array]:
+    """dE/dp, shape (S, B, F), and d²E/dz², (M, B, W, W); both over the number of members for their mean."""
+    n_members, _, width = layer.inputs.shape
+    weight = 1.0 if by_member else 1 / n_members
+    gradient = jax.grad(lambda z: weight * layer.energies(z).sum())
+    by_inputs = gradient(layer.inputs)
+    curvature = _forward(gradient, layer.inputs, width)
+    by_features = jnp.einsum("mnw,mwf->mnf", by_inputs, layer.weights)
+    return by_features if by_member else by_features.sum(0, keepdims=True), curvature.transpose(
+        1, 2, 3, 0
+    )
+
+
+def _pair_function_derivatives(
+    config: DescriptorConfig, vectors: Array, shape: tuple[int, int]
+) -> tuple[Array, Array]:
+    """dφ/dr, shape (B, K, 3, channels), and d²φ/dr², (B, K, 3, 3, channels), of g_nl(r) Y_lm(r)."""
+
+    def slopes(vectors: Array) -> Array:
+        return _forward(lambda v: pair_products(config, v), vectors, 3)
+
+    first = slopes(vectors).swapaxes(0, 1)
+    second = _forward(slopes, vectors, 3).transpose(2, 0, 1, 3)
+    return first.reshape(*shape, *first.shape[1:]), second.reshape(*shape, *second.shape[1:])
+
+
+def _pair_term(config: ModelConfig, by_member: bool, params: Params, stars: Graph) -> Array:
+    """d²E/dr² of every pair in the pair term: shape (S or 1, B K, 3, 3)."""
+
+    def slopes(vectors: Array) -> Array:
+        def energies(vectors: Array) -> Array:
+            pair = pair_energies(config, params, stars._replace(vectors=vectors))
+            assert pair is not None
+            return pair.sum(1) if by_member else pair.mean(0, keepdims=True).sum(1)
+
+        return jax.jacrev(energies)(vectors)
+
+    return _forward(slopes, jnp.asarray(stars.vectors), 3).transpose(1, 2, 3, 0)
+
+
+def _forward(function: Callable[[Array], Array], x: Array, width: int) -> Array:
+    """Derivatives by each of the last axis's entries, the same entry of all rows at once: shape (width, …).
+
+    For functions whose rows depend on their own row of ``x`` alone, these are all derivatives there are.
+    """
+
+    def along(unit: Array) -> Array:
+        return jax.jvp(function, (x,), (jnp.broadcast_to(unit, x.shape),))[1]
+
+    return jax.vmap(along)(jnp.eye(width, dtype=x.dtype))

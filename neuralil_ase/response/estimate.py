@@ -1,0 +1,100 @@
+"""A quantity computed with the mean of an ensemble and with each member, and its error bar."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from neuralil_ase.calculator import NeuralILCalculator
+from neuralil_ase.errors import ConfigError, UncertaintyError
+
+Like = Literal["energy", "forces"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Value, members, spread and error bar of one quantity.
+
+    Attributes
+    ----------
+    value
+        Computed with the mean potential.
+    members
+        Computed with each of the M members, shape (M, …) before that of the value. For a quantity that is linear in the
+        energy, their mean is the value.
+    unit
+        Of value, members, spread and error bar.
+    scale
+        Error bar over spread, from the calibration of the model; None without one.
+    """
+
+    value: Any
+    members: np.ndarray
+    unit: str
+    scale: float | None = None
+
+    @property
+    def std(self) -> Any:
+        """Spread: standard deviation over the members (ddof = 1).
+
+        Raises
+        ------
+        UncertaintyError
+            If the ensemble has one member.
+        """
+        if len(self.members) < 2:
+            raise UncertaintyError(
+                "the model has one member, and a spread needs two; use an ensemble"
+            )
+        return self.members.std(axis=0, ddof=1)
+
+    @property
+    def error_bar(self) -> Any:
+        """Calibrated error bar, one standard deviation: ``scale`` times the spread.
+
+        The scale was fitted to errors of energies or forces of held-out structures. Errors that all members share, and
+        errors of the reference method, are not in it.
+
+        Raises
+        ------
+        UncertaintyError
+            If the model is not calibrated, or has one member.
+        """
+        if self.scale is None:
+            raise UncertaintyError(
+                "the model is not calibrated, so that its spreads have no scale; run neuralil-ase calibrate MODEL "
+                "DATA on held-out data, or read the raw spread, std"
+            )
+        return self.scale * self.std
+
+    def map(self, function: Callable[[Any], Any], unit: str) -> "Estimate":
+        """The estimate of a function of this quantity, applied to the value and to every member."""
+        members = np.array([function(member) for member in self.members])
+        return Estimate(function(self.value), members, unit, self.scale)
+
+    def __str__(self) -> str:
+        has_bar = self.scale is not None and len(self.members) > 1
+        bar = f" ± {self.error_bar:.3g}" if has_bar and np.ndim(self.value) == 0 else ""
+        return f"{self.value:.6g}{bar} {self.unit}" if bar else f"{self.value} {self.unit}"
+
+
+def error_scale(calculator: NeuralILCalculator, symbols: Any, like: Like) -> float | None:
+    """Error bar over spread for quantities that err as energies or as forces do; None without calibration.
+
+    For forces it is the root mean square of the elements' scales over the atoms.
+
+    Raises
+    ------
+    ConfigError
+        If ``like`` is neither.
+    """
+    if like not in ("energy", "forces"):
+        raise ConfigError(f"unknown like={like!r}; choose 'energy' or 'forces'")
+    calibration = calculator.potential.calibration
+    if calibration is None:
+        return None
+    if like == "energy":
+        return calibration.energy_scale
+    scales = [calibration.force_scale.get(symbol, np.nan) for symbol in symbols]
+    return float(np.sqrt(np.mean(np.square(scales))))

@@ -1,0 +1,82 @@
+"""Error bars on anything: the same workflow with the ensemble and with each of its members."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from tqdm import tqdm
+
+from neuralil_ase.calculator import NeuralILCalculator
+from neuralil_ase.errors import ConfigError
+from neuralil_ase.response.estimate import Estimate, Like, error_scale
+
+
+def propagate(
+    function: Callable[[Any], Any],
+    atoms: Atoms | Sequence[Atoms],
+    calculator: NeuralILCalculator,
+    *,
+    unit: str = "",
+    like: Like = "energy",
+    progress: bool = True,
+) -> Estimate:
+    """Run a workflow with the mean potential and with every member.
+
+    >>> from ase.build import molecule
+    >>> from ase.optimize import BFGS
+    >>> from neuralil_ase import NeuralILCalculator
+    >>> from neuralil_ase.response import propagate
+    >>> def bond(atoms):
+    ...     BFGS(atoms, logfile=None).run(fmax=0.01)
+    ...     return atoms.get_distance(0, 1)
+    >>> length = propagate(bond, molecule("CH3CH2NH2"), NeuralILCalculator(), unit="Å", progress=False)
+    >>> length.members.shape
+    (8,)
+
+    Parameters
+    ----------
+    function
+        From structures with a calculator to a number or an array of numbers, of the same shape every time: a
+        relaxation, a barrier, an elastic constant. It may change the structures; each call gets fresh copies.
+    atoms
+        One structure, or a list of them (the images of a NEB, say): what ``function`` is given.
+    calculator
+        The ensemble.
+    unit
+        Of what ``function`` returns.
+    like
+        Whether the quantity errs as energies do (energies, barriers, moduli) or as forces do (geometries, frequencies,
+        force constants): whose calibration scales the spread.
+    progress
+        Show a bar.
+
+    Returns
+    -------
+    Estimate
+        Value, members, spread and error bar. What the members do alone, each relaxed in its own way, say, enters the
+        spread in full.
+
+    Raises
+    ------
+    ConfigError
+        If the results of two members differ in shape.
+    """
+    is_one = isinstance(atoms, Atoms)
+    structures: list[Atoms] = [atoms] if is_one else list(atoms)  # type: ignore[list-item] # is_one tells
+    runs = [calculator, *calculator.members()]
+    results = []
+    for chosen in tqdm(runs, desc="members", disable=not progress):
+        copies = [structure.copy() for structure in structures]
+        for copy in copies:
+            copy.calc = chosen
+        results.append(np.asarray(function(copies[0] if is_one else copies), float))
+    shapes = {result.shape for result in results}
+    if len(shapes) > 1:
+        raise ConfigError(
+            f"the workflow returned arrays of different shapes {sorted(shapes)}; let it return the same number of "
+            "values for every member, NaN where there is none"
+        )
+    symbols = [symbol for structure in structures for symbol in structure.get_chemical_symbols()]
+    value = results[0].item() if results[0].ndim == 0 else results[0]
+    return Estimate(value, np.stack(results[1:]), unit, error_scale(calculator, symbols, like))
