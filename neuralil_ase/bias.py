@@ -66,7 +66,7 @@ class UncertaintyBias(Calculator):
     ) -> None:
         """Spread, its gradient, and its stress in a cell with a volume; called by ASE."""
         Calculator.calculate(self, atoms, properties, system_changes)
-        prediction: Any = self.calculator.prediction(self.atoms, uncertainty="forces")
+        prediction = self.calculator.prediction(self.atoms, uncertainty="forces")
         spread = prediction.energy_std
         deviations = prediction.member_energies - prediction.member_energies.mean()
         # At zero spread all members agree, and the gradient of the spread is taken as zero.

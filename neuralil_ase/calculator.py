@@ -386,8 +386,14 @@ def model_path(model: str | Path | None) -> Path:
 
 
 def _ase_results(prediction: Prediction) -> dict[str, Any]:
-    names = ["energies", "forces"]
-    if prediction.holds("stress"):
-        names += ["stress", "stresses"]
-    results: dict[str, Any] = {name: getattr(prediction, name).copy() for name in names}
-    return results | {"energy": prediction.energy, "free_energy": prediction.energy}
+    energy = prediction.energy
+    results: dict[str, Any] = {
+        "energy": energy,
+        "free_energy": energy,
+        "energies": prediction.energies.copy(),
+        "forces": prediction.forces.copy(),
+    }
+    if prediction.volume is not None:
+        results["stresses"] = stresses = prediction.stresses
+        results["stress"] = stresses.sum(axis=0)
+    return results

@@ -17,6 +17,10 @@ class StructureError(NeuralILError, ValueError):
     """A structure cannot be evaluated: unknown element, non-finite positions, degenerate cell."""
 
 
+class PredictionError(NeuralILError, ArithmeticError):
+    """A potential gives no finite energy or forces for a structure that is itself in order."""
+
+
 class ModelFileError(NeuralILError, ValueError):
     """A model file is forged, truncated, oversized, too new or inconsistent."""
 

@@ -1,7 +1,8 @@
 """What a potential predicts for one structure, with units."""
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections import Counter
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -11,10 +12,12 @@ from neuralil_ase.errors import ConfigError, UncertaintyError
 Uncertainty = Literal["off", "energy", "forces"]
 """How much of the uncertainty a prediction holds.
 
-"off": the means alone; "energy": also each member's energy and the spread of the atomic energies; "forces": also each
-member's forces and stress.
+"off": the means alone; "energy": also each member's energies; "forces": also each member's forces and virial.
 """
 UNCERTAINTIES: tuple[Uncertainty, ...] = get_args(Uncertainty)
+
+
+T = TypeVar("T")
 
 
 def check_uncertainty(uncertainty: Any) -> Uncertainty:
@@ -26,70 +29,116 @@ def check_uncertainty(uncertainty: Any) -> Uncertainty:
     return uncertainty
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """Means and spreads over the M members of an ensemble, for a structure of N atoms.
+def spread(members: np.ndarray) -> np.ndarray:
+    """Standard deviation over the first axis, ddof 1."""
+    return np.std(members, axis=0, ddof=1)
 
-    All arrays are float64 and read-only. Every mean is the plain mean over members, so that forces and stress
-    are derivatives of the energy. Every spread is the standard deviation over members with ddof = 1; for a force, the
-    norm over x, y, z of the three component deviations. A field that is not
-    held raises :class:`~neuralil_ase.errors.UncertaintyError` when read; ``holds(name)`` asks beforehand.
+
+def force_spread(member_forces: np.ndarray) -> np.ndarray:
+    """Norm over x, y, z of the standard deviations of the components: (M, N, 3) to (N,)."""
+    return np.linalg.norm(spread(member_forces), axis=-1)
+
+
+class _Record:
+    """Fields compare exactly, and arrays among them are read-only."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                view = value.view()
+                view.flags.writeable = False
+                object.__setattr__(self, name, view)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(
+            _equal(getattr(self, f.name), getattr(other, f.name))
+            for f in fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # as for arrays, which it compares
+
+
+@dataclass(frozen=True, eq=False)
+class Members(_Record):
+    """What each of M members predicts for a structure of N atoms.
 
     Attributes
     ----------
-    energy
-        Potential energy in eV.
+    energies
+        Atomic energies in eV, shape (M, N).
+    forces
+        In eV/Å, shape (M, N, 3); None where they were not asked for.
+    virials
+        dE/dε of the whole structure in eV, shape (M, 6); None where they were not asked for.
+    """
+
+    energies: np.ndarray
+    forces: np.ndarray | None = None
+    virials: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Aleatoric(_Record):
+    """Standard deviations that the members predict of their own errors, for a structure of N atoms.
+
+    Attributes
+    ----------
+    energy_std
+        Of the energy in eV: sqrt of the mean over members of σ²_E, summed over atoms.
+    forces_std
+        Of the force on every atom in eV/Å, shape (N,): sqrt of the mean over members of 3 σ²_F, for three components.
+    """
+
+    energy_std: float
+    forces_std: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction(_Record):
+    """Means and spreads over the M members of an ensemble, for a structure of N atoms.
+
+    All arrays are float64, those of the fields read-only. Every mean is the plain mean over members, so that forces
+    and stress are derivatives of the energy. Every spread is the standard deviation over members with ddof = 1; for a
+    force, the norm over x, y, z of the three component deviations. A property that needs what this prediction does not
+    hold raises :class:`~neuralil_ase.errors.UncertaintyError`, which says how to get it; ``holds(name)`` asks
+    beforehand, and ``print(prediction)`` lists what is held.
+
+    Attributes
+    ----------
+    symbols
+        Chemical symbols, shape (N,).
     energies
         Atomic energies in eV, shape (N,); they add up to ``energy``.
     forces
         In eV/Å, shape (N, 3).
-    stress
-        (1/V) dE/dε in eV/Å³, tension positive, shape (6,), order xx yy zz yz xz xy. Needs a cell with a volume.
-    stresses
-        Each atom's share of ``stress``, shape (N, 6); every pair counts with its central atom.
-    member_energies
-        In eV, shape (M,). From uncertainty "energy" on.
-    energies_std
-        Spread of the atomic energies in eV, shape (N,). From uncertainty "energy" on, two members or more.
-    member_forces
-        In eV/Å, shape (M, N, 3). Uncertainty "forces".
-    member_stresses
-        Stress of every member in eV/Å³, shape (M, 6). Uncertainty "forces", a cell with a volume.
-    energy_aleatoric_std, forces_aleatoric_std
-        Standard deviations that the members predict of their own errors: sqrt of the mean over members of σ²_E, in eV,
-        and of 3 σ²_F per atom (three components), in eV/Å, shape (N,). From uncertainty "energy" on, models with
-        ``head_widths``.
-    symbols, calibration
-        Chemical symbols, shape (N,), and the model's calibration; what the error bars are made from.
+    virials
+        Each atom's share of dE/dε in eV, shape (N, 6), order xx yy zz yz xz xy; a pair counts with its central atom.
+    volume
+        Of the cell in Å³; None without three lattice vectors.
+    members
+        What each member predicts; None for uncertainty "off".
+    aleatoric
+        What the members predict of their own errors; None for uncertainty "off" and for models without ``head_widths``.
+    calibration
+        The model's calibration, from which error bars are made; None if it has none.
     """
 
-    energy: float
+    symbols: np.ndarray
     energies: np.ndarray
     forces: np.ndarray
-    stress: np.ndarray | None = None
-    stresses: np.ndarray | None = None
-    member_energies: np.ndarray | None = None
-    energies_std: np.ndarray | None = None
-    member_forces: np.ndarray | None = None
-    member_stresses: np.ndarray | None = None
-    energy_aleatoric_std: float | None = None
-    forces_aleatoric_std: np.ndarray | None = None
-    symbols: Any = None
+    virials: np.ndarray
+    volume: float | None = None
+    members: Members | None = None
+    aleatoric: Aleatoric | None = None
     calibration: Calibration | None = None
 
-    def __post_init__(self) -> None:
-        for value in self.__dict__.values():
-            if isinstance(value, np.ndarray):
-                value.flags.writeable = False
-
-    def __getattribute__(self, name: str) -> Any:
-        value = object.__getattribute__(self, name)
-        if value is None and name in _REASONS:
-            raise UncertaintyError(f"this prediction holds no {name}: {_REASONS[name]}")
-        return value
+    def __repr__(self) -> str:
+        return _summary(self)
 
     def holds(self, name: str) -> bool:
-        """Whether a field or a spread derived from it can be read."""
+        """Whether a property can be read."""
         try:
             getattr(self, name)
         except UncertaintyError:
@@ -97,64 +146,199 @@ class Prediction:
         return True
 
     @property
+    def energy(self) -> float:
+        """Potential energy in eV."""
+        return float(self.energies.sum())
+
+    @property
+    def stresses(self) -> np.ndarray:
+        """Each atom's share of ``stress`` in eV/Å³, shape (N, 6). Needs a cell with a volume."""
+        return self.virials / self._volume("stresses")
+
+    @property
+    def stress(self) -> np.ndarray:
+        """(1/V) dE/dε in eV/Å³, tension positive, shape (6,), order xx yy zz yz xz xy. Needs a cell with a volume."""
+        return (self.virials / self._volume("stress")).sum(axis=0)
+
+    @property
+    def member_energies(self) -> np.ndarray:
+        """Energy of every member in eV, shape (M,). Uncertainty "energy"."""
+        return self._members("member_energies").energies.sum(axis=1)
+
+    @property
     def energy_std(self) -> float:
-        """Spread of the energy in eV. From uncertainty "energy" on."""
-        return float(_spread(self.member_energies, "energy_std"))
+        """Spread of the energy in eV. Uncertainty "energy", two members or more."""
+        return self._energy_spread("energy_std")
+
+    @property
+    def energies_std(self) -> np.ndarray:
+        """Spread of the atomic energies in eV, shape (N,). Uncertainty "energy", two members or more."""
+        return spread(self._several("energies_std").energies)
+
+    @property
+    def member_forces(self) -> np.ndarray:
+        """Forces of every member in eV/Å, shape (M, N, 3). Uncertainty "forces"."""
+        return _asked(self._members("member_forces", _FORCES).forces, "member_forces")
 
     @property
     def forces_std(self) -> np.ndarray:
         """Spread of the forces in eV/Å, shape (N,): norm of the component deviations. Uncertainty "forces"."""
-        return np.linalg.norm(_spread(self.member_forces, "forces_std"), axis=-1)
+        return self._force_spread("forces_std")
+
+    @property
+    def member_stresses(self) -> np.ndarray:
+        """Stress of every member in eV/Å³, shape (M, 6). Uncertainty "forces", a cell with a volume."""
+        return self._virials("member_stresses") / self._volume("member_stresses")
 
     @property
     def stress_std(self) -> np.ndarray:
-        """Spread of the stress components in eV/Å³, shape (6,). Uncertainty "forces"."""
-        return _spread(self.member_stresses, "stress_std")
+        """Spread of the stress components in eV/Å³, shape (6,). Uncertainty "forces", a cell with a volume."""
+        self._several("stress_std", _FORCES)
+        return spread(self._virials("stress_std")) / self._volume("stress_std")
+
+    @property
+    def energy_aleatoric_std(self) -> float:
+        """Standard deviation in eV that members predict of the error of the energy. See :class:`Aleatoric`."""
+        return self._aleatoric("energy_aleatoric_std").energy_std
+
+    @property
+    def forces_aleatoric_std(self) -> np.ndarray:
+        """Standard deviations in eV/Å that members predict of the errors of forces, shape (N,)."""
+        return self._aleatoric("forces_aleatoric_std").forces_std
+
+    @property
+    def energy_error_bar(self) -> float:
+        """Calibrated error bar of the energy in eV, up to a constant per atom: expected rms error.
+
+        Uncertainty "energy", calibrated models of two members or more.
+        """
+        aleatoric = None if self.aleatoric is None else self.aleatoric.energy_std
+        calibration = self._calibration("energy_error_bar")
+        energy_spread = self._energy_spread("energy_error_bar")
+        return calibration.energy_error_bar(len(self.symbols), energy_spread, aleatoric)
 
     @property
     def forces_error_bar(self) -> np.ndarray:
         """Calibrated error bar of the forces in eV/Å, shape (N,): expected rms norm of the error of each atom.
 
-        Uncertainty "forces", calibrated models. It describes structures like the held-out ones it was fitted on.
+        Uncertainty "forces", calibrated models of two members or more. It describes structures like the held-out ones
+        that it was fitted to.
         """
-        aleatoric = self.forces_aleatoric_std if self.holds("forces_aleatoric_std") else None
-        calibration: Any = self.calibration  # raises UncertaintyError if there is none
-        return calibration.force_error_bars(self.symbols, self.forces_std, aleatoric)
+        aleatoric = None if self.aleatoric is None else self.aleatoric.forces_std
+        calibration = self._calibration("forces_error_bar")
+        force_spreads = self._force_spread("forces_error_bar")
+        return calibration.force_error_bars(self.symbols.tolist(), force_spreads, aleatoric)
 
-    @property
-    def energy_error_bar(self) -> float:
-        """Calibrated error bar of the energy in eV, up to a constant per atom.
+    def _volume(self, name: str) -> float:
+        return _held(self.volume, name, _VOLUME)
 
-        From uncertainty "energy" on, calibrated models.
-        """
-        aleatoric = self.energy_aleatoric_std if self.holds("energy_aleatoric_std") else None
-        calibration: Any = self.calibration  # raises UncertaintyError if there is none
-        return calibration.energy_error_bar(len(self.forces), self.energy_std, aleatoric)
+    def _members(self, name: str, advice: str = "energy") -> Members:
+        return _held(self.members, name, _ASK.format(advice))
+
+    def _several(self, name: str, advice: str = "energy") -> Members:
+        members = self._members(name, advice)
+        if len(members.energies) < 2:
+            raise _missing(name, _SINGLE)
+        return members
+
+    def _energy_spread(self, name: str) -> float:
+        return float(spread(self._several(name).energies.sum(axis=1)))
+
+    def _force_spread(self, name: str) -> np.ndarray:
+        return force_spread(_asked(self._several(name, _FORCES).forces, name))
+
+    def _virials(self, name: str) -> np.ndarray:
+        return _asked(self._members(name, _FORCES).virials, name)
+
+    def _aleatoric(self, name: str) -> Aleatoric:
+        return _held(self.aleatoric, name, _NO_HEADS if self.members else _HEADS)
+
+    def _calibration(self, name: str) -> Calibration:
+        return _held(self.calibration, name, _UNCALIBRATED)
 
 
-_ENERGY = 'ask for prediction(atoms, uncertainty="energy"), or build the calculator with it'
-_FORCES = 'ask for prediction(atoms, uncertainty="forces"), or build the calculator with it'
+_FORCES = "forces"
+_NOT_HELD = "this prediction holds no {}: "
+_ASK = 'ask for prediction(atoms, uncertainty="{}"), or build the calculator with it'
 _VOLUME = "the cell has no volume; give the structure three lattice vectors"
-_HETEROSCEDASTIC = (
-    "only members with heads for the variances of their errors (head_widths) predict them"
+_SINGLE = "the model has one member, and a spread needs two; use an ensemble"
+_UNCALIBRATED = (
+    "the model is not calibrated; run neuralil-ase calibrate MODEL DATA on held-out data"
 )
-_REASONS = {
-    "symbols": "it was not made by a Predictor",
-    "calibration": "the model is not calibrated; run neuralil-ase calibrate MODEL DATA on held-out data",
-    "stress": _VOLUME,
-    "stresses": _VOLUME,
-    "member_energies": _ENERGY,
-    "energies_std": f"the model has one member, or {_ENERGY}",
-    "member_forces": _FORCES,
-    "member_stresses": f"{_VOLUME}, or {_FORCES}",
-    "energy_aleatoric_std": f"{_HETEROSCEDASTIC}; there, {_ENERGY}",
-    "forces_aleatoric_std": f"{_HETEROSCEDASTIC}; there, {_ENERGY}",
+_NO_HEADS = "members predict their own errors only in models with head_widths, and this has none"
+_HEADS = f"members predict their own errors only in models with head_widths; there, {_ASK.format('energy')}"
+
+
+def _missing(name: str, reason: str) -> UncertaintyError:
+    return UncertaintyError(_NOT_HELD.format(name) + reason)
+
+
+def _held(value: T | None, name: str, reason: str) -> T:
+    if value is None:
+        raise _missing(name, reason)
+    return value
+
+
+def _asked(value: np.ndarray | None, name: str) -> np.ndarray:
+    return _held(value, name, _ASK.format(_FORCES))
+
+
+def _equal(one: object, other: object) -> bool:
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return type(one) is type(other) and np.array_equal(one, other)  # type: ignore[arg-type]  # both are arrays
+    return one == other
+
+
+_UNITS = {
+    "energy": "eV",
+    "energy_std": "eV",
+    "energy_error_bar": "eV",
+    "energy_aleatoric_std": "eV",
+    "forces": "eV/Å",
+    "forces_std": "eV/Å",
+    "forces_error_bar": "eV/Å",
+    "forces_aleatoric_std": "eV/Å",
+    "stress": "eV/Å³",
+    "stress_std": "eV/Å³",
+    "energies": "eV",
+    "energies_std": "eV",
+    "stresses": "eV/Å³",
+    "member_energies": "eV",
+    "member_forces": "eV/Å",
+    "member_stresses": "eV/Å³",
 }
+"""What can be read, in the order in which it is shown."""
 
 
-def _spread(members: Any, name: str) -> np.ndarray:
-    if len(members) < 2:
-        raise UncertaintyError(
-            f"this prediction holds no {name}: the model has one member, and a spread needs two; use an ensemble"
-        )
-    return np.std(members, axis=0, ddof=1)
+def _summary(prediction: Prediction) -> str:
+    """What is held, with units, and what is not, with the reason."""
+    counts = sorted(Counter(prediction.symbols.tolist()).items())
+    formula = "".join(f"{symbol}{n if n > 1 else ''}" for symbol, n in counts)
+    parts = [_count(len(prediction.symbols), "atom")]
+    if prediction.members is not None:
+        parts.append(_count(len(prediction.members.energies), "member"))
+    lines = [f"Prediction for {formula} ({', '.join(parts)})"]
+    missing: dict[str, list[str]] = {}
+    for name, unit in _UNITS.items():
+        try:
+            lines.append(f"  {name:<20}  {_shown(name, getattr(prediction, name), unit)}")
+        except UncertaintyError as error:
+            missing.setdefault(str(error).removeprefix(_NOT_HELD.format(name)), []).append(name)
+    lines += [f"  not held: {', '.join(names)} ({why})" for why, names in missing.items()]
+    return "\n".join(lines)
+
+
+def _shown(name: str, value: float | np.ndarray, unit: str) -> str:
+    """A number, the six components of a stress, the largest value over atoms, or the shape."""
+    if not isinstance(value, np.ndarray):
+        return f"{value:.8g} {unit}"
+    if value.shape == (6,) and name.startswith("stress"):
+        return f"{' '.join(f'{component:.4g}' for component in value)} {unit}"
+    if name.startswith("member") or name in ("energies", "stresses") or not value.size:
+        return f"shape {value.shape}, {unit}"
+    sizes = np.abs(value) if value.ndim == 1 else np.linalg.norm(value, axis=1)
+    return f"up to {sizes.max():.4g} {unit} (atom {int(sizes.argmax())})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -12,7 +12,7 @@ from ase import Atoms
 from neuralil_ase.calculator import element_types, model_path
 from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList
 from neuralil_ase.engine.predictor import Dtype, Predictor, System
-from neuralil_ase.errors import StructureError, UncertaintyError
+from neuralil_ase.errors import StructureError
 from neuralil_ase.files.model_file import load_potential
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction, Uncertainty, check_uncertainty
@@ -122,8 +122,7 @@ class Replicas:
         n_replicas = len(positions)
         cells = self._cells(n_replicas, cells)
         pairs = self._neighbor_list.replica_pairs(positions, cells, self._pbc, self._types)
-        # In a volume of 1 Å³, stresses are virials.
-        system = System(np.tile(self._types, n_replicas), pairs, 1.0)
+        system = System(np.tile(self._types, n_replicas), pairs, None)
         (found,) = self._predictor.predict([system], self.uncertainty)
         return self._by_replica(found, n_replicas)
 
@@ -132,8 +131,9 @@ class Replicas:
         return ReplicaPrediction(
             found.energies.reshape(shape).sum(axis=1),
             found.forces.reshape(*shape, 3),
-            np.asarray(found.stresses).reshape(*shape, 6).sum(axis=1),
-            *(_spread(found, name, shape) for name in ("energies_std", "forces_std")),
+            found.virials.reshape(*shape, 6).sum(axis=1),
+            found.energies_std.reshape(shape) if found.holds("energies_std") else None,
+            found.forces_std.reshape(shape) if found.holds("forces_std") else None,
         )
 
     def _cells(self, n_replicas: int, cells: np.ndarray | None) -> np.ndarray:
@@ -143,10 +143,3 @@ class Replicas:
                 f"cells have the shape {given.shape}; give one, (3, 3), or one for each replica, ({n_replicas}, 3, 3)"
             )
         return np.broadcast_to(given, (n_replicas, 3, 3))
-
-
-def _spread(found: Prediction, name: str, shape: tuple[int, int]) -> np.ndarray | None:
-    try:
-        return np.asarray(getattr(found, name)).reshape(shape)
-    except UncertaintyError:
-        return None

@@ -11,7 +11,7 @@ from systems import CONFIG, REFERENCE, calculator, ensemble, random_params, stru
 from neuralil_ase.calculator import NeuralILCalculator, to_system
 from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.engine.predictor import Predictor, System
-from neuralil_ase.errors import ConfigError
+from neuralil_ase.errors import ConfigError, PredictionError
 from neuralil_ase.model.config import NetworkConfig
 from neuralil_ase.model.potential import Potential
 
@@ -90,6 +90,23 @@ def _nested(flat: dict[str, np.ndarray]) -> dict:
     from neuralil_ase.model.potential import unflatten
 
     return unflatten(flat)
+
+
+@pytest.mark.parametrize("name", ["Dense_0", "denormalizer"])
+@pytest.mark.parametrize("uncertainty", ["off", "forces"])
+def test_parameters_too_large_end_in_an_error_and_not_in_nan(name: str, uncertainty: str) -> None:
+    """Finite in the file, infinite in the network: it once gave NaN for an energy without a word."""
+    potential = ensemble()
+    flat = dict(_flat(potential))
+    for part in ("kernel", "bias"):
+        flat[f"network/body/{name}/{part}"] = np.full_like(
+            flat[f"network/body/{name}/{part}"], 3e38
+        )
+    damaged = replace(potential, params=_nested(flat))
+    with pytest.raises(
+        PredictionError, match=r"of atom 0 is not a finite number in float32.*damaged"
+    ):
+        Predictor(damaged, "float32").predict([system(structure("molecule"))], uncertainty)
 
 
 def test_a_batch_equals_its_members_one_by_one() -> None:

@@ -20,12 +20,12 @@ from neuralil_ase.engine.derivatives import (
 )
 from neuralil_ase.engine.force_constants import ForceConstants, force_constants
 from neuralil_ase.engine.neighbors import Pairs
-from neuralil_ase.errors import ConfigError
+from neuralil_ase.errors import ConfigError, PredictionError
 from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.descriptors import descriptors
 from neuralil_ase.model.graph import Graph, bucket, pad_graph
 from neuralil_ase.model.potential import Params, Potential, cast_params
-from neuralil_ase.prediction import Prediction, Uncertainty
+from neuralil_ase.prediction import Aleatoric, Members, Prediction, Uncertainty
 
 Dtype = Literal["float32", "float64"]
 
@@ -94,7 +94,7 @@ class Predictor:
         host = self._run(merged, uncertainty)
         ends = np.cumsum([len(system.types) for system in systems])
         return [
-            self._prediction(system, _rows(host, end - len(system.types), end))
+            self._prediction(system, _rows(host, end - len(system.types), end), uncertainty)
             for system, end in zip(systems, ends, strict=True)
         ]
 
@@ -188,29 +188,41 @@ class Predictor:
         self._pair_capacities[n_atoms] = sorted([*known, capacity])
         return capacity
 
-    def _prediction(self, system: System, values: Derivatives) -> Prediction:
-        """Add the energy reference, sum over atoms in float64, and turn virials into stresses."""
+    def _prediction(
+        self, system: System, values: Derivatives, uncertainty: Uncertainty
+    ) -> Prediction:
+        """Add the energy reference, and convert to float64."""
         outputs = values.outputs
-        members = outputs[..., 0] + self.potential.energy_reference[system.types]
-        record: dict[str, Any] = {
-            "energies": members.mean(axis=0),
-            "forces": values.forces.astype(float),
-        }
-        record["symbols"] = self._elements[system.types]
-        record["calibration"] = self.potential.calibration
-        record["energy"] = float(record["energies"].sum())
-        if system.volume is not None:
-            record["stresses"] = np.divide(values.virials, system.volume, dtype=float)
-            record["stress"] = record["stresses"].sum(axis=0)
-        if len(members) == self.potential.n_members:
-            record |= _energy_level(members, outputs)
-        if values.member_forces is not None:
-            record["member_forces"] = values.member_forces.astype(float)
-            if system.volume is not None and values.member_virials is not None:
-                # In a third of the time that sum() takes over rows of six.
-                virials = np.einsum("mij->mj", values.member_virials, dtype=float)
-                record["member_stresses"] = virials / system.volume
-        return Prediction(**record)
+        self._check_finite(values)
+        energies = outputs[..., 0] + self.potential.energy_reference[system.types]
+        members = aleatoric = None
+        if uncertainty != "off":
+            members = Members(energies, *_of_members(values))
+            aleatoric = _aleatoric(outputs) if outputs.shape[-1] == 3 else None
+        return Prediction(
+            self._elements[system.types],
+            energies.mean(axis=0),
+            values.forces.astype(float),
+            values.virials.astype(float),
+            system.volume,
+            members,
+            aleatoric,
+            self.potential.calibration,
+        )
+
+    def _check_finite(self, values: Derivatives) -> None:
+        for what, array in (
+            ("energy", values.outputs),
+            ("force", values.forces),
+            ("virial", values.virials),
+        ):
+            if not np.isfinite(array).all():
+                atom = int(np.argwhere(~np.isfinite(array))[0][-2])
+                raise PredictionError(
+                    f"the {what} of atom {atom} is not a finite number in {self.dtype}: the parameters of this "
+                    "potential are too large, as in a damaged or diverged model, or the structure is far from all that "
+                    'it was trained on. Try dtype="float64", and check the model and the structure'
+                )
 
 
 def _rows(values: Derivatives, start: int, stop: int) -> Derivatives:
@@ -218,16 +230,20 @@ def _rows(values: Derivatives, start: int, stop: int) -> Derivatives:
     return Derivatives(*(None if x is None else x[..., start:stop, :] for x in values))
 
 
-def _energy_level(members: np.ndarray, outputs: np.ndarray) -> dict[str, Any]:
-    """Members' energies, spread of the atomic energies, and the members' aleatoric uncertainties."""
-    record: dict[str, Any] = {"member_energies": members.sum(axis=1)}
-    if len(members) > 1:
-        record["energies_std"] = members.std(axis=0, ddof=1)
-    if outputs.shape[-1] == 3:
-        variances = outputs[..., 1].sum(axis=1, dtype=float)
-        record["energy_aleatoric_std"] = float(np.sqrt(variances.mean()))
-        record["forces_aleatoric_std"] = np.sqrt(3 * outputs[..., 2].mean(axis=0, dtype=float))
-    return record
+def _of_members(values: Derivatives) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Forces (M, N, 3) and virials (M, 6) of members in float64, where there are any."""
+    if values.member_forces is None or values.member_virials is None:
+        return None, None
+    # einsum takes a third of the time that sum() takes over rows of six.
+    virials = np.einsum("mij->mj", values.member_virials, dtype=float)
+    return values.member_forces.astype(float), virials
+
+
+def _aleatoric(outputs: np.ndarray) -> Aleatoric:
+    """From the variances that the members predict, outputs 1 and 2 of shape (M, N, 3)."""
+    variances = outputs[..., 1].sum(axis=1, dtype=float)
+    energy_std = float(np.sqrt(variances.mean()))
+    return Aleatoric(energy_std, np.sqrt(3 * outputs[..., 2].mean(axis=0, dtype=float)))
 
 
 class Jitted:
