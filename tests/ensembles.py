@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.model.potential import Potential, init_params
+from neuralil_ase.model.network import init_params
+from neuralil_ase.model.potential import Potential
 
 
 def random_potential(seed: int = 0, **changes: object) -> Potential:

@@ -14,7 +14,8 @@ from ase.geometry import get_distances
 from neuralil_ase.calculator import NeuralILCalculator
 from neuralil_ase.engine.predictor import Dtype
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.model.potential import Params, Potential, param_shapes, unflatten
+from neuralil_ase.model.parameters import parameters
+from neuralil_ase.model.potential import Params, Potential, unflatten
 from neuralil_ase.prediction import Uncertainty
 
 R_CUT = 3.0
@@ -32,7 +33,8 @@ def random_params(config: ModelConfig, seed: int) -> Params:
     """Parameters of the right shapes, none of them zero or one; kernels scaled by their number of inputs."""
     rng = np.random.default_rng(seed)
     flat = {}
-    for name, shape in param_shapes(config).items():
+    for name, parameter in parameters(config).items():
+        shape = parameter.shape
         spread = 1 / np.sqrt(shape[-2]) if name.endswith("kernel") else 0.4
         center = 1.0 if name.endswith("scale") else 0.0
         flat[name] = rng.normal(center, spread, shape).astype(np.float32)

@@ -19,14 +19,9 @@ from neuralil_ase.errors import ModelFileError, StructureError
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.model.descriptors import descriptors, descriptors_with_pull_back
 from neuralil_ase.model.graph import Graph
-from neuralil_ase.model.potential import (
-    Params,
-    Potential,
-    cast_params,
-    init_params,
-    param_shapes,
-    unflatten,
-)
+from neuralil_ase.model.network import init_params
+from neuralil_ase.model.parameters import parameters
+from neuralil_ase.model.potential import Params, Potential, cast_params, unflatten
 from neuralil_ase.prediction import Uncertainty
 
 SYMBOLS = ("C", "H", "N", "O", "S")
@@ -298,9 +293,9 @@ def test_evaluation_in_float64(level: str, settings: dict) -> None:
         for backend in ("jax", "compiled")
     )
     for name in ("energies", "forces", "stresses", "member_energies", "member_forces"):
-        a, b = vars(found).get(name), vars(expected).get(name)
-        assert (a is None) == (b is None)
-        if a is not None:
+        assert found.holds(name) == expected.holds(name)
+        if found.holds(name):
+            a, b = getattr(found, name), getattr(expected, name)
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * np.abs(b).max(), err_msg=name)
 
 
@@ -371,8 +366,8 @@ def test_morse_terms_in_float64(pair_term: str, level: str, n_members: int) -> N
     rng = np.random.default_rng(0)
     params = unflatten(
         {
-            name: rng.normal(0.5 if name.startswith("pair") else 0, 0.4, shape)
-            for name, shape in param_shapes(config).items()
+            name: rng.normal(0.5 if name.startswith("pair") else 0, 0.4, parameter.shape)
+            for name, parameter in parameters(config).items()
         }
     )
     with jax.enable_x64(True):

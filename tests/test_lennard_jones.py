@@ -14,7 +14,8 @@ from systems import TINY, TRICLINIC, random_atoms
 from neuralil_ase import NeuralILCalculator, Potential
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.model.graph import Graph
-from neuralil_ase.model.potential import Params, param_shapes, unflatten
+from neuralil_ase.model.parameters import parameters
+from neuralil_ase.model.potential import Params, unflatten
 
 EPSILON, SIGMA, R_CUT = 0.8, 1.1, 3.1
 CONFIG = ModelConfig(
@@ -37,7 +38,7 @@ def lennard_jones(config: ModelConfig, params: Params, graph: Graph) -> Array:
 @pytest.fixture(scope="module")
 def toy() -> Iterator[NeuralILCalculator]:
     """A network of zeros, so that nothing but the pair term is left."""
-    zeros = unflatten({name: np.zeros(shape) for name, shape in param_shapes(CONFIG).items()})
+    zeros = unflatten({name: np.zeros(p.shape) for name, p in parameters(CONFIG).items()})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("neuralil_ase.engine.derivatives.pair_energies", lennard_jones)
         yield NeuralILCalculator(Potential(CONFIG, zeros, np.zeros(1)), dtype="float64")

@@ -12,8 +12,8 @@ from systems import random_params
 
 from neuralil_ase.engine.predictor import precision
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig, NetworkKind
-from neuralil_ase.model.network import activation, build_network, member_axes
-from neuralil_ase.model.potential import cast_params, flatten, network_outputs
+from neuralil_ase.model.network import activation, build_network, member_axes, network_outputs
+from neuralil_ase.model.potential import cast_params, flatten
 
 ELEMENTS = ("H", "O")
 DESCRIPTOR = DescriptorConfig(ELEMENTS, n_max=1)
@@ -157,7 +157,7 @@ def test_shared_layers_carry_no_member_axis(count: int) -> None:
         DESCRIPTOR, NetworkConfig("core", (6, 5), shared_layers=count), n_members=3
     )
     params = parameters(shared)
-    axes = flatten(member_axes(shared.network, params["network"]))
+    axes = flatten(member_axes(shared))
     single = {name for name, axis in axes.items() if axis is None}
     expected = {f"body/Dense_{k}/{p}" for k in range(count) for p in ("kernel", "bias")}
     expected |= {f"body/LayerNorm_{k}/{p}" for k in range(1, count) for p in ("scale", "bias")}
@@ -167,7 +167,7 @@ def test_shared_layers_carry_no_member_axis(count: int) -> None:
     copies = jax.tree.map(
         lambda x, axis: x if axis == 0 else np.stack([x] * 3),
         params["network"],
-        member_axes(shared.network, params["network"]),
+        member_axes(shared),
         is_leaf=lambda x: x is None,
     )
     found = outputs(shared, params)

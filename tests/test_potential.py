@@ -13,16 +13,9 @@ from systems import CONFIG, REFERENCE, ensemble
 from neuralil_ase.engine.predictor import precision
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.model.potential import (
-    Potential,
-    cast_params,
-    flatten,
-    init_params,
-    network_outputs,
-    pair_energies,
-    param_shapes,
-    unflatten,
-)
+from neuralil_ase.model.network import init_params, network_outputs
+from neuralil_ase.model.pair_terms import pair_energies
+from neuralil_ase.model.potential import Potential, cast_params, flatten, unflatten
 
 SMALLEST = ModelConfig(
     DescriptorConfig(("H",), n_max=0), NetworkConfig("core", (4,), embed_d=0), n_members=3
@@ -53,14 +46,6 @@ def test_names_and_nested_dictionaries_are_inverse() -> None:
     flat = flatten(params)
     assert flat["network/body/Dense_0/kernel"] is params["network"]["body"]["Dense_0"]["kernel"]
     assert jax.tree.structure(unflatten(flat)) == jax.tree.structure(params)
-
-
-def test_shapes_carry_the_member_axis_and_pair_parameters() -> None:
-    shapes = param_shapes(replace(CONFIG, pair_term="morse"))
-    assert shapes["network/embed/embedding"] == (3, 4, 2)
-    assert shapes["pair/embedding"] == (3, 4, 3)
-    assert shapes["pair/switch"] == (3, 1, 1)
-    assert {k: v for k, v in shapes.items() if k.startswith("network")} == param_shapes(CONFIG)
 
 
 def changed(config: ModelConfig = CONFIG, **leaves: np.ndarray | None) -> Potential:

@@ -17,7 +17,9 @@ from jax import Array
 from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.descriptors import descriptors, descriptors_with_pull_back
 from neuralil_ase.model.graph import Graph
-from neuralil_ase.model.potential import Params, network_outputs, pair_energies
+from neuralil_ase.model.network import network_outputs
+from neuralil_ase.model.pair_terms import pair_energies
+from neuralil_ase.model.potential import Params
 from neuralil_ase.prediction import Uncertainty
 
 Backend = Literal["compiled", "jax"]

@@ -202,8 +202,8 @@ class Predictor:
         return Prediction(
             self._elements[system.types],
             energies.mean(axis=0),
-            values.forces.astype(float),
-            values.virials.astype(float),
+            np.asarray(values.forces, float),
+            np.asarray(values.virials, float),
             system.volume,
             members,
             aleatoric,
@@ -236,7 +236,7 @@ def _of_members(values: Derivatives) -> tuple[np.ndarray | None, np.ndarray | No
         return None, None
     # einsum takes a third of the time that sum() takes over rows of six.
     virials = np.einsum("mij->mj", values.member_virials, dtype=float)
-    return values.member_forces.astype(float), virials
+    return np.asarray(values.member_forces, float), virials
 
 
 def _aleatoric(outputs: np.ndarray) -> Aleatoric:

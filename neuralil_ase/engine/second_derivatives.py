@@ -24,7 +24,8 @@ from neuralil_ase.model.config import DescriptorConfig, ModelConfig
 from neuralil_ase.model.descriptors import density_coefficients, pair_products
 from neuralil_ase.model.first_layer import FirstLayer, first_layer
 from neuralil_ase.model.graph import Graph
-from neuralil_ase.model.potential import Params, pair_energies
+from neuralil_ase.model.pair_terms import pair_energies
+from neuralil_ase.model.potential import Params
 from neuralil_ase.model.spectrum import power_spectrum, pull_back_spectrum
 
 

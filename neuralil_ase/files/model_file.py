@@ -24,7 +24,8 @@ from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import ConfigError, ModelFileError
 from neuralil_ase.files.atomic import write_atomically
 from neuralil_ase.model.config import ModelConfig
-from neuralil_ase.model.potential import Potential, flatten, param_shapes, unflatten
+from neuralil_ase.model.parameters import parameters
+from neuralil_ase.model.potential import Potential, flatten, unflatten
 
 FORMAT = "neuralil-ase"
 FORMAT_VERSION = 1
@@ -278,7 +279,7 @@ def _check_names(config: ModelConfig, names: Any) -> None:
         raise ConfigError(
             f"the architecture has more layers than the file has arrays, {len(names)}"
         )
-    expected = param_shapes(config).keys()
+    expected = parameters(config).keys()
     missing, extra = sorted(expected - names), sorted(names - expected)
     if missing or extra:
         raise ConfigError(f"parameters are missing: {missing}, or unexpected: {extra}")

@@ -53,7 +53,7 @@ def first_layer(
         Element index of every atom, shape (N,).
     """
     network = build_network(config.network, len(config.descriptor.elements))
-    over_members = member_axes(config.network, params["network"])
+    over_members = member_axes(config)
     n_features = features.shape[-1]
     readers = _readers(config.network, n_features)
 

@@ -5,24 +5,22 @@ maps ``(features (N, F), types (N,))`` to ``(N, 1)``, the atomic energy in eV, o
 kind, to ``(N, 3)``: atomic energy, σ² of the energy in eV², σ² of a force component in eV²/Å².
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
-from neuralil_ase.model.config import NetworkConfig
-
-VARIANCES = ("sigma2e", "sigma2f")
-"""Stems of the names of layers that lead to the variances alone, in the order of the outputs; "sigma2" begins both."""
-
-
-def is_variance(parameter: str) -> bool:
-    """Whether the parameter of this slash-separated name acts on the variances alone."""
-    return "/sigma2" in parameter
+from neuralil_ase.errors import ConfigError
+from neuralil_ase.model.config import ModelConfig, NetworkConfig
+from neuralil_ase.model.parameters import ALEATORIC, parameters
+from neuralil_ase.model.potential import Params, flatten, unflatten
 
 
 def activation(name: str) -> Callable[[Array], Array]:
@@ -76,7 +74,7 @@ class Core(nn.Module):
             h = nn.Dense(width, name=f"sigma2_Dense_{k}", param_dtype=dtype)(h)
             h = act(nn.LayerNorm(name=f"sigma2_LayerNorm_{k}", param_dtype=dtype)(h))
         outlets = (
-            nn.Dense(1, name=f"{name}_denormalizer", param_dtype=dtype) for name in VARIANCES
+            nn.Dense(1, name=f"{name}_denormalizer", param_dtype=dtype) for name in ALEATORIC
         )
         return jnp.concatenate([energy, *(nn.softplus(outlet(h)) for outlet in outlets)], axis=-1)
 
@@ -150,7 +148,7 @@ class Heteroscedastic(nn.Module):
             h = ResNet((*self.head_widths, 1), self.activation, name=f"{name}_head")(x)
             return nn.Dense(1, use_bias, name=f"{name}_denormalizer", param_dtype=x.dtype)(h)
 
-        variances = [nn.softplus(head(name, use_bias=False)) for name in VARIANCES]
+        variances = [nn.softplus(head(name, use_bias=False)) for name in ALEATORIC]
         return jnp.concatenate([head("energy", use_bias=True), *variances], axis=-1)
 
 
@@ -166,23 +164,78 @@ def build_network(config: NetworkConfig, n_elements: int) -> nn.Module:
     return Embedded(body, n_elements, config.embed_d)
 
 
-def member_axes(config: NetworkConfig, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The axis of every parameter that runs over the members: 0, or None where all members share it.
+def member_axes(config: ModelConfig) -> dict[str, Any]:
+    """The axis of every parameter of the networks that runs over the members: 0, or None where all members share it.
 
     With ``shared_layers`` the element embedding and that many first layers carry no member axis; vmap then
     evaluates them once for the whole ensemble.
     """
-    if config.shared_layers == 0:
-        return _filled(params, 0)
-    numbers = range(config.shared_layers)
-    shared = {"embed"} | {f"{kind}_{k}" for kind in ("Dense", "LayerNorm") for k in numbers}
-    return {
-        name: member_axes(config, value)
-        if name == "body"
-        else _filled(value, None if name in shared else 0)
-        for name, value in params.items()
-    }
+    axes = {name: None if p.is_shared else 0 for name, p in parameters(config).items()}
+    return unflatten(axes)["network"]
 
 
-def _filled(tree: Mapping[str, Any], axis: int | None) -> dict[str, Any]:
-    return jax.tree.map(lambda _: axis, dict(tree))
+def network_outputs(
+    config: ModelConfig, params: Params, features: Array, types: ArrayLike
+) -> Array:
+    """Apply the networks of all members to descriptors they share.
+
+    Parameters
+    ----------
+    config, params
+        The potential.
+    features
+        Descriptors, shape (N, n_features), or (members, N, n_features) to keep the members' derivatives apart.
+    types
+        Element index of every atom, shape (N,).
+
+    Returns
+    -------
+    Array, shape (members, N, outputs)
+        Output 0 is the atomic energy in eV; for the heteroscedastic kind 1 and 2 are σ² of energy and force.
+    """
+    apply = _apply(config)
+    in_axes = (
+        member_axes(config),
+        0 if features.ndim == 3 else None,
+        None,
+    )
+    return jax.vmap(apply, in_axes, axis_size=config.n_members)(params["network"], features, types)
+
+
+def init_params(config: ModelConfig, seed: int) -> Params:
+    """Fresh float32 parameters of all members, each from its own random key.
+
+    Raises
+    ------
+    ConfigError
+        If the pair term is one that is imported with its parameters, not trained here.
+    """
+    if config.pair_term in ("morse", "repulsive-morse"):
+        raise ConfigError(
+            f"pair term {config.pair_term!r} comes with published files; train with 'zbl'"
+        )
+    keys = jax.random.split(jax.random.key(seed), config.n_members)
+    stacked = _init_members(config, keys)
+    listed = parameters(config)
+    return unflatten(
+        {
+            name: np.asarray(leaf[0] if listed[name].is_shared else leaf)
+            for name, leaf in flatten({"network": stacked}).items()
+        }
+    )
+
+
+def _apply(config: ModelConfig) -> Callable[[Params, Array, ArrayLike], Any]:
+    network = build_network(config.network, len(config.descriptor.elements))
+    return lambda params, features, types: network.apply({"params": params}, features, types)
+
+
+@partial(jax.jit, static_argnums=0)
+def _init_members(config: ModelConfig, keys: Array) -> Params:
+    return jax.vmap(lambda key: _init_member(config, key))(keys)
+
+
+def _init_member(config: ModelConfig, key: Array) -> Params:
+    network = build_network(config.network, len(config.descriptor.elements))
+    features = jnp.zeros((1, config.descriptor.n_features), jnp.float32)
+    return network.init(key, features, jnp.zeros(1, jnp.int32))["params"]

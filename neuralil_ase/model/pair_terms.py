@@ -9,7 +9,9 @@ import numpy as np
 from ase.data import atomic_numbers
 from jax import Array
 
+from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.graph import Graph
+from neuralil_ase.model.potential import Params
 
 COULOMB = 14.399645478425668
 """e²/(4πε₀) in eV Å (CODATA 2018)."""
@@ -17,6 +19,18 @@ SOFTENING = 0.02
 """In Å: ZBL sees sqrt(r² + SOFTENING²), so that two atoms on one spot have a finite energy and no force."""
 _ZBL_WEIGHTS = (0.18175, 0.50986, 0.28022, 0.02817)
 _ZBL_DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
+
+
+def pair_energies(config: ModelConfig, params: Params, graph: Graph) -> Array | None:
+    """Atomic energies of the pair term in eV: (1, N) when all members share it, (members, N), or None."""
+    if config.pair_term == "none":
+        return None
+    if config.pair_term == "zbl":
+        return zbl(graph, config.descriptor.elements, config.zbl_radii)[None]
+    is_repulsive = config.pair_term == "repulsive-morse"
+    return jax.vmap(lambda p: morse(p, graph, config.descriptor.r_cut, is_repulsive))(
+        params["pair"]
+    )
 
 
 def zbl(graph: Graph, elements: Sequence[str], radii: Sequence[float]) -> Array:

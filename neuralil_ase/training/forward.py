@@ -8,8 +8,9 @@ import numpy as np
 from jax import Array
 
 from neuralil_ase.model.config import ModelConfig
-from neuralil_ase.model.network import is_variance
-from neuralil_ase.model.potential import Params, flatten, network_outputs, unflatten
+from neuralil_ase.model.network import network_outputs
+from neuralil_ase.model.parameters import parameters
+from neuralil_ase.model.potential import Params, flatten, unflatten
 from neuralil_ase.model.spectrum import power_spectrum, pull_back_spectrum
 
 
@@ -106,8 +107,9 @@ def _aleatoric_variances(config: ModelConfig, params: Params, batch: Batch) -> A
     What leads to the energy does not learn for them: else the network spends on its noise, and forces become
     worse ("faithful" regression, Stirn et al., arXiv:2212.09184).
     """
+    listed = parameters(config)
     own = {
-        name: leaf if is_variance(name) else jax.lax.stop_gradient(leaf)
+        name: leaf if listed[name].is_aleatoric else jax.lax.stop_gradient(leaf)
         for name, leaf in flatten(params).items()
     }
     features = power_spectrum(config.descriptor, jnp.asarray(batch.density))

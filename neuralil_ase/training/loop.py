@@ -223,7 +223,7 @@ def _gradient(
 def _update(
     task: Task, optimizer: optax.GradientTransformation, state: State, gradient: Params
 ) -> State:
-    clipped = clip_members(task.config.network, gradient, task.settings.clip_norm)
+    clipped = clip_members(task.config, gradient, task.settings.clip_norm)
     updates, optimizer_state = optimizer.update(clipped, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     average = averaged_params(task.settings, state.average, params, optimizer_state, state.step)

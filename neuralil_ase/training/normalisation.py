@@ -12,8 +12,9 @@ import numpy as np
 
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.model.config import ModelConfig
-from neuralil_ase.model.network import VARIANCES
-from neuralil_ase.model.potential import Params, flatten, init_params, unflatten
+from neuralil_ase.model.network import init_params
+from neuralil_ase.model.parameters import ALEATORIC
+from neuralil_ase.model.potential import Params, flatten, unflatten
 
 ALEATORIC_FACTOR = 10.0
 """From the last layers of the variances to what softplus turns into σ²: forces known to 0.05 eV/Å need -6, energies -9,
@@ -63,7 +64,7 @@ def first_params(config: ModelConfig, seed: int) -> Params:
     Variances begin alike for all atoms, at softplus(-5) = 0.007: for forces that is a σ of 0.08 eV/Å.
     """
     flat = dict(flatten(init_params(config, seed)))
-    for name in VARIANCES if config.is_heteroscedastic else ():
+    for name in ALEATORIC if config.is_heteroscedastic else ():
         layer = f"network/body/{name}_denormalizer"
         flat[f"{layer}/kernel"] = np.zeros_like(flat[f"{layer}/kernel"])
         flat[f"{layer}/bias"] = np.full_like(flat[f"{layer}/bias"], -5 / ALEATORIC_FACTOR)
@@ -132,6 +133,6 @@ def _outlets(config: ModelConfig, scaling: Scaling) -> dict[str, float]:
     if config.is_heteroscedastic:
         # Those of the published architecture have no bias.
         leaves = ("kernel",) if is_published else ("kernel", "bias")
-        for name in VARIANCES:
+        for name in ALEATORIC:
             outlets |= {f"network/body/{name}_denormalizer/{x}": ALEATORIC_FACTOR for x in leaves}
     return outlets

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from neuralil_ase.model.config import NetworkConfig
-from neuralil_ase.model.network import is_variance, member_axes
+from neuralil_ase.model.config import ModelConfig
+from neuralil_ase.model.parameters import parameters
 from neuralil_ase.model.potential import Params, flatten, unflatten
 from neuralil_ase.training.settings import TrainingSettings
 
@@ -49,20 +49,19 @@ def schedule(settings: TrainingSettings, n_steps: int) -> optax.Schedule:
     )
 
 
-def clip_members(network: NetworkConfig, gradient: Params, limit: float) -> Params:
+def clip_members(config: ModelConfig, gradient: Params, limit: float) -> Params:
     """Scale the gradient of every member to a norm of at most ``limit``.
 
     Layers that all share count as one more member, and those of the variances, which learn by a loss of their own, as
     another for each.
     """
-    axes = flatten({"network": member_axes(network, gradient["network"])})
-    leaves = flatten(gradient)
-    groups: dict[tuple[int | None, bool], list[str]] = {}
+    listed, leaves = parameters(config), flatten(gradient)
+    groups: dict[tuple[bool, bool], list[str]] = {}
     for name in leaves:
-        groups.setdefault((axes[name], is_variance(name)), []).append(name)
+        groups.setdefault((listed[name].is_shared, listed[name].is_aleatoric), []).append(name)
     clipped = {}
-    for (axis, _), names in groups.items():
-        factor = _factor([_squares(leaves[name], 1 if axis == 0 else 0) for name in names], limit)
+    for (is_shared, _), names in groups.items():
+        factor = _factor([_squares(leaves[name], 0 if is_shared else 1) for name in names], limit)
         for name in names:
             clipped[name] = leaves[name] * factor.reshape(
                 factor.shape + (1,) * (leaves[name].ndim - factor.ndim)

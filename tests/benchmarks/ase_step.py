@@ -34,7 +34,7 @@ def neuralil(
 ) -> Any:
     from neuralil_ase import NeuralILCalculator, Potential
     from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
-    from neuralil_ase.model.potential import init_params
+    from neuralil_ase.model.network import init_params
 
     widths = (64, 32, 16, 16, 16) if network == "core" else (64, 32, 16)
     config = ModelConfig(

@@ -56,7 +56,7 @@ def rebuilt(potential: Potential, members: int, shared_layers: int = 0) -> Poten
     chosen = np.arange(members) % (1 if shared_layers else potential.n_members)
     parameters = jax.tree.map(
         lambda leaf, axis: np.asarray(leaf)[chosen if axis == 0 else 0],
-        source, member_axes(network, source), is_leaf=lambda x: x is None,
+        source, member_axes(config), is_leaf=lambda x: x is None,
     )  # fmt: skip
     return replace(potential, config=config, params={**potential.params, "network": parameters})
 

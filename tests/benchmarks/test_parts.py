@@ -12,7 +12,7 @@ from neuralil_ase.calculator import to_system
 from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList
 from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig
-from neuralil_ase.model.potential import init_params
+from neuralil_ase.model.network import init_params
 from neuralil_ase.prediction import Uncertainty
 
 START = Path(__file__).parents[2] / "md_examples" / "ean_start.extxyz"

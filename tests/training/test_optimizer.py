@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.model.potential import Params, flatten, init_params
+from neuralil_ase.model.network import init_params
+from neuralil_ase.model.potential import Params, flatten
 from neuralil_ase.training.optimizer import MUON_RMS, build_optimizer, clip_members
 from neuralil_ase.training.settings import TrainingSettings
 
@@ -57,9 +58,7 @@ def test_every_member_is_clipped_by_itself(params: Params) -> None:
         lambda x: large.reshape(-1, *[1] * (x.ndim - 1)) * jnp.ones_like(x), params
     )
     norms = [
-        optax.tree.norm(
-            jax.tree.map(lambda x, m=m: x[m], clip_members(CONFIG.network, gradient, 50.0))
-        )
+        optax.tree.norm(jax.tree.map(lambda x, m=m: x[m], clip_members(CONFIG, gradient, 50.0)))
         for m in range(3)
     ]
     n_values = sum(leaf[0].size for leaf in jax.tree.leaves(params))

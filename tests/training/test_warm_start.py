@@ -22,7 +22,8 @@ from small_runs import TINY, alloy, frames, losses
 from neuralil_ase import NeuralILCalculator, Potential, load_potential, save_potential
 from neuralil_ase.errors import ConfigError, DataError, ModelFileError, TrainingError
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.model.potential import flatten, init_params
+from neuralil_ase.model.network import init_params
+from neuralil_ase.model.potential import flatten
 from neuralil_ase.training import TrainingResult, TrainingSettings, train
 from neuralil_ase.training.loop import Trainer
 from neuralil_ase.training.normalisation import Scaling, fold, unfold
