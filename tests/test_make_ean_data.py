@@ -131,7 +131,7 @@ def test_a_cluster_of_nothing_is_refused():
 
 def test_a_box_that_cannot_be_packed_says_so():
     with pytest.raises(boxes.PackingError, match="lower the density"):
-        boxes._pack(4, boxes.cell_edge(4, 6.0), periodic=True, seed=0, attempts=2)
+        boxes.pack(4, boxes.cell_edge(4, 6.0), periodic=True, seed=0, attempts=2)
 
 
 def test_scaling_the_volume_keeps_the_ions_rigid():
@@ -409,7 +409,7 @@ def test_a_stopped_run_goes_on(tmp_path):
 def test_nothing_labelled_is_an_error_with_the_reasons(tmp_path):
     tasks = [task()]
     report = sampling.Outcome(7, broken_runs=["attempt 0, after 0 frames: bond broke"])
-    script._write_text(script._parts(tmp_path, tasks[0])[1], json.dumps(vars(report)))
+    script.write_text(script.part_files(tmp_path, tasks[0])[1], json.dumps(vars(report)))
     with pytest.raises(SystemExit, match="bond broke"):
         script.merge(tasks, tmp_path, tmp_path / "x.extxyz.xz", script.Settings())
 

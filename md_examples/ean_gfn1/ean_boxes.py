@@ -138,17 +138,17 @@ def build_box(n_pairs: int, density: float = DENSITY, seed: int = 0) -> Atoms:
     """
     if n_pairs < 1 or density <= 0.0:
         raise ValueError(f"need n_pairs >= 1 and density > 0, got {n_pairs} and {density}")
-    return _pack(n_pairs, cell_edge(n_pairs, density), periodic=True, seed=seed)
+    return pack(n_pairs, cell_edge(n_pairs, density), periodic=True, seed=seed)
 
 
 def build_cluster(n_pairs: int, seed: int = 0) -> Atoms:
     """A cluster of `n_pairs` in vacuum (no cell), ions in contact, reproducible from `seed`."""
     if n_pairs < 1:
         raise ValueError(f"need n_pairs >= 1, got {n_pairs}")
-    return _pack(n_pairs, cell_edge(n_pairs), periodic=False, seed=seed)
+    return pack(n_pairs, cell_edge(n_pairs), periodic=False, seed=seed)
 
 
-def _pack(n_pairs: int, edge: float, *, periodic: bool, seed: int, attempts: int = 20) -> Atoms:
+def pack(n_pairs: int, edge: float, *, periodic: bool, seed: int, attempts: int = 20) -> Atoms:
     rng = np.random.default_rng(seed)
     ions = [ethylammonium()] * n_pairs + [nitrate()] * n_pairs
     symbols = [symbol for ion in ions for symbol in ion.symbols]

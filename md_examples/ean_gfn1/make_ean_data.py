@@ -109,7 +109,7 @@ def _split(k: int, count: int, n_temperatures: int) -> str:
     return names[block % len(names)]
 
 
-def _parts(folder: Path, task: Task) -> tuple[Path, Path]:
+def part_files(folder: Path, task: Task) -> tuple[Path, Path]:
     """The frames and the report of a task; the report comes last and marks the task as done."""
     stem = folder / f"seed_{task.seed:05d}"
     return stem.with_suffix(".extxyz"), stem.with_suffix(".json")
@@ -122,7 +122,7 @@ def _write_frames(target: Path, frames: list[Atoms]) -> None:
     os.replace(temporary, target)
 
 
-def _write_text(target: Path, text: str) -> None:
+def write_text(target: Path, text: str) -> None:
     temporary = target.with_name(f"partial-{os.getpid()}-{target.name}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, target)
@@ -133,10 +133,10 @@ def work(task: Task, folder: Path) -> Outcome:
     start = time.process_time()
     frames, outcome = run_task(task)
     outcome.cpu_seconds = round(time.process_time() - start, 1)
-    frames_file, report_file = _parts(folder, task)
+    frames_file, report_file = part_files(folder, task)
     if frames:
         _write_frames(frames_file, frames)
-    _write_text(report_file, json.dumps(asdict(outcome)))
+    write_text(report_file, json.dumps(asdict(outcome)))
     return outcome
 
 
@@ -151,7 +151,7 @@ def prepare(folder: Path, settings: Settings) -> None:
             "kinds of seeds must not be mixed. Give the former options, or another folder with "
             "--parts."
         )
-    _write_text(record, wanted)
+    write_text(record, wanted)
     for stale in folder.glob("partial-*"):
         stale.unlink()
 
@@ -171,7 +171,7 @@ def _start_worker() -> None:
 
 def run_all(tasks: list[Task], folder: Path, processes: int) -> None:
     """Run what is not done yet, with a progress bar."""
-    missing = [task for task in tasks if not _parts(folder, task)[1].exists()]
+    missing = [task for task in tasks if not part_files(folder, task)[1].exists()]
     bar = tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="seed", smoothing=0.1)
     lost = 0
     with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start_worker) as pool:
@@ -198,7 +198,7 @@ def merge(tasks: list[Task], folder: Path, output: Path, settings: Settings) -> 
     frames: list[Atoms] = []
     outcomes = []
     for task in sorted(tasks, key=lambda task: task.seed):
-        frames_file, report_file = _parts(folder, task)
+        frames_file, report_file = part_files(folder, task)
         outcomes.append(Outcome(**json.loads(report_file.read_text(encoding="utf-8"))))
         if outcomes[-1].frames:
             frames += read(frames_file, index=":")
@@ -208,7 +208,7 @@ def merge(tasks: list[Task], folder: Path, output: Path, settings: Settings) -> 
     output.parent.mkdir(parents=True, exist_ok=True)
     _write_frames(output, frames)
     card = data_card(frames, outcomes, output, asdict(settings))
-    _write_text(card_path(output), card)
+    write_text(card_path(output), card)
     return frames
 
 
