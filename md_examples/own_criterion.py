@@ -25,10 +25,10 @@ CATION = 11  # atoms; the first is nitrogen, the next three its hydrogens
 
 @dataclass(frozen=True)
 class LongestNH(Criterion):
-    """Longest N-H bond, Å. The longest in the training data has 1.32 Å."""
+    """Longest N-H bond, Å: a candidate for labelling from ``low`` on, too long from ``high`` on."""
 
-    low: float | None = 1.32
-    high: float | None = 1.60
+    low: float | None = 1.15
+    high: float | None = 1.40
 
     kind = "longest_NH"
     unit = "Å"

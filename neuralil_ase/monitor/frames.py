@@ -65,8 +65,15 @@ def annotate(
 
     Examples
     --------
-    >>> frame = annotate(atoms, calc.prediction(atoms, uncertainty="forces"))  # doctest: +SKIP
-    >>> ase.io.write("frames.extxyz", frame, append=True)  # doctest: +SKIP
+    >>> from ase.build import molecule
+    >>> from ase.io import write
+    >>> from neuralil_ase import NeuralILCalculator
+    >>> atoms = molecule("CH3CH2NH2")
+    >>> calc = NeuralILCalculator()
+    >>> frame = annotate(atoms, calc.prediction(atoms, uncertainty="forces"))
+    >>> write("frames.extxyz", frame, append=True)
+    >>> frame.arrays["forces_std"].shape
+    (10,)
     """
     frame = _plain_copy(atoms)
     frame.info["energy_std"] = float(prediction.energy_std)

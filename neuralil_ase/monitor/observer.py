@@ -108,11 +108,20 @@ class ExtrapolationMonitor:
 
     Examples
     --------
-    >>> monitor = ExtrapolationMonitor(dyn, threshold=(0.5, 1.5), log="md.log",
-    ...                                save="candidates.extxyz", stop=True)  # doctest: +SKIP
-    >>> dyn.attach(monitor, interval=10)  # doctest: +SKIP
-    >>> dyn.run(10_000)  # doctest: +SKIP
-    >>> print(monitor.summary())  # doctest: +SKIP
+    >>> from ase import units
+    >>> from ase.build import molecule
+    >>> from ase.md.verlet import VelocityVerlet
+    >>> from neuralil_ase import ExtrapolationMonitor, NeuralILCalculator
+    >>> atoms = molecule("CH3CH2NH2")
+    >>> atoms.calc = NeuralILCalculator()
+    >>> dyn = VelocityVerlet(atoms, 0.5 * units.fs)
+    >>> monitor = ExtrapolationMonitor(
+    ...     dyn, threshold=(50, 100), log="md.log", save="candidates.extxyz", stop=True
+    ... )
+    >>> dyn.attach(monitor, interval=10)
+    >>> _ = dyn.run(20)
+    >>> print(monitor.summary().splitlines()[0].split(":")[0])
+    3 checks, steps 0 to 20
     """
 
     def __init__(
