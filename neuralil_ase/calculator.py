@@ -1,8 +1,6 @@
 """The ASE calculator: reads arrays from ``Atoms``, hands them to the predictor, fills ASE's results."""
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +11,13 @@ from ase.calculators.calculator import (
     PropertyNotImplementedError,
     all_changes,
 )
-from ase.data import atomic_numbers, chemical_symbols
 
 from neuralil_ase.engine.force_constants import ForceConstants, pair_motion
 from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList, identical
 from neuralil_ase.engine.predictor import Dtype, Predictor, System
 from neuralil_ase.errors import StructureError
-from neuralil_ase.files.model_file import load_potential
+from neuralil_ase.files.model_file import as_potential
+from neuralil_ase.model.elements import element_types
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import (
     UNCERTAINTIES,
@@ -27,8 +25,6 @@ from neuralil_ase.prediction import (
     Uncertainty,
     check_uncertainty,
 )
-
-DEFAULT_MODEL = "ean_gfn1.safetensors"
 
 
 class NeuralILCalculator(Calculator):
@@ -96,13 +92,16 @@ class NeuralILCalculator(Calculator):
         atoms: Atoms | None = None,
     ) -> None:
         self.uncertainty = check_uncertainty(uncertainty)
-        self.potential = (
-            model if isinstance(model, Potential) else load_potential(model_path(model))
-        )
+        self.potential = as_potential(model)
         self._predictor = Predictor(self.potential, dtype)
         self._neighbor_list = NeighborList(self.potential.r_cut, skin)
         self._last: _Predicted | None = None
         super().__init__(label=label, directory=directory, atoms=atoms)
+
+    @property
+    def backend(self) -> str:
+        """What computes energies and forces, in words: "compiled, AVX2", or "JAX on cpu:" with the reason."""
+        return self._predictor.backend_in_words
 
     @property
     def compilations(self) -> int:
@@ -138,6 +137,7 @@ class NeuralILCalculator(Calculator):
         system_changes: Sequence[str] = all_changes,
     ) -> None:
         """Evaluate all properties; called by ASE."""
+        self.results = {}  # should this fail, those of another structure must not be left
         # ASE's own would also look for the directory at every step, of which we have no use.
         if atoms is not None:
             self.atoms = atoms.copy()
@@ -184,9 +184,10 @@ class NeuralILCalculator(Calculator):
     def hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the mean energy in eV/Å², shape (N, 3, N, 3), by automatic differentiation.
 
-        Build the calculator with dtype="float64" where small frequencies matter. Fits
-        ``ase.vibrations.VibrationsData(atoms, hessian)``. For many atoms, and for the matrices of all members, see
-        :meth:`force_constants`.
+        It is of all atoms and ignores constraints. ``ase.vibrations.VibrationsData(atoms, hessian)`` takes it as it is;
+        where FixAtoms leaves only the atoms ``free``, it takes ``hessian[free][:, :, free]`` with ``indices=free``.
+        Build the calculator with dtype="float64" where small frequencies matter. For many atoms, and for the matrices
+        of all members, see :meth:`force_constants`.
         """
         return self.force_constants(atoms).hessian()
 
@@ -318,14 +319,14 @@ def predict_many(
     list of Prediction
         One for each structure, in their order.
     """
-    if not isinstance(potential, Potential):
-        potential = load_potential(potential)
     check_uncertainty(uncertainty)
-    predictor = Predictor(potential, dtype)
+    predictor = Predictor(as_potential(potential), dtype)
     predictions: list[Prediction] = []
     batch: list[System] = []
     for atoms in structures:
-        batch.append(to_system(atoms, potential, NeighborList(potential.r_cut, skin=0)))
+        batch.append(
+            to_system(atoms, predictor.potential, NeighborList(predictor.potential.r_cut, skin=0))
+        )
         if sum(len(system.types) for system in batch) >= batch_atoms:
             predictions += predictor.predict(batch, uncertainty)
             batch = []
@@ -341,48 +342,10 @@ def to_system(atoms: Atoms, potential: Potential, neighbor_list: NeighborList) -
         If the potential does not know an element, or the geometry is not finite or degenerate.
     """
     types = element_types(atoms.numbers, potential.elements)
-    pairs = neighbor_list.pairs(atoms.positions, atoms.cell.array, atoms.pbc, types)
+    positions = np.asarray(atoms.positions, float)  # ASE takes float32 arrays as they are
+    pairs = neighbor_list.pairs(positions, atoms.cell.array, atoms.pbc, types)
     # A missing lattice vector makes the determinant exactly zero.
     return System(types, pairs, atoms.cell.volume or None)
-
-
-def element_types(numbers: np.ndarray, elements: Sequence[str]) -> np.ndarray:
-    """Index in ``elements`` of every atomic number, shape (N,).
-
-    Raises
-    ------
-    StructureError
-        Naming the elements that are not known, and the first atom of each.
-    """
-    types = _element_table(tuple(elements))[numbers]
-    if (types < 0).any():
-        unknown, first = np.unique(numbers[types < 0], return_index=True)
-        atoms = np.flatnonzero(types < 0)[first]
-        named = ", ".join(
-            f"{chemical_symbols[z]} (atom {k})" for z, k in zip(unknown, atoms, strict=True)
-        )
-        raise StructureError(
-            f"the model does not know {named}; it was trained on {', '.join(elements)}. "
-            "Use a model trained with these elements"
-        )
-    return types
-
-
-@lru_cache(maxsize=8)
-def _element_table(elements: tuple[str, ...]) -> np.ndarray:
-    """Index in ``elements`` by atomic number; -1 for the others."""
-    table = np.full(len(chemical_symbols), -1)
-    table[[atomic_numbers[symbol] for symbol in elements]] = np.arange(len(elements))
-    return table
-
-
-def model_path(model: str | Path | None) -> Path:
-    """The path given, or that of the potential that ships with the package."""
-    return (
-        Path(str(files("neuralil_ase") / "shipped" / DEFAULT_MODEL))
-        if model is None
-        else Path(model)
-    )
 
 
 def _ase_results(prediction: Prediction) -> dict[str, Any]:

@@ -6,8 +6,10 @@ needs them.
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,6 +42,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0, 2 after an error (one line on the standard error), 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Å shows a question mark
+    try:
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as in ``info | head``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _run(words: list[str]) -> int:
     options = build_parser(words).parse_args(words)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     for chatty in ("jax", "matplotlib", "absl"):
@@ -196,14 +212,10 @@ def _info_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from importlib.resources import files
-
-    from neuralil_ase.calculator import DEFAULT_MODEL
     from neuralil_ase.evaluation.model_card import describe
-    from neuralil_ase.files.model_file import load_potential
+    from neuralil_ase.files.model_file import as_potential
 
-    shipped = str(files("neuralil_ase") / "shipped" / DEFAULT_MODEL)
-    print(describe(load_potential(options.model or shipped)))
+    print(describe(as_potential(options.model)))
     return OK
 
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
-from neuralil_ase.calculator import element_types, model_path
 from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList
 from neuralil_ase.engine.predictor import Dtype, Predictor, System
 from neuralil_ase.errors import StructureError
-from neuralil_ase.files.model_file import load_potential
+from neuralil_ase.files.model_file import as_potential
+from neuralil_ase.model.elements import element_types
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction, Uncertainty, check_uncertainty
 
@@ -80,9 +80,7 @@ class Replicas:
         uncertainty: Uncertainty = "off",
     ) -> None:
         self.uncertainty = check_uncertainty(uncertainty)
-        self.potential = (
-            model if isinstance(model, Potential) else load_potential(model_path(model))
-        )
+        self.potential = as_potential(model)
         self._types = element_types(atoms.numbers, self.potential.elements)
         self._cell, self._pbc = atoms.cell.array.copy(), atoms.pbc.copy()
         self._neighbor_list = NeighborList(self.potential.r_cut, skin)

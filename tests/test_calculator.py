@@ -20,6 +20,7 @@ from ase.calculators.calculator import (
 from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import SumCalculator
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.io import read, write
 from ase.md.langevin import Langevin
@@ -28,6 +29,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
+from ase.vibrations import VibrationsData
 from systems import STRUCTURES, TINY, calculator, ensemble, structure
 
 from neuralil_ase import NeuralILCalculator, predict_many, save_potential
@@ -626,3 +628,50 @@ def test_many_structures_may_be_none_empty_or_from_a_file(tmp_path: Path) -> Non
     assert records[1].energy == pytest.approx(calculator().prediction(structure("molecule")).energy)
     with pytest.raises(ConfigError, match="unknown uncertainty"):
         predict_many(ensemble(), [], uncertainty="full")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spoil", ["nan", "element"])
+def test_nothing_of_the_last_structure_is_left_after_a_failure(spoil: str) -> None:
+    """``calculate`` called by hand, as some optimisers do; the energy of the good structure was returned once."""
+    calc, good = NeuralILCalculator(ensemble(), dtype="float64"), structure("molecule")
+    calc.calculate(good)
+    bad = good.copy()
+    if spoil == "nan":
+        bad.positions[0] = np.nan
+    else:
+        bad.numbers[0] = 79
+    with pytest.raises(StructureError):
+        calc.calculate(bad)
+    assert calc.results == {}
+    with pytest.raises(StructureError):
+        calc.get_potential_energy()
+    calc.calculate(good)
+    assert calc.get_potential_energy() == calc.prediction(good).energy
+
+
+@pytest.mark.parametrize("number", [-111, -1, 0, 119, 2**31])
+def test_numbers_that_are_no_elements_are_named(number: int) -> None:
+    atoms = structure("molecule")
+    atoms.numbers[2] = number if number < 2**31 else 2**31 - 1
+    with pytest.raises(StructureError, match=rf"does not know Z = {atoms.numbers[2]} \(atom 2\)"):
+        calculator().prediction(atoms)
+
+
+def test_positions_in_float32_are_taken() -> None:
+    atoms, same = structure("triclinic"), structure("triclinic")
+    atoms.arrays["positions"] = atoms.positions.astype(np.float32)
+    same.positions = atoms.positions
+    calc = NeuralILCalculator(ensemble(), dtype="float64")
+    atoms.calc = calc
+    np.testing.assert_array_equal(atoms.get_forces(), calculator().prediction(same).forces)
+
+
+def test_the_hessian_is_of_all_atoms_whatever_their_constraints() -> None:
+    atoms = structure("molecule")
+    calc = NeuralILCalculator(ensemble(), dtype="float64")
+    free = [1, 2, 4]
+    whole = calc.hessian(atoms)
+    atoms.set_constraint(FixAtoms([0, 3, 5]))
+    np.testing.assert_array_equal(calc.hessian(atoms), whole)
+    data = VibrationsData(atoms, whole[free][:, :, free], indices=free)
+    assert len(data.get_energies()) == 9

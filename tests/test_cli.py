@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -17,7 +18,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 from small_runs import alloy
 
-from neuralil_ase import cli, load_potential
+from neuralil_ase import Potential, cli, load_potential, save_potential
+from neuralil_ase.evaluation.model_card import describe
 
 QUICK = [
     *("--epochs", "4", "--members", "2", "--widths", "8,4", "--n-max", "2", "--r-cut", "3.4"),
@@ -204,3 +206,63 @@ def stop(words: list[str], log: Path, lines: int, number: signal.Signals) -> int
         time.sleep(0.05)
     os.kill(process.pid, number)
     return process.wait(timeout=120)
+
+
+SHOWN = [sys.executable, "-m", "neuralil_ase", "info"]
+
+
+def test_info_loads_nothing_heavy(small_potential: Potential, tmp_path: Path) -> None:
+    save_potential(small_potential, tmp_path / "m.safetensors")
+    code = (
+        "import sys; from neuralil_ase.cli import main; main(['info', sys.argv[1]]); "
+        "print([m for m in ('jax', 'flax', 'optax', 'matplotlib', 'scipy', 'vesin') if m in sys.modules])"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "m.safetensors")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "backend here" in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """``neuralil-ase info | head -1``."""
+    with subprocess.Popen(SHOWN, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=120) == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("words", [["info"], ["--help"], ["train", "--help"]], ids=" ".join)
+def test_terminals_without_the_signs_show_question_marks(encoding: str, words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "neuralil_ase", *words],
+        capture_output=True,
+        timeout=120,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    if words == ["info"]:
+        assert (b"3.5 ?" if encoding == "ascii" else b"3.5 \xc5") in done.stdout
+
+
+ODD = {
+    "accuracy": {"train": 5},
+    "settings": ["a", "list"],
+    "deep": [[[[[[[[[[[[1]]]]]]]]]]]],
+    "bell": "\x1b[2J\x07",
+    "\x1b[31m": None,
+}
+
+
+def test_info_shows_whatever_the_origin_holds(small_potential: Potential, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    for provenance in ({"accuracy": value} for value in (5, "text", ["a"], {"a": {"b": 1}}, None)):
+        save_potential(replace(small_potential, provenance=provenance), path)
+        assert cli.main(["info", str(path)]) == 0
+    save_potential(replace(small_potential, provenance=ODD), path)
+    text = describe(load_potential(path))
+    assert "…" in text
+    assert text.replace("\n", "").isprintable()

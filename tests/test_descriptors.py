@@ -8,11 +8,11 @@ import pytest
 from scipy.special import eval_legendre
 from systems import CONFIG, R_CUT, STRUCTURES, calculator, structure
 
-from neuralil_ase.calculator import element_types
 from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.engine.predictor import precision
 from neuralil_ase.model.config import DescriptorConfig
 from neuralil_ase.model.descriptors import channels, descriptors
+from neuralil_ase.model.elements import element_types
 from neuralil_ase.model.graph import Graph, pad_graph
 from neuralil_ase.model.radial_basis import exact_radial_functions
 

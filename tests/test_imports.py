@@ -48,7 +48,8 @@ ALLOWED = {
 }
 WITHOUT_JAX = {
     "__init__", "ase_plugin", "bias", "calculator", "calibration", "errors", "evaluation", "files", "monitor",
-    "prediction", "replicas", "response", "model/config", "engine/native", "engine/neighbors",
+    "prediction", "replicas", "response", "model/config", "engine/backend", "engine/native", "engine/neighbors",
+    "model/elements", "model/parameters", "model/potential",
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
+from neuralil_ase.engine import backend as backends
 from neuralil_ase.engine import compiled, native
 from neuralil_ase.engine.derivatives import (
     Backend,
@@ -51,7 +52,7 @@ class System(NamedTuple):
 class Predictor:
     """Predicts with one potential in one precision.
 
-    Compiled functions are shared by all evaluators of the same architecture; parameters are arguments.
+    Compiled functions are shared by all predictors of the same architecture; parameters are arguments.
 
     Parameters
     ----------
@@ -151,14 +152,21 @@ class Predictor:
         if self._wanted == "jax":
             return "it was asked for"
         if (device := jax.default_backend()) != "cpu":
-            return f"it computes on the {device}"
+            return f"the compiled core has no code for a {device}"
         return native.missing_reason(self.potential.config)
+
+    @property
+    def backend_in_words(self) -> str:
+        """ "compiled, AVX2", or "JAX on cpu:" with the reason."""
+        return backends.in_words(self.backend_reason, jax.default_backend())
 
     def _run(self, system: System, uncertainty: Uncertainty) -> Derivatives:
         if self.backend == "compiled":
             if self._core is None:
                 self._core = compiled.core_model(self.potential, self.dtype)
             return compiled.energies_and_forces(self._core, system.types, system.pairs, uncertainty)
+        if self._wanted == "compiled" and jax.default_backend() == "cpu":
+            backends.warn_of_slow_backend(str(self.backend_reason))
         function = jitted(self.potential.config, uncertainty)
         graph = self._pad(system.types, system.pairs)
         with precision(self.dtype):

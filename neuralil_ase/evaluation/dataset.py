@@ -13,9 +13,11 @@ from typing import Any
 import ase.io
 import numpy as np
 from ase import Atoms
+from ase.data import atomic_numbers
 
 from neuralil_ase.engine.neighbors import NeighborList, Pairs, check_geometry
 from neuralil_ase.errors import DataError, StructureError
+from neuralil_ase.model.elements import element_types
 
 logger = logging.getLogger(__name__)
 VALIDATION_NAMES = ("valid", "validation")
@@ -131,7 +133,8 @@ def types_of(frame: Frame, elements: tuple[str, ...]) -> np.ndarray:
         raise DataError(
             f"{frame.source} holds {', '.join(unknown)}, but the model knows only {', '.join(elements)}"
         )
-    return np.searchsorted(np.array(elements), frame.symbols).astype(np.int32)
+    numbers = np.array([atomic_numbers[symbol] for symbol in frame.symbols.tolist()], int)
+    return element_types(numbers, elements).astype(np.int32)
 
 
 def pairs_of(frame: Frame, types: np.ndarray, r_cut: float) -> Pairs:

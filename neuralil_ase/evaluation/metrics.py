@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 Card = dict[str, Any]
 
@@ -175,6 +174,10 @@ def _agreement(key: str, errors: np.ndarray, expected: np.ndarray) -> Card:
     """Rank correlation and ratio of root mean squares; nothing where they have no meaning."""
     if len(errors) < 3 or np.ptp(expected) == 0 or np.ptp(errors) == 0:
         return {}
+    from scipy.stats import (
+        spearmanr,  # takes longer to load than all that ``neuralil-ase info`` does
+    )
+
     ratio = np.sqrt(np.mean(errors**2) / np.mean(expected**2))
     return {
         key: {

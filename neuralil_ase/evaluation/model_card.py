@@ -5,16 +5,19 @@ from typing import Any
 
 import numpy as np
 
+from neuralil_ase.engine.backend import expected_backend
 from neuralil_ase.evaluation.metrics import format_table
 from neuralil_ase.model.potential import Potential, flatten
 
 
 def describe(potential: Potential) -> str:
-    """Architecture, origin, accuracy and calibration of a potential, as plain text for a terminal."""
+    """Architecture, origin, accuracy and calibration of a potential, as plain text for a terminal.
+
+    Loads no JAX, so that it comes at once.
+    """
     parts = [_architecture(potential), _provenance(potential.provenance)]
-    accuracy = potential.provenance.get("accuracy")
-    if isinstance(accuracy, Mapping) and accuracy:
-        parts.append("accuracy\n" + _indent(format_table(accuracy)))
+    if accuracy := potential.provenance.get("accuracy"):
+        parts.append("accuracy\n" + _indent(_accuracy(accuracy)))
     parts.append(_calibration(potential))
     return "\n\n".join(part for part in parts if part)
 
@@ -39,17 +42,26 @@ def _architecture(potential: Potential) -> str:
             for element, energy in zip(potential.elements, potential.energy_reference, strict=True)
         )
         + " eV",
+        "backend here": expected_backend(config),
     }
     return _table("model", rows)
+
+
+def _accuracy(cards: Any) -> str:
+    """As a table; as words if it is none, for a file may hold anything here."""
+    try:
+        return format_table(cards)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return _words(cards)
 
 
 def _provenance(provenance: Mapping[str, Any]) -> str:
     hidden = ("settings", "accuracy", "last_epoch", "history")
     rows = {key: value for key, value in provenance.items() if key not in hidden}
-    text = _table("origin", {key: _words(value) for key, value in rows.items()})
+    text = _table("origin", {_words(key): _words(value) for key, value in rows.items()})
     settings = provenance.get("settings")
     if isinstance(settings, Mapping) and settings:
-        shown = {key: _words(value) for key, value in settings.items()}
+        shown = {_words(key): _words(value) for key, value in settings.items()}
         text += "\n\n" + _table("settings of the training", shown)
     return text
 
@@ -59,7 +71,7 @@ def _calibration(potential: Potential) -> str:
     if record is None:
         return "calibration\n  none; see neuralil-ase calibrate"
     rows = {
-        "fitted on": f"{record.n_frames} frames: {record.data}",
+        "fitted on": f"{record.n_frames} frames: {_words(record.data)}",
         "force error bar": ", ".join(
             f"{element} √(({scale:.2f} s)² + {record.force_floor[element]:.3f}²)"
             for element, scale in record.force_scale.items()
@@ -77,12 +89,16 @@ def _table(title: str, rows: Mapping[str, Any]) -> str:
     return "\n".join([title, *(f"  {name:<{first}}  {value}" for name, value in shown.items())])
 
 
-def _words(value: Any) -> str:
+def _words(value: Any, depth: int = 0) -> str:
+    """JSON data on one line, without what a terminal would take for a command."""
+    if depth > 9:
+        return "…"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
+        return ", ".join(f"{_words(k)} {_words(item, depth + 1)}" for k, item in value.items())
     if isinstance(value, list | tuple):
-        return " ".join(_words(item) for item in value)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+        return " ".join(_words(item, depth + 1) for item in value)
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def _indent(text: str) -> str:

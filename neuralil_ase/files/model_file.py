@@ -12,6 +12,7 @@ else. Anybody can open the file without this package::
 import json
 import os
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -108,6 +109,18 @@ def load_potential(path: str | os.PathLike[str]) -> Potential:
         return _assemble(header, arrays)
     except ConfigError as error:
         raise ModelFileError(f"{path} is inconsistent: {error}. {_DAMAGED}") from error
+
+
+def default_model() -> Path:
+    """The file of the potential that ships with the package: ethylammonium nitrate, a surrogate of GFN1-xTB."""
+    return Path(str(files("neuralil_ase") / "shipped" / "ean_gfn1.safetensors"))
+
+
+def as_potential(model: Potential | str | os.PathLike[str] | None) -> Potential:
+    """A potential as it is, that of a file, or for None the one that ships with the package."""
+    if isinstance(model, Potential):
+        return model
+    return load_potential(default_model() if model is None else model)
 
 
 def _header(potential: Potential, parameter_count: int) -> str:

@@ -31,7 +31,7 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
 
 from neuralil_ase import ExtrapolationMonitor, NeuralILCalculator, Potential, load_potential
-from neuralil_ase.calculator import DEFAULT_MODEL
+from neuralil_ase.files.model_file import default_model
 from neuralil_ase.monitor import Criterion, MaxForceSpread, RelativeForceSpread
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "md_examples"
@@ -264,7 +264,7 @@ def _step(step: int | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=MODELS / DEFAULT_MODEL)
+    parser.add_argument("--model", type=Path, default=default_model())
     parser.add_argument("--structure", type=Path, default=EXAMPLES / "ean_start.extxyz")
     parser.add_argument("-o", "--output", type=Path, default=Path("alarms"), help="folder")
     parser.add_argument("--steps", type=int, default=10_000, help="of the run at 300 K")

@@ -34,7 +34,7 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 
 from neuralil_ase import ExtrapolationMonitor, NeuralILCalculator, Potential, load_potential
-from neuralil_ase.calculator import DEFAULT_MODEL
+from neuralil_ase.files.model_file import default_model
 from neuralil_ase.model.network import member_axes
 from neuralil_ase.prediction import UNCERTAINTIES
 
@@ -179,9 +179,7 @@ def profile(run: Callable[[], Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model", type=Path, default=ROOT / "neuralil_ase" / "shipped" / DEFAULT_MODEL
-    )
+    parser.add_argument("--model", type=Path, default=default_model())
     parser.add_argument("-o", "--output", type=Path, default=Path("monitor_cost"), help="folder")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=100, help="of each case in a round")
