@@ -264,8 +264,18 @@ def _add_data(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def _add_keys(parser: argparse.ArgumentParser) -> None:
-    for name in ("energy", "forces", "stress"):
+    from neuralil_ase.evaluation.labels import STRESS_UNITS
+
+    for name in ("energy", "forces", "stress", "virial"):
         parser.add_argument(f"--{name}-key", metavar="NAME", help=f"name of the {name} in the data")
+    parser.add_argument("--stress-unit", choices=list(STRESS_UNITS), default="eV/A^3")
+    parser.add_argument(
+        "--stress-sign",
+        type=int,
+        choices=(1, -1),
+        default=1,
+        help="-1 if stresses are positive under compression",
+    )
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
@@ -275,9 +285,17 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def _frames(options: argparse.Namespace) -> "list[Frame]":
-    from neuralil_ase.evaluation.dataset import Keys, read_frames
+    from neuralil_ase.evaluation.dataset import read_frames
+    from neuralil_ase.evaluation.labels import Keys
 
-    keys = Keys(options.energy_key, options.forces_key, options.stress_key)
+    keys = Keys(
+        options.energy_key,
+        options.forces_key,
+        options.stress_key,
+        options.virial_key,
+        stress_unit=options.stress_unit,
+        stress_sign=options.stress_sign,
+    )
     if not options.select:
         return read_frames(options.data, keys)
     name, _, value = options.select.partition("=")

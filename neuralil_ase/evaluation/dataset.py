@@ -4,7 +4,8 @@ import bz2
 import gzip
 import logging
 import lzma
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -17,19 +18,12 @@ from ase.data import atomic_numbers
 
 from neuralil_ase.engine.neighbors import NeighborList, Pairs, check_geometry
 from neuralil_ase.errors import DataError, StructureError
+from neuralil_ase.evaluation.audit import Part, audit
+from neuralil_ase.evaluation.labels import Keys, Labels, read_labels
 from neuralil_ase.model.elements import element_types
 
 logger = logging.getLogger(__name__)
-VALIDATION_NAMES = ("valid", "validation")
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Names of the labels in ``atoms.info``, ``atoms.arrays`` or the calculator's results."""
-
-    energy: str | None = None
-    forces: str | None = None
-    stress: str | None = None
+VALIDATION_NAMES = ("valid", "val", "validation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +46,8 @@ class Frame:
         In eV/Å³, tension positive, shape (6,), Voigt order xx yy zz yz xz xy.
     group
         Value of the key that the split goes by.
+    weight
+        How much the frame counts in training.
     """
 
     source: str
@@ -63,6 +59,7 @@ class Frame:
     forces: np.ndarray | None
     stress: np.ndarray | None
     group: str | None = None
+    weight: float = 1.0
 
     @property
     def volume(self) -> float | None:
@@ -91,28 +88,41 @@ def read_frames(
         If a file cannot be read, or a label that was asked for by name is nowhere, has the wrong shape or is not
         finite.
     """
-    wanted = keys or Keys()
-    frames = [
-        _frame(atoms, source, wanted, split_by)
-        for path in paths
-        for source, atoms in _read_file(path)
-    ]
-    if not frames:
-        raise DataError(f"no frames in {', '.join(map(str, paths))}")
-    _check_labels(frames, wanted, paths)
-    return frames
+    parts = [(str(path), list(_read_file(path))) for path in paths]
+    for name, structures in parts:
+        if not structures:
+            raise DataError(f"no frames in {name}; leave the file out, or look why it is empty")
+    return _frames(parts, keys or Keys(), split_by)
 
 
 def frames_from_atoms(
     atoms_list: Iterable[Atoms], keys: Keys | None = None, split_by: str | None = None
 ) -> list[Frame]:
     """Frames from structures in memory; see :func:`read_frames`."""
-    wanted = keys or Keys()
-    frames = [_frame(a, f"structure {k}", wanted, split_by) for k, a in enumerate(atoms_list)]
-    if not frames:
+    structures = [(f"structure {k}", atoms) for k, atoms in enumerate(atoms_list)]
+    if not structures:
         raise DataError("no structures were given to train on")
-    _check_labels(frames, wanted, ["the structures"])
-    return frames
+    return _frames([("the structures", structures)], keys or Keys(), split_by)
+
+
+def _frames(
+    parts: Sequence[tuple[str, Sequence[tuple[str, Atoms]]]], keys: Keys, split_by: str | None
+) -> list[Frame]:
+    """Frames with labels; what is not used is named (:mod:`neuralil_ase.evaluation.audit`)."""
+    labels = [
+        Part(
+            name,
+            [read_labels(_checked(atoms, source), source, keys) for source, atoms in structures],
+        )
+        for name, structures in parts
+    ]
+    audit(labels, keys)
+    return [
+        _frame(atoms, source, found, split_by)
+        for (_, structures), part in zip(parts, labels, strict=True)
+        for (source, atoms), found in zip(structures, part.labels, strict=True)
+        if found.energy is not None or found.forces is not None
+    ]
 
 
 def elements_of(frames: Sequence[Frame]) -> tuple[str, ...]:
@@ -165,20 +175,28 @@ def drop_absurd(frames: Sequence[Frame], max_force: float) -> list[Frame]:
     return [frame for frame, force in zip(frames, largest, strict=True) if force <= max_force]
 
 
+def is_isolated_atom(frame: Frame, radius: float) -> bool:
+    """Whether the frame is one atom without a neighbour, or image of itself, within this radius in Å."""
+    return len(frame.symbols) == 1 and not len(
+        pairs_of(frame, np.zeros(1, np.int32), radius).centers
+    )
+
+
 def split(frames: Sequence[Frame], fraction: float, seed: int) -> tuple[list[Frame], list[Frame]]:
     """Random split into training and validation frames; frames of one group stay together.
 
-    Groups named "train", "valid" (or "validation") and "test" are taken at their word: the data come with
-    their split, and test frames stay out of training.
+    Groups named "train", "valid" (or "val", "validation") and "test" are taken at their word: the data come with
+    their split, and test frames stay out of training. A group that alone holds an element is not held back, as nothing
+    would be learnt of the element.
 
     Raises
     ------
     DataError
-        If there are too few frames or groups to hold any back.
+        If there are too few frames or groups to hold any back, or groups with other names stand beside "train".
     """
     names = {frame.group for frame in frames}
-    if "train" in names and names <= {"train", *VALIDATION_NAMES, "test"}:
-        return _named(frames, ("train",)), _named(frames, VALIDATION_NAMES)
+    if "train" in names:
+        return _named_split(frames, names)
     if fraction == 0:
         return list(frames), []
     labels = [frame.source if frame.group is None else frame.group for frame in frames]
@@ -189,9 +207,57 @@ def split(frames: Sequence[Frame], fraction: float, seed: int) -> tuple[list[Fra
             f"cannot hold back {fraction:.0%} of {len(groups)} frames or groups for validation: nothing would "
             "be left to train on. Give more data, a validation file, or validation_fraction 0"
         )
-    held = set(np.random.default_rng(seed).permutation(groups)[:count].tolist())
+    order = np.random.default_rng(seed).permutation(groups).tolist()
+    held = _with_all_elements_left(frames, labels, order, count)
     train = [f for f, label in zip(frames, labels, strict=True) if label not in held]
     return train, [f for f, label in zip(frames, labels, strict=True) if label in held]
+
+
+def _with_all_elements_left(
+    frames: Sequence[Frame], labels: Sequence[str], order: Sequence[str], count: int
+) -> set[str]:
+    """The first ``count`` groups of an order that leave every element to the others."""
+    elements: dict[str, set[str]] = {}
+    for frame, label in zip(frames, labels, strict=True):
+        elements.setdefault(label, set()).update(frame.symbols.tolist())
+    left = Counter(symbol for symbols in elements.values() for symbol in symbols)
+    held: set[str] = set()
+    kept: list[str] = []
+    for group in order:
+        if len(held) == count:
+            break
+        alone = sorted(symbol for symbol in elements[group] if left[symbol] == 1)
+        if alone:
+            kept.append(", ".join(alone))
+            continue
+        held.add(group)
+        left.subtract(elements[group])
+    if kept:
+        logger.info(
+            "not held back for validation, as no other training frame or group would hold it: what contains %s",
+            "; ".join(kept),
+        )
+    if not held:
+        raise DataError(
+            "nothing can be held back for validation: every frame or group alone holds some element. Give more data, "
+            "a validation file, or validation_fraction 0"
+        )
+    return held
+
+
+def _named_split(
+    frames: Sequence[Frame], names: set[str | None]
+) -> tuple[list[Frame], list[Frame]]:
+    unknown = sorted(str(name) for name in names - {"train", "test", *VALIDATION_NAMES})
+    if unknown:
+        raise DataError(
+            f"the data come with a split, but besides 'train' frames are called {', '.join(unknown)}. Known are train, "
+            f"{', '.join(VALIDATION_NAMES)} and test; rename them, or split by another key"
+        )
+    unused = sum(frame.group == "test" for frame in frames)
+    if unused:
+        logger.info("%d frames of the part 'test' are left out", unused)
+    return _named(frames, ("train",)), _named(frames, VALIDATION_NAMES)
 
 
 def _named(frames: Sequence[Frame], names: Sequence[str]) -> list[Frame]:
@@ -224,14 +290,18 @@ def _read_file(path: str | Path) -> Iterator[tuple[str, Atoms]]:
         ) from error
 
 
-def _frame(atoms: Atoms, source: str, keys: Keys, split_by: str | None) -> Frame:
+def _checked(atoms: Atoms, source: str) -> Atoms:
+    """The structure, if it can be used."""
     if len(atoms) == 0:
         raise DataError(f"{source} holds no atoms")
-    cell, pbc = atoms.cell.array, np.asarray(atoms.pbc)
     try:
-        check_geometry(atoms.positions, cell, pbc, 0.1)
+        check_geometry(atoms.positions, atoms.cell.array, np.asarray(atoms.pbc), 0.1)
     except StructureError as error:
         raise DataError(f"{source} cannot be used: {error}") from error
+    return atoms
+
+
+def _frame(atoms: Atoms, source: str, labels: Labels, split_by: str | None) -> Frame:
     if split_by is not None and split_by not in atoms.info:
         raise DataError(
             f"{source} has no info key {split_by!r} to split by; it has {sorted(atoms.info)}"
@@ -240,72 +310,11 @@ def _frame(atoms: Atoms, source: str, keys: Keys, split_by: str | None) -> Frame
         source,
         np.array(atoms.get_chemical_symbols()),
         atoms.positions.copy(),
-        cell.copy(),
-        pbc,
-        _energy(atoms, source, keys.energy),
-        _forces(atoms, source, keys.forces),
-        _stress(atoms, source, keys.stress),
+        atoms.cell.array.copy(),
+        np.asarray(atoms.pbc),
+        labels.energy,
+        labels.forces,
+        labels.stress,
         None if split_by is None else str(atoms.info[split_by]),
+        labels.weight,
     )
-
-
-def _label(atoms: Atoms, key: str | None, default: str, extra: Mapping[str, Any]) -> Any:
-    """A label by name; never through ``Atoms.get_forces``, where constraints would zero it."""
-    name = key or default
-    results = getattr(atoms.calc, "results", {}) or {}
-    for place in (results, extra) if key is None else (extra, results):
-        if name in place:
-            return place[name]
-    return None
-
-
-def _energy(atoms: Atoms, source: str, key: str | None) -> float | None:
-    value = _label(atoms, key, "energy", atoms.info)
-    if value is None:
-        return None
-    return float(_numbers(value, (1,), source, key or "energy")[0])
-
-
-def _forces(atoms: Atoms, source: str, key: str | None) -> np.ndarray | None:
-    value = _label(atoms, key, "forces", atoms.arrays)
-    return None if value is None else _numbers(value, (len(atoms), 3), source, key or "forces")
-
-
-def _stress(atoms: Atoms, source: str, key: str | None) -> np.ndarray | None:
-    value = _label(atoms, key, "stress", atoms.info)
-    if value is None or atoms.cell.rank < 3:
-        return None
-    if np.size(value) == 9:
-        matrix = _numbers(value, (3, 3), source, key or "stress")
-        return ((matrix + matrix.T) / 2)[(0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
-    return _numbers(value, (6,), source, key or "stress")
-
-
-def _numbers(value: Any, shape: tuple[int, ...], source: str, name: str) -> np.ndarray:
-    try:
-        array = np.array(value, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name!r} of {source} is not numeric: {value!r}") from error
-    if array.size != int(np.prod(shape)):
-        raise DataError(f"{name!r} of {source} has shape {array.shape}, expected {shape}")
-    if not np.isfinite(array).all():
-        raise DataError(
-            f"{name!r} of {source} holds values that are not finite; usually the reference calculation failed. "
-            "Remove the frame"
-        )
-    return array.reshape(shape)
-
-
-def _check_labels(frames: Sequence[Frame], keys: Keys, paths: Sequence[Any]) -> None:
-    """Labels asked for by name must exist somewhere; something must be there to learn from."""
-    for name, key in (("energy", keys.energy), ("forces", keys.forces), ("stress", keys.stress)):
-        if key is not None and all(getattr(frame, name) is None for frame in frames):
-            raise DataError(
-                f"no frame of {', '.join(map(str, paths))} has the {name} key {key!r}; look at the file for the "
-                "name it uses"
-            )
-    if all(frame.energy is None and frame.forces is None for frame in frames):
-        raise DataError(
-            f"neither energies nor forces were found in {', '.join(map(str, paths))}. Usually they go by other "
-            "names there (REF_energy, dft_forces, …): name them with energy_key and forces_key"
-        )

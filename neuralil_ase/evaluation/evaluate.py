@@ -1,6 +1,7 @@
 """Evaluate a potential: predict labelled frames, in batches, and compare with the labels."""
 
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,17 @@ from neuralil_ase.calculator import predict_many
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import Frame, types_of
 from neuralil_ase.evaluation.metrics import Card, Comparison, accuracy
+from neuralil_ase.evaluation.stresses import FEWEST_FRAMES, verdict
 from neuralil_ase.files.atomic import write_atomically
+from neuralil_ase.files.outputs import check_is_no_input
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction, Uncertainty
+
+logger = logging.getLogger(__name__)
+OWN_PREDICTION = 1e-5
+"""Largest error, in eV/atom and eV/Å, of labels that the model made itself: what files keep of digits."""
+MARGIN = 0.05
+"""Fraction of an element outside those trained on that is no new composition."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +50,17 @@ class Evaluation:
 
 
 def evaluate(potential: Potential, frames: Sequence[Frame]) -> Evaluation:
-    """Predict and compare.
+    """Predict and compare; a warning says if labels are the potential's own predictions, or stresses of another sign
+    or unit, and if compositions are unlike those that it was trained on.
 
     Raises
     ------
     DataError
         If there are no frames, or one holds an element that the potential does not know.
     """
-    return evaluation_of(frames, predict_frames(potential, frames))
+    evaluation = evaluation_of(frames, predict_frames(potential, frames))
+    _say_what_is_strange(potential, evaluation)
+    return evaluation
 
 
 def evaluation_of(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Evaluation:
@@ -103,11 +115,69 @@ def write_predictions(evaluation: Evaluation, path: str | Path) -> None:
     ------
     OutputError
         If the file cannot be written.
+    ConfigError
+        If it is the file that the frames were read from.
     """
+    check_is_no_input(
+        [path], {frame.source.rpartition(" frame ")[0] for frame in evaluation.frames} - {""}
+    )
     text = io.StringIO()
     pairs = zip(evaluation.frames, evaluation.predictions, strict=True)
     write_extxyz(text, [_predicted_atoms(frame, prediction) for frame, prediction in pairs])
     write_atomically(path, text.getvalue().encode())
+
+
+def _say_what_is_strange(potential: Potential, evaluation: Evaluation) -> None:
+    comparison = evaluation.comparison
+    errors = [comparison.energy_errors / comparison.sizes, comparison.force_errors]
+    known = np.concatenate([e[np.isfinite(e)] for e in errors])
+    if len(known) > 1 and np.abs(known).max() < OWN_PREDICTION:
+        logger.warning(
+            "the labels are the predictions of this model itself, so that errors mean nothing. Are the labels of the "
+            "reference method under other names (energy_key, forces_key)?"
+        )
+    stresses = np.isfinite(comparison.stresses + comparison.predicted_stresses).all(axis=1)
+    if stresses.sum() >= FEWEST_FRAMES:
+        volume = float(np.median([f.volume for f in evaluation.frames if f.volume]))
+        labels = comparison.stresses[stresses]
+        said = verdict(labels, comparison.predicted_stresses[stresses], volume)
+        if said:
+            logger.warning("%s", said)
+    unlike = [frame for frame in evaluation.frames if unseen_composition(potential, frame)]
+    if unlike:
+        logger.warning(
+            "%d of %d frames have compositions outside those that the model was trained on (%s), the first of them %s, "
+            "which %s: energies there may be off by a constant per atom",
+            len(unlike), len(evaluation.frames), _trained_on(potential), unlike[0].source,
+            unseen_composition(potential, unlike[0]),
+        )  # fmt: skip
+
+
+def unseen_composition(potential: Potential, frame: Frame) -> str | None:
+    """In what a frame's composition differs from all that the potential was trained on; None if it does not.
+
+    Known of models whose provenance says what fractions of each element their training frames had.
+    """
+    for symbol, (low, high) in _fractions(potential).items():
+        fraction = float(np.mean(frame.symbols == symbol))
+        if not low - MARGIN <= fraction <= high + MARGIN:
+            return f"is {fraction:.0%} {symbol}"
+    return None
+
+
+def _fractions(potential: Potential) -> dict[str, tuple[float, float]]:
+    found = potential.provenance.get("element_fractions")
+    try:
+        return {str(s): (float(low), float(high)) for s, (low, high) in dict(found or {}).items()}
+    except (TypeError, ValueError):
+        return {}
+
+
+def _trained_on(potential: Potential) -> str:
+    return ", ".join(
+        f"{symbol} {low:.0%}" + (f" to {high:.0%}" if high - low > 0.005 else "")
+        for symbol, (low, high) in _fractions(potential).items()
+    )
 
 
 def _bare_atoms(frame: Frame) -> Atoms:

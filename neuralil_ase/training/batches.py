@@ -73,13 +73,17 @@ class Labels:
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame, ready for training; ``arrays`` is None where memory does not allow to keep them."""
+    """One frame, ready for training; ``arrays`` is None where memory does not allow to keep them.
+
+    ``weight`` is how much it counts; 1 on the average of the training frames.
+    """
 
     types: np.ndarray
     pairs: Pairs
     volume: float
     labels: Labels
     arrays: FrameArrays | None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class Packer:
             batch.n_atoms[k] = len(sample.types)
             batch.volume[k] = sample.volume
             batch.member_weight[:, k] = weights[:, k]
-            _fill_labels(batch, sample.labels, k, rows)
+            _fill_labels(batch, sample, k, rows)
             start = rows.stop
         return batch
 
@@ -158,14 +162,15 @@ def packer_for(
     return Packer(config, slots, n_atoms, min(batch_size, n_atoms // min(sizes)) + 1)
 
 
-def _fill_labels(batch: Batch, labels: Labels, k: int, rows: slice) -> None:
+def _fill_labels(batch: Batch, sample: Sample, k: int, rows: slice) -> None:
     """Copy labels; a missing one keeps weight zero."""
+    labels, weight = sample.labels, sample.weight
     if np.isfinite(labels.energy):
-        batch.energy[k], batch.energy_weight[k] = labels.energy, 1
+        batch.energy[k], batch.energy_weight[k] = labels.energy, weight
     if np.isfinite(labels.forces).all():
-        batch.forces[rows], batch.force_weight[rows] = labels.forces, 1
+        batch.forces[rows], batch.force_weight[rows] = labels.forces, weight
     if np.isfinite(labels.stress).all():
-        batch.stress[k], batch.stress_weight[k] = labels.stress, 1
+        batch.stress[k], batch.stress_weight[k] = labels.stress, weight
 
 
 def neighbour_counts(pairs: Pairs, types: np.ndarray, n_elements: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,22 @@ import safetensors
 import safetensors.numpy
 
 from neuralil_ase.errors import ModelFileError, TrainingError
+from neuralil_ase.evaluation.dataset import Frame
 from neuralil_ase.files.atomic import write_atomically
-from neuralil_ase.training.batches import Sample
 
 FORMAT = "neuralil-ase-checkpoint"
 FREE_SETTINGS = ("time_limit", "checkpoint_every", "memory_budget")
 """Settings that may change when a run is resumed, because the losses do not depend on them."""
+_RECORD: dict[str, tuple[type, ...]] = {
+    "settings": (dict,),
+    "data": (dict,),
+    "start": (dict, type(None)),
+    "epoch": (int,),
+    "best_loss": (int, float, type(None)),
+    "history": (list,),
+    "cpu_seconds": (int, float),
+    "model_written": (bool,),
+}
 
 
 @dataclass(frozen=True)
@@ -27,14 +37,38 @@ class Checkpoint:
 
     Attributes
     ----------
-    arrays
-        Any pytree of arrays.
+    path
+        The file, for messages.
+    leaves
+        The arrays of a pytree.
     record
         JSON data: epoch, history, settings, fingerprints of the data and of the potential it began with.
     """
 
-    arrays: Any
+    path: str
+    leaves: list[np.ndarray]
     record: dict[str, Any]
+
+    @classmethod
+    def of(cls, arrays: Any, record: dict[str, Any]) -> "Checkpoint":
+        """Of any pytree of arrays."""
+        return cls("", [np.asarray(leaf) for leaf in jax.tree.leaves(arrays)], record)
+
+    def like(self, template: Any) -> Any:
+        """The arrays as a pytree of this structure.
+
+        Raises
+        ------
+        ModelFileError
+            If they are those of another architecture.
+        """
+        expected, tree = jax.tree.flatten(template)
+        if [leaf.shape for leaf in self.leaves] != [np.shape(leaf) for leaf in expected]:
+            raise ModelFileError(
+                f"{self.path} belongs to another architecture; remove it to start afresh"
+            )
+        pairs = zip(self.leaves, expected, strict=True)
+        return jax.tree.unflatten(tree, [np.asarray(a, np.asarray(b).dtype) for a, b in pairs])
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
@@ -45,43 +79,50 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
     OutputError
         If the file cannot be written; a file that was there before is then untouched.
     """
-    leaves = {
-        f"{k:05d}": np.asarray(leaf) for k, leaf in enumerate(jax.tree.leaves(checkpoint.arrays))
-    }
+    leaves = {f"{k:05d}": leaf for k, leaf in enumerate(checkpoint.leaves)}
     metadata = {FORMAT: json.dumps(checkpoint.record)}
     write_atomically(path, safetensors.numpy.save(leaves, metadata))
 
 
-def load_checkpoint(path: str | Path, template: Any) -> Checkpoint:
-    """Read a checkpoint whose arrays have the structure of ``template``.
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint.
 
     Raises
     ------
     ModelFileError
-        If there is no such file, or it is not a checkpoint, or of another architecture.
+        If there is no such file, or it is not a checkpoint.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             record = json.loads((file.metadata() or {})[FORMAT])
             leaves = [file.get_tensor(name) for name in sorted(file.keys())]
+        _check_record(record)
     except FileNotFoundError as error:
         raise ModelFileError(f"there is no checkpoint {path} to resume from") from error
-    except (safetensors.SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise ModelFileError(
             f"{path} is not a checkpoint of neuralil-ase ({error}); remove it to start afresh"
         ) from error
-    expected, tree = jax.tree.flatten(template)
-    if [np.shape(leaf) for leaf in leaves] != [np.shape(leaf) for leaf in expected]:
-        raise ModelFileError(f"{path} belongs to another architecture; remove it to start afresh")
-    typed = [np.asarray(a, np.asarray(b).dtype) for a, b in zip(leaves, expected, strict=True)]
-    return Checkpoint(jax.tree.unflatten(tree, typed), record)
+    return Checkpoint(str(path), leaves, record)
+
+
+def _check_record(record: Any) -> None:
+    if not isinstance(record, dict):
+        raise ValueError("its record is not a table")
+    for key, kinds in _RECORD.items():
+        if key not in record or type(record[key]) not in kinds:
+            raise ValueError(f"its entry {key!r} is missing or damaged")
+    if record["epoch"] < 1 or record["epoch"] != len(record["history"]):
+        raise ValueError("its epoch and history do not agree")
+    if not all(isinstance(entry, dict) for entry in record["history"]):
+        raise ValueError("its history is damaged")
 
 
 def check_same_run(
     path: str | Path,
     record: Mapping[str, Any],
     settings: Mapping[str, Any],
-    data: str,
+    data: Mapping[str, str],
     start: Mapping[str, str] | None = None,
 ) -> None:
     """Resuming must reproduce the uninterrupted run: same start, same data, same settings.
@@ -103,9 +144,12 @@ def check_same_run(
             f"cannot resume from {path}: other settings than before: {named}. Resume with the old ones, or start "
             "afresh without resuming"
         )
-    if record["data"] != data:
+    before_data = record["data"]
+    others = sorted(key for key in data if key != "all" and before_data.get(key) != data[key])
+    if others:
         raise TrainingError(
-            f"cannot resume from {path}: the training data have changed. Start afresh without resuming"
+            f"cannot resume from {path}: the training data have changed ({', '.join(others)}). Start afresh without "
+            "resuming"
         )
 
 
@@ -127,15 +171,30 @@ def _check_same_start(
     )
 
 
-def fingerprint(samples: Sequence[Sample]) -> str:
-    """Hash of structures and labels."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        for array in (
-            sample.types,
-            sample.pairs.vectors,
-            sample.labels.forces,
-            sample.labels.energy,
-        ):
-            digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+def fingerprint(train: Sequence[Frame], validation: Sequence[Frame]) -> dict[str, str]:
+    """Hashes of all that a run learns from, part by part, and of everything ("all")."""
+    parts: dict[str, Any] = {name: hashlib.sha256() for name in _PARTS}
+    for side, frames in (("training", train), ("validation", validation)):
+        for frame in frames:
+            for name, values in _PARTS.items():
+                arrays = [np.asarray(side.encode() if name == "split" else b""), *values(frame)]
+                for array in arrays:
+                    parts[name].update(f"{array.dtype} {array.shape};".encode())
+                    parts[name].update(np.ascontiguousarray(array).tobytes())
+    found = {name: digest.hexdigest() for name, digest in parts.items()}
+    everything = hashlib.sha256("".join(found.values()).encode()).hexdigest()
+    return found | {"all": everything}
+
+
+_PARTS: dict[str, Callable[[Frame], list[np.ndarray]]] = {
+    "structures": lambda f: [np.char.encode(f.symbols, "ascii"), f.positions, f.cell, f.pbc],
+    "energies": lambda f: [_or_nothing(f.energy)],
+    "forces": lambda f: [_or_nothing(f.forces)],
+    "stresses": lambda f: [_or_nothing(f.stress)],
+    "weights": lambda f: [np.asarray(f.weight)],
+    "split": lambda f: [np.asarray(len(f.symbols))],
+}
+
+
+def _or_nothing(value: Any) -> np.ndarray:
+    return np.zeros(0) if value is None else np.asarray(value, float)

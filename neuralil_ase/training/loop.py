@@ -274,7 +274,8 @@ def fit(
                 break
         after_epoch(run, reason)
     except KeyboardInterrupt:
-        logger.warning("interrupted after epoch %d; keeping the best model so far", run.epoch)
+        kept = "keeping the best model so far" if run.epoch else "nothing has been learnt yet"
+        logger.warning("interrupted after epoch %d; %s", run.epoch, kept)
         after_epoch(run, "interrupted")
     except TrainingError:
         after_epoch(run, "failed")

@@ -1,40 +1,145 @@
-"""What a run leaves on disk while it goes on: log, checkpoint, model; and the progress bar."""
+"""What a run leaves on disk: model, checkpoint, log. Nothing of an earlier run is lost to it, or to one beside it."""
 
 import json
+import logging
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
+import numpy as np
 
 from neuralil_ase import __version__
-from neuralil_ase.errors import ModelFileError
-from neuralil_ase.files.atomic import write_atomically
+from neuralil_ase.errors import ConfigError, OutputError
+from neuralil_ase.files.atomic import append_record, set_aside, write_atomically
+from neuralil_ase.files.lock import Lock
+from neuralil_ase.files.model_file import FORMAT as MODEL_FORMAT
 from neuralil_ase.files.model_file import save_potential
+from neuralil_ase.files.outputs import check_can_write, check_folder, check_is_no_input
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.training.checkpoint import (
     Checkpoint,
     check_same_run,
-    fingerprint,
     load_checkpoint,
     save_checkpoint,
 )
 from neuralil_ase.training.loop import Run, Trainer
+from neuralil_ase.training.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class Output:
+    """The files of one run, locked until it is closed; a context manager.
+
+    What an earlier run left under these names stays there until this run has something to put in its place; it
+    is then renamed to ``<name>.1``, or the next free number.
+
+    Parameters
+    ----------
+    path
+        Model file; log, checkpoint and report stand beside it.
+    inputs
+        Files that the run reads.
+    report
+        Whether pictures will be drawn.
+
+    Raises
+    ------
+    OutputError
+        If the files cannot be written, or another run writes them.
+    ConfigError
+        If one of them is an input, or the model would replace a file that is no model.
+    """
+
+    def __init__(
+        self, path: str | Path, inputs: Iterable[str | Path] = (), report: bool = False
+    ) -> None:
+        self.model = Path(path)
+        check_can_write(self.model, ".checkpoint.1000")
+        self.checkpoint, self.log, self.report = map(self._beside, ("checkpoint", "log", "report"))
+        check_is_no_input([self.model, self.checkpoint, self.log, self.report], inputs)
+        _check_is_model(self.model)
+        for file in (self.checkpoint, self.log):
+            check_can_write(file)
+        if report:
+            check_folder(self.report)
+            if find_spec("matplotlib") is None:
+                raise ConfigError(
+                    "the pictures of the report need matplotlib, which is not installed: pip install matplotlib, or "
+                    "train without a report (report=False, --no-report)"
+                )
+        self._written: set[Path] = set()
+        self._lock = Lock(self.model)
+
+    def __enter__(self) -> "Output":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the model file is of this run."""
+        return self.model in self._written
+
+    def check_room(self, size: int) -> None:
+        """Make sure that the disk has room for this many bytes.
+
+        Raises
+        ------
+        OutputError
+            If it has not.
+        """
+        free = shutil.disk_usage(self.model.absolute().parent).free
+        if free < size:
+            raise OutputError(
+                f"the disk of {self.model} has {free / 1e6:.1f} MB left, and model and checkpoint take up to "
+                f"{size / 1e6:.1f} MB; make room, or write elsewhere"
+            )
+
+    def belongs(self, *paths: Path) -> None:
+        """These files are of this run already, which was interrupted."""
+        self._written.update(paths)
+
+    def write(self, path: Path, write: Callable[[Path], object]) -> None:
+        """Let ``write`` make or replace a file; that of an earlier run is renamed first.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written; the file that was there has its name back.
+        """
+        is_ours = path in self._written or not path.is_file()
+        backup = None if is_ours else set_aside(path)
+        try:
+            write(path)
+        except BaseException:
+            if backup is not None and not path.exists():
+                backup.rename(path)
+            raise
+        self._written.add(path)
+        if backup is not None:
+            logger.info("%s of an earlier run is kept as %s", path, backup.name)
+
+    def _beside(self, suffix: str) -> Path:
+        return self.model.with_name(f"{self.model.name}.{suffix}")
 
 
 class Recorder:
-    """Writes log, checkpoints and models, and moves the progress bar.
+    """Writes log, checkpoints and models, and shows the progress; a context manager.
 
     Parameters
     ----------
     trainer
         The run.
     output
-        Model file; the log and the checkpoint stand beside it. None to write nothing.
+        Its files; None to write nothing.
     progress
-        Whether to show the bar, on the standard error.
+        Whether to show how far it has come, on the standard error.
 
     Attributes
     ----------
@@ -42,44 +147,49 @@ class Recorder:
         Why the run ended.
     """
 
-    def __init__(self, trainer: Trainer, output: str | Path | None, progress: bool) -> None:
+    def __init__(self, trainer: Trainer, output: Output | None, progress: bool) -> None:
         self.trainer = trainer
         self.reason = "finished"
-        self._output = None if output is None else Path(output)
-        self._data = fingerprint([*trainer.task.train, *trainer.task.validation])
+        self._output = output
         self._start = None if trainer.task.start is None else trainer.task.start.provenance
-        self._progress = progress
+        self._progress = Progress(trainer.task.settings.epochs, "epoch", "training", progress)
         self._cpu_seconds = 0.0
         self._began = time.process_time()
 
     def __enter__(self) -> "Recorder":
-        epochs = self.trainer.task.settings.epochs
-        self._bar = tqdm(total=epochs, unit="epoch", disable=not self._progress, dynamic_ncols=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._progress.__exit__()
 
     def started(self) -> Run:
-        """A fresh run with an empty log."""
+        """A fresh run."""
+        run = self.trainer.start()
         if self._output is not None:
-            write_atomically(self._beside("log"), b"")
-        return self.trainer.start()
+            # A checkpoint and a model, and the temporary files that replace them.
+            state, best = (_size(x) for x in (run.state, run.best))
+            self._output.check_room(2 * (state + 2 * best) + 2**20)
+        return run
 
     def resumed(self) -> Run:
         """The run of the checkpoint, its log cut back to there; a fresh one without a checkpoint."""
-        if self._output is None or not self._beside("checkpoint").exists():
+        output = self._output
+        if output is None or not output.checkpoint.exists():
+            logger.info("there is no checkpoint to resume from; training starts afresh")
             return self.started()
-        fresh, path = self.trainer.start(), self._beside("checkpoint")
-        checkpoint = load_checkpoint(path, (fresh.state, fresh.best))
+        fresh, path = self.started(), output.checkpoint
+        checkpoint = load_checkpoint(path)
         record = checkpoint.record
-        check_same_run(path, record, self._settings(), self._data, self._start)
-        state, best = jax.tree.map(jax.numpy.asarray, checkpoint.arrays)
+        check_same_run(path, record, self._settings(), self.trainer.task.data, self._start)
+        state, best = jax.tree.map(jax.numpy.asarray, checkpoint.like((fresh.state, fresh.best)))
         run = Run(state, best, record["best_loss"], record["epoch"], record["history"])
         self._cpu_seconds = record["cpu_seconds"]
+        output.belongs(output.checkpoint, output.log)
+        if record["model_written"]:
+            output.belongs(output.model)
         lines = "".join(log_line(entry) + "\n" for entry in run.history)
-        write_atomically(self._beside("log"), lines.encode())
-        self._bar.update(run.epoch)
+        write_atomically(output.log, lines.encode())
+        self._progress.update(run.epoch)
         return run
 
     def __call__(self, run: Run, reason: str | None) -> None:
@@ -87,16 +197,19 @@ class Recorder:
 
         Raises
         ------
-        ModelFileError
+        OutputError
             If a file cannot be written; the checkpoint and the model written before are untouched.
         """
-        if reason is None:
-            self._show(run)
-            self._log(run)
         self.reason = reason or self.reason
         every = self.trainer.task.settings.checkpoint_every
-        if self._output is not None and (reason or run.epoch == 1 or run.epoch % every == 0):
-            self._save(run)
+        if reason is None:
+            self._progress.update(run.epoch, _summary(run))
+        if self._output is None:
+            return
+        if reason is None:
+            self._log(self._output, run)
+        if reason or run.epoch == 1 or run.epoch % every == 0:
+            self._save(self._output, run)
 
     def potential(self, run: Run) -> Potential:
         """The best potential so far, with its provenance."""
@@ -106,7 +219,11 @@ class Recorder:
             "settings": self._settings(),
             "training_frames": len(task.train),
             "validation_frames": len(task.validation),
-            "data_sha256": self._data,
+            "data_sha256": task.data["all"],
+            "element_fractions": {
+                symbol: [round(x, 4) for x in ends]
+                for symbol, ends in task.element_fractions.items()
+            },
             "epochs": run.epoch,
             "ended": self.reason,
             "cpu_seconds": round(self._seconds(), 1),
@@ -117,19 +234,36 @@ class Recorder:
             provenance["start_from"] = self._start
         return self.trainer.potential(run.best, provenance)
 
-    def _save(self, run: Run) -> None:
-        assert self._output is not None
+    def _save(self, output: Output, run: Run) -> None:
+        """Model and checkpoint, as far as there is something to save."""
+        if run.epoch == 0:
+            return  # nothing has been learnt yet
+        if self._is_worth_writing(output, run):
+            output.write(output.model, lambda path: save_potential(self.potential(run), path))
         record = {
             "settings": self._settings(),
-            "data": self._data,
+            "data": self.trainer.task.data,
             "start": self._start,
             "epoch": run.epoch,
             "best_loss": run.best_loss,
             "history": run.history,
             "cpu_seconds": self._seconds(),
+            "model_written": output.has_model,
         }
-        save_checkpoint(Checkpoint((run.state, run.best), record), self._beside("checkpoint"))
-        save_potential(self.potential(run), self._output)
+        checkpoint = Checkpoint.of((run.state, run.best), record)
+        output.write(output.checkpoint, lambda path: save_checkpoint(checkpoint, path))
+
+    def _is_worth_writing(self, output: Output, run: Run) -> bool:
+        """The model of an earlier run is replaced by a validated one alone."""
+        validates = bool(self.trainer.task.validation)
+        if output.has_model or not output.model.exists() or not validates:
+            return True
+        if run.best_loss is None and self.reason != "finished":
+            logger.warning(
+                "the run ended before its first validation: %s is still the model of an earlier run; resume to go on",
+                output.model,
+            )
+        return run.best_loss is not None
 
     def _seconds(self) -> float:
         return self._cpu_seconds + time.process_time() - self._began
@@ -137,28 +271,14 @@ class Recorder:
     def _settings(self) -> dict[str, Any]:
         return _plain(self.trainer.task.settings.to_dict())
 
-    def _beside(self, suffix: str) -> Path:
-        assert self._output is not None
-        return self._output.with_name(f"{self._output.name}.{suffix}")
-
-    def _log(self, run: Run) -> None:
-        if self._output is None:
-            return
+    def _log(self, output: Output, run: Run) -> None:
+        line = (log_line(run.history[-1]) + "\n").encode()
         try:
-            with open(self._beside("log"), "a", encoding="utf-8") as file:
-                file.write(log_line(run.history[-1]) + "\n")
-        except OSError as error:
-            raise ModelFileError(
-                f"cannot write {self._beside('log')}: {error}. Check that the disk has room; the last checkpoint is "
-                "untouched, and the run can be resumed from it"
+            output.write(output.log, lambda path: append_record(path, line, sync=False))
+        except OutputError as error:
+            raise OutputError(
+                f"{error} The last checkpoint is untouched, and the run can be resumed from it"
             ) from error
-
-    def _show(self, run: Run) -> None:
-        shown = {"loss": f"{run.history[-1]['loss']:.4f}", **_errors(run.history[-1], "")}
-        validated = [record for record in run.history if "validation_loss" in record]
-        shown |= _errors(validated[-1], "validation_") if validated else {}
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(run.epoch - self._bar.n)
 
 
 def log_line(record: Mapping[str, Any]) -> str:
@@ -166,6 +286,30 @@ def log_line(record: Mapping[str, Any]) -> str:
     return json.dumps(
         {k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in record.items()}
     )
+
+
+def _check_is_model(path: Path) -> None:
+    """A file that is no model is not replaced: usually the name is that of something else."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    if f'"{MODEL_FORMAT}"'.encode() not in start:
+        raise ConfigError(
+            f"{path} exists and is not a model of neuralil-ase: training does not replace it. Give the output another "
+            "name, or remove the file"
+        )
+
+
+def _size(tree: Any) -> int:
+    return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _summary(run: Run) -> str:
+    shown = {"loss": f"{run.history[-1]['loss']:.4f}", **_errors(run.history[-1], "")}
+    validated = [record for record in run.history if "validation_loss" in record]
+    shown |= _errors(validated[-1], "validation_") if validated else {}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def _errors(record: Mapping[str, Any], prefix: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """From frames and settings to everything a run needs: architecture, targets, precomputed arrays, scales."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,13 @@ from jax import Array
 
 from neuralil_ase.engine.neighbors import Pairs, shortest_distances
 from neuralil_ase.errors import ConfigError, DataError
-from neuralil_ase.evaluation.dataset import Frame, elements_of, pairs_of, types_of
+from neuralil_ase.evaluation.dataset import (
+    Frame,
+    elements_of,
+    is_isolated_atom,
+    pairs_of,
+    types_of,
+)
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.model.graph import Graph
 from neuralil_ase.model.pair_terms import zbl
@@ -25,9 +31,14 @@ from neuralil_ase.training.batches import (
     packer_for,
     precompute,
 )
+from neuralil_ase.training.checkpoint import fingerprint
 from neuralil_ase.training.normalisation import Scaling, inlets, scaling_of
 from neuralil_ase.training.progress import Progress
-from neuralil_ase.training.reference import energy_reference
+from neuralil_ase.training.reference import (
+    energy_reference,
+    isolated_energies,
+    say_what_is_open,
+)
 from neuralil_ase.training.settings import CUTOFFS, TrainingSettings
 from neuralil_ase.training.warm_start import Start, check_elements, reference_for
 
@@ -50,9 +61,13 @@ class Task:
     packer
         Makes microbatches.
     train, validation
-        Samples.
+        Samples; isolated atoms stand behind the training frames.
     counts
         How often every member sees each training sample, shape (members, samples); ones without bootstrap.
+    element_fractions
+        Smallest and largest fraction of each element in the training frames.
+    data
+        Fingerprints of the data, see ``checkpoint.fingerprint``.
     start
         The potential whose parameters come first; None to begin with random ones.
     """
@@ -65,6 +80,8 @@ class Task:
     train: list[Sample]
     validation: list[Sample]
     counts: np.ndarray
+    element_fractions: Mapping[str, tuple[float, float]]
+    data: Mapping[str, str]
     start: Start | None = None
 
     @property
@@ -95,35 +112,106 @@ def prepare(
     ConfigError
         If the network is one that is not trained anew, or that training cannot normalise.
     """
+    data = fingerprint(train, validation)
+    atoms, train = _apart(train, settings)
     frames = [*train, *validation]
     if start is not None:
         check_elements(start, frames)
     elements = elements_of(train) if start is None else start.potential.elements
+    _check_validation(validation, elements)
     settings = settings.with_epochs(len(train))
     settings = settings.with_descriptor(neighbour_distance(train, elements))
+    alone = isolated_energies(atoms, settings.isolated_atoms, elements)
+    if start is None:
+        say_what_is_open(train, elements)
+        reference = energy_reference(train, elements, alone)
+    else:
+        reference = reference_for(start, train)
+    frames += [_alone(symbol, energy) for symbol, energy in alone.items()]
     types = [types_of(frame, elements) for frame in frames]
     pairs = [pairs_of(frame, t, settings.r_cut) for frame, t in zip(frames, types, strict=True)]
-    n_train = len(train)
-    if start is None:
-        config = model_config(settings, elements, pairs[:n_train], types[:n_train])
-        reference = energy_reference(train, elements, settings.isolated_atoms)
-    else:
-        config, reference = start.potential.config, reference_for(start, train)
+    n_train, n_frames = len(train), len(train) + len(validation)
+    config = (
+        model_config(settings, elements, pairs[:n_train], types[:n_train])
+        if start is None
+        else start.potential.config
+    )
     inlets(config)  # refuses what cannot be trained, before the long work
     slots = _slots(pairs, types, elements)
     samples = _samples(config, settings, frames, types, pairs, reference, slots, progress)
+    samples = _weighted(samples, [frame.weight for frame in frames], n_train)
     packer = packer_for(config, slots, [len(t) for t in types], settings.batch_size)
+    scaling = _scaling(packer, samples[:n_train])
+    counts = np.ones((settings.members, n_train + len(alone)))
+    counts[:, :n_train] = _counts(settings, n_train)
     return Task(
-        config,
-        settings,
-        reference,
-        _scaling(packer, samples[:n_train]),
-        packer,
-        samples[:n_train],
-        samples[n_train:],
-        _counts(settings, n_train),
-        start,
+        config=config,
+        settings=settings,
+        reference=reference,
+        scaling=scaling,
+        packer=packer,
+        train=[*samples[:n_train], *samples[n_frames:]],
+        validation=samples[n_train:n_frames],
+        counts=counts,
+        element_fractions=_element_fractions(train, elements),
+        data=data,
+        start=start,
     )
+
+
+def _apart(train: Sequence[Frame], settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
+    """Frames of isolated atoms, and the others."""
+    radius = max(CUTOFFS[1], settings.r_cut)
+    atoms = [frame for frame in train if is_isolated_atom(frame, radius)]
+    names = {frame.source for frame in atoms}
+    others = [frame for frame in train if frame.source not in names]
+    if not others:
+        raise DataError(
+            "all frames are isolated atoms, of which no interaction can be learnt; give frames of several atoms"
+        )
+    return atoms, others
+
+
+def _alone(symbol: str, energy: float) -> Frame:
+    """An isolated atom as a frame."""
+    return Frame(
+        f"the isolated atom {symbol}",
+        np.array([symbol]),
+        np.zeros((1, 3)),
+        np.zeros((3, 3)),
+        np.zeros(3, bool),
+        energy,
+        None,
+        None,
+    )
+
+
+def _element_fractions(
+    frames: Sequence[Frame], elements: tuple[str, ...]
+) -> dict[str, tuple[float, float]]:
+    fractions = {
+        symbol: [float(np.mean(f.symbols == symbol)) for f in frames] for symbol in elements
+    }
+    return {symbol: (min(values), max(values)) for symbol, values in fractions.items()}
+
+
+def _check_validation(validation: Sequence[Frame], elements: tuple[str, ...]) -> None:
+    for frame in validation:
+        unknown = sorted(set(frame.symbols.tolist()) - set(elements))
+        if unknown:
+            raise DataError(
+                f"the validation frame {frame.source} holds {', '.join(unknown)}, which no training frame does "
+                f"({', '.join(elements)}): nothing can be learnt of it. Move such a frame to the training data, or "
+                "leave it out"
+            )
+
+
+def _weighted(samples: Sequence[Sample], weights: Sequence[float], n_train: int) -> list[Sample]:
+    """Samples with weights whose mean over the training frames is 1."""
+    mean = float(np.mean(weights[:n_train]))
+    if mean <= 0:
+        raise DataError("all training frames have weight 0; give some of them another weight")
+    return [replace(sample, weight=w / mean) for sample, w in zip(samples, weights, strict=True)]
 
 
 def model_config(

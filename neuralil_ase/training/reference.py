@@ -1,11 +1,16 @@
 """The energy of every element that is taken off the labels before the network learns the rest."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import Frame, types_of
+
+logger = logging.getLogger(__name__)
+UNDETERMINED = 1e-9
+"""Singular values below this part of the largest say nothing about single elements."""
 
 
 def energy_reference(
@@ -13,26 +18,104 @@ def energy_reference(
     elements: tuple[str, ...],
     isolated_atoms: Mapping[str, float] | None = None,
 ) -> np.ndarray:
-    """Energy of every element in eV: as given, or fitted to the energies per atom by least squares.
+    """Energy of every element in eV: the least-squares fit to the energies per atom.
 
-    Compositions that do not vary leave the fit undetermined; the solution of smallest norm is taken.
+    Where the compositions leave it open, as in data of one composition, it is the fit that is closest to the energies
+    of the isolated atoms, all moved by the same energy per atom; without these it begins with the same energy for all.
+    What the network has to learn is therefore small whatever energies isolated atoms have.
 
-    Raises
-    ------
-    DataError
-        If isolated-atom energies are given, but not for every element.
+    Returns
+    -------
+    ndarray, shape (elements,)
     """
-    if isolated_atoms is not None:
-        missing = sorted(set(elements) - set(isolated_atoms))
-        if missing:
-            raise DataError(f"isolated_atoms lacks the energy of {', '.join(missing)}")
-        return np.array([isolated_atoms[symbol] for symbol in elements], dtype=float)
     with_energy = [frame for frame in frames if frame.energy is not None]
     if not with_energy:
-        return np.zeros(len(elements))
+        return np.array([(isolated_atoms or {}).get(symbol, 0.0) for symbol in elements])
     counts = np.array(
         [np.bincount(types_of(f, elements), minlength=len(elements)) for f in with_energy], float
     )
     sizes = counts.sum(axis=1)
-    energies = np.array([frame.energy for frame in with_energy], dtype=float)
-    return np.linalg.lstsq(counts / sizes[:, None], energies / sizes, rcond=1e-9)[0]
+    energies = np.array([frame.energy for frame in with_energy], dtype=float) / sizes
+    fractions = counts / sizes[:, None]
+    known = np.array([symbol in (isolated_atoms or {}) for symbol in elements])
+    reference = np.array([(isolated_atoms or {}).get(symbol, 0.0) for symbol in elements])
+    present = counts.sum(axis=0) > 0
+    if not known[present].all():  # those that are not known share what the others leave
+        reference = _closest(fractions, energies, reference, present & ~known)
+    return _closest(fractions, energies, reference, present)
+
+
+def say_what_is_open(frames: Sequence[Frame], elements: tuple[str, ...]) -> None:
+    """Tell the user if the compositions cannot tell the elements' energies apart."""
+    with_energy = [frame for frame in frames if frame.energy is not None]
+    if not with_energy or len(elements) == 1:
+        return
+    fractions = {tuple(_fractions(frame, elements).round(9)) for frame in with_energy}
+    rank = int(np.linalg.matrix_rank(np.array(sorted(fractions)), tol=1e-6))
+    if len(fractions) == 1:
+        logger.warning(
+            "all frames with energies have one composition: the energies of single elements (%s) are arbitrary, and "
+            "energies of other compositions mean nothing before the data hold them",
+            ", ".join(elements),
+        )
+    elif rank < len(elements):
+        logger.warning(
+            "the compositions of the frames determine %d of %d energies of elements (%s): energies of other kinds of "
+            "compositions mean nothing before the data hold them",
+            rank, len(elements), ", ".join(elements),
+        )  # fmt: skip
+
+
+def isolated_energies(
+    atoms: Iterable[Frame], given: Mapping[str, float] | None, elements: tuple[str, ...]
+) -> dict[str, float]:
+    """Energies in eV of single atoms by element: as given by the user, else from frames of one atom.
+
+    Raises
+    ------
+    DataError
+        If energies are given, but not for every element.
+    """
+    missing = sorted(set(elements) - set(given or elements))
+    if missing:
+        raise DataError(f"isolated_atoms lacks the energy of {', '.join(missing)}")
+    found: dict[str, list[Frame]] = {}
+    for frame in atoms:
+        if frame.energy is not None:
+            found.setdefault(str(frame.symbols[0]), []).append(frame)
+    for symbol, frames in found.items():
+        lowest = min(frames, key=lambda frame: frame.energy or 0.0)
+        use = "not used: no other frame holds the element"
+        if symbol in elements:
+            use = "not used: isolated_atoms gives another" if given else "the energy of its element"
+        logger.info(
+            "%s is a single %s atom%s, %.6g eV: %s",
+            lowest.source, symbol, "" if len(frames) == 1 else f", the lowest of {len(frames)}",
+            lowest.energy, use,
+        )  # fmt: skip
+    lowest_energies = {
+        symbol: min(float(frame.energy or 0.0) for frame in frames)
+        for symbol, frames in found.items()
+    }
+    chosen = lowest_energies | dict(given or {})
+    return {symbol: chosen[symbol] for symbol in elements if symbol in chosen}
+
+
+def _closest(
+    fractions: np.ndarray, energies: np.ndarray, start: np.ndarray, free: np.ndarray
+) -> np.ndarray:
+    """The start with its free entries moved to the least-squares fit: alike first, then as little as possible."""
+    moved = start.copy()
+    together = fractions[:, free].sum(axis=1)
+    scale = float(together @ together)
+    if scale > 0:
+        moved[free] += float(together @ (energies - fractions @ moved)) / scale
+    moved[free] += np.linalg.lstsq(
+        fractions[:, free], energies - fractions @ moved, rcond=UNDETERMINED
+    )[0]
+    return moved
+
+
+def _fractions(frame: Frame, elements: tuple[str, ...]) -> np.ndarray:
+    counts = np.bincount(types_of(frame, elements), minlength=len(elements))
+    return counts / counts.sum()

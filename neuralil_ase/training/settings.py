@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 
 from neuralil_ase.errors import ConfigError
+from neuralil_ase.evaluation.labels import Keys, StressUnit
 from neuralil_ase.model.config import NetworkKind
 
 Loss = Literal["log-cosh", "huber", "mse"]
@@ -37,9 +38,17 @@ class TrainingSettings:
 
     Attributes
     ----------
-    energy_key, forces_key, stress_key
-        Name of this label in the data; without it, what ASE recognises as energy, forces and stress. Energies are
-        in eV, forces in eV/Å, stresses in eV/Å³ with tension positive (ASE's convention).
+    energy_key, forces_key, stress_key, virial_key
+        Name of this label in the data, or several names, separated by commas, of which the first that a frame has
+        counts; without it, what ASE recognises as energy, forces and stress, and "virial" where there is no stress.
+        Energies and virials are in eV, forces in eV/Å.
+    stress_unit
+        Unit of the stresses: "eV/A^3", "GPa" or "kB".
+    stress_sign
+        1 if stresses are positive under tension, as in ASE, and virials under compression (virial = -V stress); -1 if
+        it is the other way round, as in VASP's output.
+    weight_key
+        Key in ``atoms.info`` of how much each frame counts; only ratios matter.
     validation_files
         Data sets to validate on. Without them ``validation_fraction`` of the data is held back.
     validation_fraction
@@ -50,7 +59,8 @@ class TrainingSettings:
     max_frames
         Train on a random subset of this many frames; 0 for all.
     isolated_atoms
-        Energy in eV of one atom of each element; without it the reference is a least-squares fit.
+        Energy in eV of one atom of each element, by itself; frames of single atoms in the data give it, too. They are
+        learnt like frames, and decide how the energy is shared among elements where the compositions leave that open.
     max_force
         Frames with a force component above this, in eV/Å, are named and left out.
     network
@@ -118,6 +128,10 @@ class TrainingSettings:
     energy_key: str | None = None
     forces_key: str | None = None
     stress_key: str | None = None
+    virial_key: str | None = None
+    stress_unit: StressUnit = "eV/A^3"
+    stress_sign: int = 1
+    weight_key: str | None = None
     validation_files: tuple[str, ...] = ()
     validation_fraction: float = 0.1
     split_by: str | None = None
@@ -168,6 +182,23 @@ class TrainingSettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name} must lie between {low:g} and {high:g}, got {value}")
+        if self.stress_sign not in (1, -1):
+            raise ConfigError(f"stress_sign must be 1 or -1, got {self.stress_sign}")
+
+    @property
+    def keys(self) -> Keys:
+        """Where the labels are in the data; a label without weight is not missed."""
+        weights = {"energy": self.energy_weight, "forces": self.force_weight}
+        return Keys(
+            self.energy_key,
+            self.forces_key,
+            self.stress_key,
+            self.virial_key,
+            self.weight_key,
+            self.stress_unit,
+            self.stress_sign,
+            tuple(label for label, weight in weights.items() if weight == 0),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON and TOML (unset options left out)."""
@@ -265,6 +296,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": get_args(Optimizer),
     "pair_term": get_args(DefaultPairTerm),
     "network": get_args(NetworkKind),
+    "stress_unit": get_args(StressUnit),
 }
 _RANGES: dict[str, tuple[float, float]] = {
     "validation_fraction": (0, 0.9),

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,25 +10,25 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from neuralil_ase.errors import DataError
+from neuralil_ase.errors import DataError, OutputError
 from neuralil_ase.evaluation.calibration import calibrate_potential
 from neuralil_ase.evaluation.dataset import (
     Frame,
-    Keys,
     drop_absurd,
     frames_from_atoms,
+    is_isolated_atom,
     read_frames,
     split,
 )
 from neuralil_ase.evaluation.evaluate import Evaluation, evaluation_of, predict_frames
 from neuralil_ase.evaluation.metrics import Card
-from neuralil_ase.evaluation.report import write_report
+from neuralil_ase.evaluation.stresses import check_stresses
 from neuralil_ase.files.model_file import save_potential
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.training.loop import History, Trainer, fit
-from neuralil_ase.training.output import Recorder
+from neuralil_ase.training.output import Output, Recorder
 from neuralil_ase.training.prepare import prepare
-from neuralil_ase.training.settings import TrainingSettings
+from neuralil_ase.training.settings import CUTOFFS, TrainingSettings
 from neuralil_ase.training.warm_start import settings_from, start_of
 
 logger = logging.getLogger(__name__)
@@ -114,20 +115,33 @@ def train(
         If a file cannot be written, or ``start_from`` cannot be read.
     """
     chosen = (settings or TrainingSettings()).updated(options)
-    start = None if start_from is None else start_of(start_from, output)
-    if start is not None:
-        chosen = settings_from(start, chosen, options)
-    train_frames, validation_frames = load_data(data, chosen)
-    trainer = Trainer(prepare(chosen, train_frames, validation_frames, start, progress))
-    with Recorder(trainer, output, progress) as recorder:
-        run = fit(trainer, recorder.resumed() if resume else recorder.started(), recorder)
-    result = TrainingResult(
-        recorder.potential(run), run.history, recorder.reason, train_frames, validation_frames
-    )
-    return _with_report(result, output) if report else result
+    inputs = _inputs(data, chosen, start_from)
+    with nullcontext() if output is None else Output(output, inputs, report) as files:
+        start = None if start_from is None else start_of(start_from)
+        if start is not None:
+            chosen = settings_from(start, chosen, options)
+        frames = load_data(data, chosen)
+        if chosen.stress_weight > 0:
+            check_stresses([*frames[0], *frames[1]])
+        trainer = Trainer(prepare(chosen, *frames, start, progress))
+        with Recorder(trainer, files, progress) as recorder:
+            run = fit(trainer, recorder.resumed() if resume else recorder.started(), recorder)
+        result = TrainingResult(recorder.potential(run), run.history, recorder.reason, *frames)
+        if not report or run.epoch == 0:
+            return result
+        return _with_report(result, files.model if files is not None and files.has_model else None)
 
 
-def _with_report(result: TrainingResult, output: str | Path | None) -> TrainingResult:
+def _inputs(
+    data: Data, settings: TrainingSettings, start_from: str | Path | Potential | None
+) -> list[str | Path]:
+    """The files that a run reads."""
+    items: list[Any] = [data] if isinstance(data, str | Path) else list(data)
+    named = [*items, *settings.validation_files, start_from]
+    return [item for item in named if isinstance(item, str | Path)]
+
+
+def _with_report(result: TrainingResult, output: Path | None) -> TrainingResult:
     """Evaluated and calibrated; as it is if the user loses patience, as the model is on disk already."""
     try:
         potential, accuracy = finish(
@@ -141,25 +155,34 @@ def _with_report(result: TrainingResult, output: str | Path | None) -> TrainingR
 
 def load_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
     """Training and validation frames, checked."""
-    keys = Keys(settings.energy_key, settings.forces_key, settings.stress_key)
+    keys = settings.keys
     items: list[Any] = [data] if isinstance(data, str | Path) else list(data)
     if items and all(isinstance(item, Atoms) for item in items):
         frames = frames_from_atoms(items, keys, settings.split_by)
     else:
         frames = read_frames(items, keys, settings.split_by)
     frames = drop_absurd(frames, settings.max_force)
+    # Isolated atoms say something about elements, not about how good a model is: never held back.
+    radius = max(CUTOFFS[1], settings.r_cut)
+    atoms = [frame for frame in frames if is_isolated_atom(frame, radius)]
+    frames = [frame for frame in frames if not is_isolated_atom(frame, radius)]
+    if not frames:
+        raise DataError(
+            "all frames are isolated atoms, of which no interaction can be learnt; give frames of several atoms"
+        )
     if settings.validation_files:
         validation = read_frames(settings.validation_files, keys, None)
         training = frames
     else:
         training, validation = split(frames, settings.validation_fraction, settings.seed)
     if 0 < settings.max_frames < len(training):
+        logger.info("training on %d of %d frames", settings.max_frames, len(training))
         rng = np.random.default_rng((settings.seed, 3))
         picked = np.sort(rng.permutation(len(training))[: settings.max_frames])
         training = [training[k] for k in picked]
     if not training:
-        raise DataError("no frames are left to train on")
-    return training, validation
+        raise DataError("no frames of several atoms are left to train on")
+    return [*training, *atoms], validation
 
 
 def finish(
@@ -186,14 +209,25 @@ def finish(
     if output is not None:
         save_potential(potential, output)
         comparisons = {name: evaluation.comparison for name, evaluation in evaluations.items()}
-        write_report(f"{output}.report", comparisons, history, potential.calibration)
+        _draw(f"{output}.report", comparisons, history, potential.calibration)
     return potential, cards
+
+
+def _draw(folder: str, *what: Any) -> None:
+    """Pictures of the run; the model is on disk already, and is not given up for them."""
+    from neuralil_ase.evaluation.report import write_report
+
+    try:
+        write_report(folder, *what)
+    except OutputError as error:
+        logger.warning("the pictures could not be written: %s", error)
 
 
 def _evaluations(
     potential: Potential, train: Sequence[Frame], validation: Sequence[Frame]
 ) -> dict[str, Evaluation]:
-    shown = train[:: -(-len(train) // MAX_TRAINING_FRAMES)]
+    several = [frame for frame in train if not is_isolated_atom(frame, potential.r_cut)]
+    shown = several[:: -(-len(several) // MAX_TRAINING_FRAMES)]
     # Together, so that few shapes are compiled.
     predictions = predict_frames(potential, [*shown, *validation])
     n = len(shown)

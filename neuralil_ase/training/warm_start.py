@@ -21,7 +21,9 @@ from neuralil_ase.training.settings import TrainingSettings
 logger = logging.getLogger(__name__)
 OTHER_ZERO = 0.05
 """Smallest shift, in eV/atom, that is taken for another zero of energy; less is for the network to learn."""
-LEFT_BY_SHIFT = 0.1
+OWN_PREDICTION = 1e-6
+"""Largest error in eV/atom of labels that the start made itself, in another precision."""
+LEFT_BY_SHIFT = 0.3
 """And the largest part of the energy errors (root mean square) that may then be left."""
 
 
@@ -66,23 +68,18 @@ class Start:
         return {"file": self.name, "sha256": self.sha256}
 
 
-def start_of(model: str | Path | Potential, output: str | Path | None = None) -> Start:
-    """A model file or a potential in memory as the start of a run that writes to ``output``.
+def start_of(model: str | Path | Potential) -> Start:
+    """A model file or a potential in memory as the start of a run.
 
     Raises
     ------
     ModelFileError
         If the file cannot be read.
     ConfigError
-        If it has a trained pair term, as some published potentials have, or is the file to be written.
+        If it has a trained pair term, as some published potentials have.
     """
     if isinstance(model, Potential):
         start = Start(model, "a potential in memory")
-    elif output is not None and Path(model).resolve() == Path(output).resolve():
-        raise ConfigError(
-            f"training that goes on from {model} must not overwrite it: a run that is cut short could not be resumed. "
-            "Give the new model another name"
-        )
     else:
         start = Start(load_potential(model), Path(model).name)
     pair_term = start.potential.config.pair_term
@@ -168,15 +165,26 @@ def reference_for(start: Start, frames: Sequence[Frame]) -> np.ndarray:
     errors = np.array([frame.energy for frame in missed]) / sizes
     moved = np.array([shift[types_of(frame, elements)].sum() for frame in missed]) / sizes
     left, before = (np.sqrt(np.mean(x**2)) for x in (errors - moved, errors))
-    if abs(np.median(errors)) < OTHER_ZERO or left > LEFT_BY_SHIFT * before:
+    if np.sqrt(np.mean(moved**2)) < OTHER_ZERO or left > LEFT_BY_SHIFT * before:
+        _say_if_these_are_its_own(start, errors)
         return reference
     logger.warning(
-        "the energies of the data lie %+.4g eV/atom from those of %s, alike in all frames of a composition: they count "
-        "from another zero, and the energy reference is moved there",
-        np.median(errors),
+        "the energies of the data lie %.4g eV/atom from those of %s, alike in all frames of a composition: they count "
+        "from another zero, and the energy reference is moved there (%s eV)",
+        np.sqrt(np.mean(moved**2)),
         start.name,
+        ", ".join(f"{symbol} {by:+.4g}" for symbol, by in zip(elements, shift, strict=True)),
     )
     return reference + shift
+
+
+def _say_if_these_are_its_own(start: Start, errors: np.ndarray) -> None:
+    if len(errors) > 1 and np.abs(errors).max() < OWN_PREDICTION:
+        logger.warning(
+            "the energies of the data are the predictions of %s itself, which teach it nothing. Are the labels of the "
+            "reference method under another name?",
+            start.name,
+        )
 
 
 def _fixed_by(potential: Potential) -> dict[str, Any]:

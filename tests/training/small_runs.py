@@ -1,5 +1,7 @@
 """Small labelled data and short runs that the tests of training share: copper-gold crystals labelled with EMT."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.training.loop import Trainer
-from neuralil_ase.training.output import Recorder
+from neuralil_ase.training.output import Output, Recorder
 from neuralil_ase.training.prepare import prepare
 from neuralil_ase.training.settings import TrainingSettings
 
@@ -66,9 +68,14 @@ def shared_trainer() -> Trainer:
     return trainer_for(frames()[:9], frames()[9:])
 
 
-def recorder(path: Path | None) -> Recorder:
+@contextmanager
+def recorder(path: Path | None) -> Iterator[Recorder]:
     """A recorder of the shared trainer."""
-    return Recorder(shared_trainer(), path, progress=False)
+    with (
+        nullcontext() if path is None else Output(path) as output,
+        Recorder(shared_trainer(), output, progress=False) as record,
+    ):
+        yield record
 
 
 def losses(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -72,7 +72,10 @@ def test_sigint_leaves_a_model_and_resuming_equals_an_uninterrupted_run(
     stopped = run_to_the_end(path)
     monkeypatch.undo()
     assert stopped.epoch == epoch - 1
-    assert load_potential(path).provenance["ended"] == "interrupted"
+    if epoch == 1:  # nothing has been learnt yet
+        assert not list(tmp_path.iterdir())
+    else:
+        assert load_potential(path).provenance["ended"] == "interrupted"
 
     resumed = run_to_the_end(path, resume=True)
     assert losses(resumed.history) == losses(whole.history)
@@ -141,7 +144,7 @@ def test_a_full_disk_gives_a_clear_error_and_loses_nothing(
 
     def full(*arguments: Any) -> Any:
         written.append(1)
-        if len(written) > 3:  # the log, and checkpoint and model of the first epoch
+        if len(written) > 2:  # model and checkpoint of the first epoch
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*arguments)
 
@@ -165,9 +168,8 @@ def test_a_log_that_cannot_be_written_is_an_error(
     (tmp_path / "model.safetensors.log").rmdir()
     with recorder(path) as record:
         run = record.started()
-        (tmp_path / "model.safetensors.log").unlink()
         (tmp_path / "model.safetensors.log").mkdir()
-        with pytest.raises(ModelFileError, match="can be resumed"):
+        with pytest.raises(OutputError, match="can be resumed"):
             fit(shared_trainer(), run, record)
 
 
