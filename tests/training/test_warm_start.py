@@ -169,6 +169,33 @@ def test_another_zero_of_energy_moves_the_reference_and_nothing_else(
     assert not caplog.records
 
 
+def test_another_zero_is_seen_where_it_cancels_on_the_average() -> None:
+    """Cu +3 eV and Au -3 eV, as many frames rich in the one as in the other: the median shift is 0."""
+    zeros, data = {"Au": -3.0, "Cu": 3.0}, []
+    for k, atoms in enumerate(alloy(9)):
+        copy = atoms.copy()
+        copy.symbols[:] = "Cu"
+        copy.symbols[: 4 + k] = "Au"
+        data.append(relabelled(copy, zeros))
+    trainer = warm_trainer(old(), data, validation_fraction=0.0)
+    moved = trainer.task.reference - old().energy_reference
+    np.testing.assert_allclose(moved, [-3.0, 3.0], atol=1.0)
+
+
+def test_a_start_is_not_taught_its_own_predictions_unnoticed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = []
+    for atoms in alloy(5):
+        copy = atoms.copy()
+        copy.calc = NeuralILCalculator(old())
+        results = {"energy": copy.get_potential_energy(), "forces": copy.get_forces()}
+        copy.calc = SinglePointCalculator(copy, **results)
+        data.append(copy)
+    warm_trainer(old(), data, validation_fraction=0.0)
+    assert "are the predictions of old itself" in caplog.text
+
+
 def test_a_data_set_of_fewer_elements_will_do() -> None:
     copper = [relabelled(bulk("Cu", cubic=True, a=a) * (2, 1, 1)) for a in (3.5, 3.6, 3.7, 3.8)]
     check_first_state(old(), warm_trainer(old(), copper, validation_fraction=0.25))

@@ -1,0 +1,205 @@
+"""What an element's energy is: from the data where they say it, sensible where they do not, and never in the way."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_runs import TINY, alloy, frames, labelled
+
+from neuralil_ase import NeuralILCalculator
+from neuralil_ase.errors import DataError
+from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms, split
+from neuralil_ase.evaluation.evaluate import evaluate
+from neuralil_ase.training import train
+from neuralil_ase.training.prepare import prepare
+from neuralil_ase.training.reference import energy_reference, isolated_energies, say_what_is_open
+from neuralil_ase.training.train import load_data
+
+
+def with_energy(atoms: Atoms, energy: float) -> Atoms:
+    copy = atoms.copy()
+    copy.calc = SinglePointCalculator(copy, energy=energy, forces=np.zeros((len(copy), 3)))
+    return copy
+
+
+def one_composition(count: int = 5) -> list[Frame]:
+    """Acetylacetone-like: C5 H8 O2, -9400 eV in all, give or take."""
+    atoms = Atoms("C5H8O2", positions=np.random.default_rng(0).uniform(0, 8, (15, 3)))
+    return frames_from_atoms([with_energy(atoms, -9400.0 + 0.1 * k) for k in range(count)])
+
+
+def single(symbol: str, energy: float, cell: float = 0.0) -> Atoms:
+    return with_energy(Atoms(symbol, cell=[cell] * 3, pbc=cell > 0), energy)
+
+
+def test_one_composition_shares_its_energy_among_atoms(caplog: pytest.LogCaptureFixture) -> None:
+    elements = ("C", "H", "O")
+    data = one_composition()
+    np.testing.assert_allclose(energy_reference(data, elements), -9399.8 / 15)
+    say_what_is_open(data, elements)
+    assert "all frames with energies have one composition" in caplog.text
+    atoms = {"C": -1030.0, "H": -13.6, "O": -2040.0}
+    found = energy_reference(data, elements, atoms)
+    cohesive = -9399.8 - (5 * -1030.0 + 8 * -13.6 + 2 * -2040.0)
+    np.testing.assert_allclose(found, np.array(list(atoms.values())) + cohesive / 15)
+
+
+def test_compositions_that_say_too_little_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Water and clusters of it, beside hydrogen: three elements would need three kinds of compositions."""
+    two = [molecule("H2O"), molecule("H2O2")]
+    data = frames_from_atoms([with_energy(a, -1.0 * len(a)) for a in two])
+    say_what_is_open(data, ("H", "O"))
+    assert not caplog.records
+    salt = [
+        Atoms(f"Na{n}Cl{n}O{m}", positions=np.arange(3.0 * (2 * n + m)).reshape(-1, 3))
+        for n, m in ((1, 1), (2, 1))
+    ]
+    data = frames_from_atoms([with_energy(a, -1.0) for a in salt])
+    say_what_is_open(data, ("Cl", "Na", "O"))
+    assert "determine 2 of 3 energies of elements (Cl, Na, O)" in caplog.text
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    references=st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=2),
+    isolated=st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=2),
+)
+def test_what_the_data_say_does_not_depend_on_isolated_atoms(
+    references: list[float], isolated: list[float]
+) -> None:
+    elements = ("Au", "Cu")
+    data = [
+        replace(f, energy=float(sum(references[elements.index(str(s))] for s in f.symbols)))
+        for f in frames(8)
+    ]
+    found = energy_reference(data, elements, dict(zip(elements, isolated, strict=True)))
+    np.testing.assert_allclose(found, references, atol=1e-7)
+
+
+def test_single_atoms_set_the_energies_of_elements(caplog: pytest.LogCaptureFixture) -> None:
+    atoms = [single("Cu", 3.5), single("Cu", 3.9, 12.0), single("Au", 3.8, 15.0), single("Ag", 1.0)]
+    data = [*alloy(8), *atoms]
+    training, validation = load_data(data, TINY)
+    assert [len(f.symbols) for f in validation] == [16, 16]
+    assert sum(len(f.symbols) == 1 for f in training) == 4
+    with caplog.at_level(logging.INFO):
+        task = prepare(TINY, training, validation)
+    assert (
+        "structure 8 is a single Cu atom, the lowest of 2, 3.5 eV: the energy of its element"
+        in caplog.text
+    )
+    assert "structure 11 is a single Ag atom, 1 eV: not used: no other frame holds" in caplog.text
+    assert task.config.descriptor.elements == ("Au", "Cu")
+    assert [len(s.types) for s in task.train[-3:]] == [16, 1, 1]
+    for sample, energy in zip(task.train[-2:], (3.8, 3.5), strict=True):
+        assert sample.labels.energy == pytest.approx(energy - task.reference[sample.types[0]])
+    plain = prepare(TINY, training[:6], validation)
+    np.testing.assert_allclose(task.reference, plain.reference)
+    assert task.config == plain.config
+    np.testing.assert_array_equal(task.scaling.factor, plain.scaling.factor)
+    given = {"Cu": 2.0, "Au": 1.0}
+    found = isolated_energies([f for f in training if len(f.symbols) == 1], given, ("Au", "Cu"))
+    assert found == {"Au": 1.0, "Cu": 2.0}
+
+
+def test_a_primitive_cell_is_no_isolated_atom() -> None:
+    crystals = [labelled(bulk("Cu", a=3.6 + 0.05 * k)) for k in range(6)]
+    training, validation = load_data(crystals, TINY)
+    assert len(training) + len(validation) == 6
+    assert validation
+    with pytest.raises(DataError, match="all frames are isolated atoms"):
+        load_data([single("Cu", 1.0), single("Cu", 2.0)], TINY)
+
+
+def test_accuracy_does_not_depend_on_the_energies_of_isolated_atoms() -> None:
+    """8 eV off, where the cohesive energy would have to grow through output layers that start near zero."""
+    errors = {}
+    for energy in (None, 8.0):
+        given = None if energy is None else {"Cu": energy, "Au": energy}
+        result = train(list(alloy()), settings=TINY, report=False, isolated_atoms=given)
+        errors[energy] = result.history[-1]["validation_energy_mae"]
+    assert errors[8.0] < 2 * errors[None]
+    assert errors[8.0] < 1  # eV/atom, after twelve steps
+
+
+def test_an_element_that_would_be_held_back_alone_stays_in_training(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever the seed; silver is in one frame, gold in two."""
+    data = []
+    for k, frame in enumerate(frames(10)):
+        symbols = np.array(["Cu"] * 16)
+        symbols[0] = "Ag" if k == 3 else "Cu"
+        symbols[1] = "Au" if k in (3, 4) else "Cu"
+        data.append(replace(frame, symbols=symbols))
+    with caplog.at_level(logging.INFO):
+        for seed in range(30):
+            training, validation = split(data, 0.3, seed)
+            assert len(validation) == 3
+            assert {s for f in training for s in f.symbols} == {"Ag", "Au", "Cu"}
+    assert "not held back for validation" in caplog.text
+    alone = [
+        replace(f, symbols=np.array([s] * 16)) for f, s in zip(frames(2), ("Cu", "Ag"), strict=True)
+    ]
+    with pytest.raises(DataError, match="nothing can be held back"):
+        split(alone, 0.3, 0)
+
+
+def test_an_element_of_validation_frames_alone_is_a_fault_of_the_split() -> None:
+    strange = replace(frames(1)[0], symbols=np.array(["Ag"] * 16))
+    with pytest.raises(
+        DataError, match="validation frame structure 0 holds Ag, which no training frame"
+    ):
+        prepare(TINY, frames(6), [strange])
+
+
+def test_parts_of_a_split_with_other_names_are_refused() -> None:
+    data = [
+        replace(f, group=g)
+        for f, g in zip(frames(4), ("train", "train", "val", "test"), strict=True)
+    ]
+    training, validation = split(data, 0.1, 0)
+    assert (len(training), len(validation)) == (2, 1)
+    data[2] = replace(data[2], group="holdout")
+    with pytest.raises(DataError, match="besides 'train' frames are called holdout"):
+        split(data, 0.1, 0)
+
+
+def test_compositions_outside_the_training_data_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    potential = train(list(alloy()), settings=TINY.updated({"epochs": 1}), report=False).potential
+    assert potential.provenance["element_fractions"] == {"Au": [0.25, 0.4375], "Cu": [0.5625, 0.75]}
+    evaluate(potential, frames(3))
+    assert "compositions" not in caplog.text
+    copper = [labelled(bulk("Cu", cubic=True, a=3.7) * (1, 1, 2))]
+    evaluate(potential, frames_from_atoms([*alloy(2), *copper]))
+    assert "1 of 3 frames have compositions outside those" in caplog.text
+    assert "structure 2, which is 0% Au" in caplog.text
+    caplog.clear()
+    own = []
+    for atoms in alloy(3):
+        copy = atoms.copy()
+        copy.calc = NeuralILCalculator(potential)
+        own.append(with_energy(copy, copy.get_potential_energy()))
+        own[-1].calc.results["forces"] = copy.get_forces()
+    evaluate(potential, frames_from_atoms(own))
+    assert "are the predictions of this model itself" in caplog.text
+
+
+def test_weights_count_in_training() -> None:
+    """A frame of weight 0 changes nothing but its share of the average."""
+    data = frames(8)
+    weighted = [replace(f, weight=3.0 * (k < 6)) for k, f in enumerate(data)]
+    task = prepare(TINY, weighted, data[:2])
+    assert [s.weight for s in task.train] == pytest.approx([4 / 3] * 6 + [0, 0])
+    batch = next(task.packer.pack(task.train[5:7], np.ones((2, 2))))
+    np.testing.assert_allclose(batch.energy_weight[:2], [4 / 3, 0])
+    np.testing.assert_allclose(batch.force_weight[[0, 16]], [4 / 3, 0])
+    np.testing.assert_allclose(batch.stress_weight[:2], [4 / 3, 0])
+    with pytest.raises(DataError, match="all training frames have weight 0"):
+        prepare(TINY, [replace(f, weight=0.0) for f in data], [])
