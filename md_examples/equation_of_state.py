@@ -1,57 +1,46 @@
-"""Equation of state: equilibrium volume and bulk modulus, with their spread.
+"""Equation of state: volume and bulk modulus with their spread, beside the teacher's.
 
-    python md_examples/equation_of_state.py [STEPS]
+    python md_examples/train.py && python md_examples/equation_of_state.py [MODEL]
 
-The liquid is quenched to 0 K (a glass), then relaxed at seven volumes. The fit is repeated with the energies
-of every member. Writes equation_of_state.png.
+Takes the model of copper that train.py leaves in this folder. The fit is repeated with the energies of every
+member; the standard deviation of the results is their spread. Writes equation_of_state.png.
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 from ase import units
+from ase.build import bulk
+from ase.calculators.emt import EMT
 from ase.eos import EquationOfState
-from ase.filters import FrechetCellFilter
-from ase.io import read
-from ase.optimize import FIRE
 from matplotlib.figure import Figure
 
 from neuralil_ase import NeuralILCalculator
+from neuralil_ase.response import equation_of_state
 
-STEPS = int(sys.argv[1]) if sys.argv[1:] else 300
-STRAINS = np.linspace(-0.02, 0.02, 7)  # of every edge
+MODEL = sys.argv[1] if sys.argv[1:] else "copper.safetensors"
+STRAINS = np.linspace(-0.015, 0.015, 9)
 
-atoms = read(Path(__file__).parent / "ean_start.extxyz")
-atoms.calc = calc = NeuralILCalculator(dtype="float64", uncertainty="energy")
-FIRE(FrechetCellFilter(atoms, hydrostatic_strain=True), logfile=None).run(fmax=0.05, steps=STEPS)
+crystal = bulk("Cu", a=3.6, cubic=True)
+found = equation_of_state(crystal, NeuralILCalculator(MODEL), STRAINS)
 
-volumes, members = [], []
+teacher = []
 for strain in STRAINS:
-    image = atoms.copy()
-    image.set_cell(atoms.cell * (1 + strain), scale_atoms=True)
-    image.calc = calc
-    FIRE(image, logfile=None).run(fmax=0.05, steps=STEPS)
-    volumes.append(image.get_volume())
-    members.append(calc.prediction(image).member_energies)
+    atoms = bulk("Cu", a=3.6 * (1 + strain), cubic=True)
+    atoms.calc = EMT()
+    teacher.append(atoms.get_potential_energy())
+volume, _, modulus = EquationOfState(found.volumes, teacher, eos="birchmurnaghan").fit()
 
-
-def fitted(energies: np.ndarray) -> tuple[float, float]:
-    """Volume at the minimum, Å³, and bulk modulus, GPa."""
-    volume, _, modulus = EquationOfState(volumes, energies, eos="birchmurnaghan").fit()
-    return volume, modulus / units.GPa
-
-
-energies = np.array(members)  # (volumes, M), eV
-volume, modulus = fitted(energies.mean(axis=1))
-spreads = np.std([fitted(column) for column in energies.T], axis=0, ddof=1)
-print(f"volume {volume:.0f} Å³, spread {spreads[0]:.0f} Å³")
-print(f"bulk modulus {modulus:.1f} GPa, spread {spreads[1]:.1f} GPa")
+gpa = found.bulk_modulus.map(lambda value: value / units.GPa, "GPa")
+print(f"volume {found.volume.value:.2f}, spread {found.volume.std:.2f} Å³; EMT {volume:.2f}")
+print(f"bulk modulus {gpa.value:.1f}, spread {gpa.std:.1f} GPa; EMT {modulus / units.GPa:.1f}")
 
 figure = Figure(figsize=(5, 3), layout="constrained")
 axes = figure.subplots()
-axes.plot(volumes, energies - energies.min(axis=0), color="0.8", lw=0.8)
-axes.plot(volumes, energies.mean(axis=1) - energies.mean(axis=1).min(), "o-", label="mean")
-axes.set(xlabel="volume (Å³)", ylabel="energy (eV)")
+members, mean = found.energies.members, found.energies.value
+axes.plot(found.volumes, (members - members.min(axis=1, keepdims=True)).T, color="0.8", lw=0.8)
+axes.plot(found.volumes, mean - mean.min(), "o", label="mean of members")
+axes.plot(found.volumes, np.array(teacher) - min(teacher), "k--", lw=0.8, label="EMT")
+axes.set(xlabel="volume of the cubic cell (Å³)", ylabel="energy (eV)")
 axes.legend()
 figure.savefig("equation_of_state.png", dpi=100)

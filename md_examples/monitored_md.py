@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> ExtrapolationMonitor:
 
     monitor.plot(output / "overview.png")
     print(monitor.summary())
-    print(f"written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
+    names = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
+    print(f"written to {output}: {', '.join(names)}")
     return monitor
 
 

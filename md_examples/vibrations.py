@@ -1,4 +1,4 @@
-"""Vibrations of an ion pair, from second derivatives instead of displacements.
+"""Vibrations of an ion pair from exact second derivatives, each with its error bar.
 
     python md_examples/vibrations.py
 
@@ -8,29 +8,26 @@ Writes vibrations.png.
 from pathlib import Path
 
 import numpy as np
+from ase import units
 from ase.io import read
 from ase.optimize import BFGS
-from ase.vibrations import VibrationsData
 from matplotlib.figure import Figure
 
 from neuralil_ase import NeuralILCalculator
+from neuralil_ase.response import vibrations
 
 pair = read(Path(__file__).parent / "ean_pair.extxyz")
 pair.calc = NeuralILCalculator(dtype="float64")
 BFGS(pair, logfile=None).run(fmax=0.001, steps=500)
 
-vibrations = VibrationsData(pair, pair.calc.hessian(pair))  # (N, 3, N, 3), eV/Å²
-wavenumbers = vibrations.get_frequencies()  # complex, 1/cm; an imaginary one means no minimum
-by_size = wavenumbers[np.argsort(np.abs(wavenumbers))]
-external, internal = by_size[:6], by_size[6:].real
-print(vibrations.tabulate())
-print(f"zero-point energy {vibrations.get_zero_point_energy():.3f} eV")
-print(f"largest of the six external modes {np.abs(external).max():.1f} 1/cm")
-print(f"smallest of the others {internal.min():.1f} 1/cm")
+found = vibrations(pair, pair.calc)
+waves = found.internal.map(lambda energies: energies / units.invcm, "1/cm")
+for value, error in zip(waves.value, waves.error_bar, strict=True):
+    print(f"{value:8.1f} ± {error:5.1f} 1/cm")  # a negative number stands for an imaginary mode
+print(f"zero-point energy {found.zero_point_energy}")
 
 figure = Figure(figsize=(5, 3), layout="constrained")
 axes = figure.subplots()
-grid = np.linspace(0, 3600, 1000)
-axes.plot(grid, np.exp(-(((grid[:, None] - internal) / 15) ** 2)).sum(axis=1))
-axes.set(xlabel="wavenumber (1/cm)", ylabel="density of states", yticks=[])
+axes.errorbar(np.arange(len(waves.value)), waves.value, waves.error_bar, fmt=".", capsize=2)
+axes.set(xlabel="mode", ylabel="wavenumber (1/cm)")
 figure.savefig("vibrations.png", dpi=100)
