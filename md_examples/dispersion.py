@@ -44,9 +44,9 @@ def without_d3(frame: Atoms) -> Atoms:
 
 
 if __name__ == "__main__":
-    clusters = [atoms for atoms in read(FRAMES, ":") if len(atoms) <= 30]  # one or two ion pairs
+    clusters = [atoms for atoms in read(FRAMES, ":") if len(atoms) == 15]  # one ion pair
     learnt = [without_d3(atoms) for atoms in clusters if atoms.info["split"] != "test"]
-    train(learnt, "dispersion.safetensors", members=4, epochs=EPOCHS, progress=True)
+    train(learnt, "dispersion.safetensors", members=2, epochs=EPOCHS, progress=True)
 
     both = SumCalculator([NeuralILCalculator("dispersion.safetensors"), d3()])
     errors = []

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +148,9 @@ def killed_run(victim, nth, fraction, min_distance=0):
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 0.5, 0.9999])
 def test_kill_inside_a_frame_is_mended_on_restart(fraction, in_folder):
     killed_run("frames.extxyz", nth=4, fraction=fraction)
-    monitor, _ = watched_run(steps=6, append=True, first_step=0)
+    warned = pytest.warns(UserWarning, match=r"half a frame, as after a kill; .* moved to")
+    with warned if fraction else nullcontext():
+        monitor, _ = watched_run(steps=6, append=True, first_step=0)
     frames = read("frames.extxyz", ":")
     # Three whole frames from the killed run, then those of the run that began anew.
     steps = [frame.info["monitor_step"] for frame in frames]
@@ -158,7 +161,8 @@ def test_kill_inside_a_frame_is_mended_on_restart(fraction, in_folder):
 
 def test_frames_that_are_computed_again_are_not_saved_again(in_folder):
     killed_run("frames.extxyz", nth=4, fraction=0.5, min_distance=1e-6)
-    watched_run(steps=6, append=True, first_step=0, min_distance=1e-6)
+    with pytest.warns(UserWarning, match="as after a kill"):
+        watched_run(steps=6, append=True, first_step=0, min_distance=1e-6)
     steps = [frame.info["monitor_step"] for frame in read("frames.extxyz", ":")]
     assert steps == list(range(7))
 
@@ -167,7 +171,8 @@ def test_frames_that_are_computed_again_are_not_saved_again(in_folder):
 def test_kill_inside_a_log_row_is_mended_on_restart(fraction, in_folder):
     killed_run("log.txt", nth=5, fraction=fraction)  # the header is the first write
     assert read_log("log.txt")["step"].tolist() == [0, 1, 2]
-    watched_run(steps=4, append=True)
+    with pytest.warns(UserWarning, match="is not complete, as after a kill"):
+        watched_run(steps=4, append=True)
     log = np.loadtxt("log.txt")
     assert log[:, 0].tolist() == [0, 1, 2, 3, 4]  # begun anew: the structure is that of step 0
     assert Path("log.txt").read_text().count("# step") == 1
@@ -193,7 +198,8 @@ def test_restarted_run_equals_the_uninterrupted_one(in_folder):
 
 def test_rows_after_first_step_are_computed_again(in_folder):
     watched_run(steps=6)
-    watched_run(steps=2, append=True, first_step=3)
+    with pytest.warns(UserWarning, match="first_step = 3 puts this structure at step 3, but"):
+        watched_run(steps=2, append=True, first_step=3)
     assert read_log("log.txt")["step"].tolist() == [0, 1, 2, 3, 4, 5]
 
 
