@@ -21,7 +21,7 @@ FLOORS = (
     ("engine",),
     ("files",),
     ("calculator",),
-    ("bias", "replicas"),
+    ("bias", "replicas", "hosts"),
     ("evaluation", "response"),
     ("monitor", "training"),
     ("cli",),
@@ -187,7 +187,7 @@ def test_public_names_are_listed_and_found() -> None:
 def test_the_library_does_not_print() -> None:
     """Only the command line may."""
     for path in MODULES:
-        if room(path) in ("cli",):
+        if room(path) in ("cli",) or path.name == "__main__.py":
             continue
         calls = [
             node.lineno

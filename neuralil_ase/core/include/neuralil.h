@@ -122,6 +122,16 @@ NEURALIL_EXPORT neuralil_status neuralil_evaluate(const neuralil_model *model, c
  * processors that this process may use. */
 NEURALIL_EXPORT neuralil_executor neuralil_threads(int n_threads);
 
+/* ---------------------------------------------------------------- error bars */
+
+/* Expected sizes of the errors of forces in eV/Å, for n atoms, by the calibration that the model carries; NaN for elements
+ * that it did not see. spreads: standard deviation of the members' forces (ddof 1), norm over x, y, z. aleatoric: of
+ * models with variances, sqrt(3 mean over members of the second variance), else NULL. NEURALIL_UNSUPPORTED without a
+ * calibration. */
+NEURALIL_EXPORT neuralil_status neuralil_force_error_bars(const neuralil_model *model, int64_t n, const int32_t *types,
+                                                          const double *spreads, const double *aleatoric,
+                                                          double *error_bars);
+
 /* ---------------------------------------------------------------- instruction sets */
 
 /* The instruction set in use: "x86-64-v4" (AVX-512), "x86-64-v3" (AVX2), "x86-64" or "generic". */

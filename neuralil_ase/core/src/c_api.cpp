@@ -6,6 +6,7 @@
 #include <variant>
 
 #include "../include/neuralil.h"
+#include "calibration.h"
 #include "dispatch.h"
 #include "failure.h"
 #include "model.h"
@@ -16,6 +17,7 @@ struct neuralil_model {
   std::string description;
   neuralil::Config config;
   std::vector<double> reference;
+  neuralil::Calibration calibration;
   std::vector<const char*> elements;
   std::int64_t n_parameters = 0, n_variances = 0;
   std::variant<std::monostate, neuralil::Model<float>, neuralil::Model<double>> numbers;
@@ -57,6 +59,7 @@ std::unique_ptr<neuralil_model> build(std::string content, neuralil_precision pr
   model->config = neuralil::read_config(file.header);
   model->description = file.description;
   model->reference = neuralil::read_reference(file, model->config);
+  model->calibration = neuralil::read_calibration(file.header, model->config.elements);
   for (const std::string& symbol : model->config.elements) model->elements.push_back(symbol.c_str());
   if (precision == NEURALIL_FLOAT32)
     model->numbers.emplace<neuralil::Model<float>>(file, model->config, model->reference);
@@ -128,6 +131,20 @@ neuralil_status neuralil_evaluate(const neuralil_model* model, const neuralil_gr
     else
       neuralil::evaluate(std::get<neuralil::Model<double>>(model->numbers).view(), *graph, *results, executor);
   });
+}
+
+neuralil_status neuralil_force_error_bars(const neuralil_model* model, int64_t n, const int32_t* types,
+                                          const double* spreads, const double* aleatoric, double* error_bars) {
+  if (!model || n < 0 || (n && (!types || !spreads || !error_bars)))
+    return fail(NEURALIL_FAILED, "neuralil_force_error_bars got a null pointer");
+  if (!model->calibration.is_there)
+    return fail(NEURALIL_UNSUPPORTED, "the model carries no calibration; make one with: neuralil-ase calibrate");
+  for (int64_t i = 0; i < n; ++i) {
+    if (types[i] < 0 || types[i] >= std::int32_t(model->config.elements.size()))
+      return fail(NEURALIL_BAD_GRAPH, "a type that is no element of the model");
+    error_bars[i] = model->calibration.force_error_bar(types[i], spreads[i], aleatoric ? aleatoric + i : nullptr);
+  }
+  return NEURALIL_OK;
 }
 
 neuralil_executor neuralil_threads(int n_threads) {

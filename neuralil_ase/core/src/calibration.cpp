@@ -1,0 +1,62 @@
+#include "calibration.h"
+
+#include <cmath>
+
+#include "failure.h"
+
+namespace neuralil {
+namespace {
+
+constexpr char kUnusual[] = "0.99";  // quantile of held-out spreads, calibration.REFERENCE
+
+const Json* find(const Json::Object& table, std::string_view key) {
+  const auto found = table.find(key);
+  return found == table.end() ? nullptr : &found->second;
+}
+
+// One number for every element; NaN for those that the table lacks. `inner` is looked up in tables of tables.
+std::vector<double> by_element(const Json::Object& table, const char* key, const std::vector<std::string>& elements,
+                               const char* inner = nullptr) {
+  std::vector<double> found(elements.size(), std::nan(""));
+  const Json* entries = find(table, key);
+  if (!entries) return found;
+  if (!entries->object()) throw BadFile(std::string("its calibration has ") + key + " that is no table");
+  for (std::size_t i = 0; i < elements.size(); ++i) {
+    const Json* value = find(*entries->object(), elements[i]);
+    if (value && inner) value = value->object() ? find(*value->object(), inner) : nullptr;
+    if (!value) continue;
+    if (!value->is_number()) throw BadFile(std::string("its calibration has ") + key + " that is no number");
+    found[i] = value->number();
+  }
+  return found;
+}
+
+}  // namespace
+
+double Calibration::force_error_bar(std::int32_t type, double spread, const double* aleatoric) const {
+  const double combined = uses_aleatoric && aleatoric ? std::hypot(spread, *aleatoric) : spread;
+  const double found = std::hypot(scale[type] * combined, floor[type]);
+  if (!aleatoric || !has_spread_alone || !(spread > unusual[type])) return found;
+  const double alone = std::hypot(scale_of_spread[type] * spread, floor_of_spread[type]);
+  return alone > found || std::isnan(alone) ? alone : found;
+}
+
+Calibration read_calibration(const Json& header, const std::vector<std::string>& elements) {
+  Calibration found;
+  const Json* entry = find(*header.object(), "calibration");
+  if (!entry || entry->is_null()) return found;
+  if (!entry->object()) throw BadFile("its calibration is no table");
+  const Json::Object& table = *entry->object();
+  const Json* uses_aleatoric = find(table, "with_noise");
+  found.is_there = true;
+  found.uses_aleatoric = uses_aleatoric && uses_aleatoric->boolean() && *uses_aleatoric->boolean();
+  found.has_spread_alone = find(table, "force_scale_of_spread") != nullptr;
+  found.scale = by_element(table, "force_scale", elements);
+  found.floor = by_element(table, "force_floor", elements);
+  found.scale_of_spread = by_element(table, "force_scale_of_spread", elements);
+  found.floor_of_spread = by_element(table, "force_floor_of_spread", elements);
+  found.unusual = by_element(table, "force_std_quantiles", elements, kUnusual);
+  return found;
+}
+
+}  // namespace neuralil

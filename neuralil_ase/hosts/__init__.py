@@ -1,0 +1,1 @@
+"""Engines other than ASE that run NeuralIL potentials."""
