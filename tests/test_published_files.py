@@ -7,6 +7,10 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
+import time
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -358,3 +362,66 @@ def test_large_and_missing_files_are_refused(tmp_path: Path) -> None:
         import_published(tmp_path / "none.pkl")
     with pytest.raises(ModelFileError, match="is a folder"):
         import_published(tmp_path)
+
+
+# ---- files that would cost memory or time ----
+
+
+def text(value: str) -> bytes:
+    return pickle.SHORT_BINUNICODE + bytes([len(value)]) + value.encode()
+
+
+def doubled(depth: int) -> bytes:
+    """A tuple of two references to a tuple of two references …: 2^depth paths in 4 bytes each."""
+    start = pickle.EMPTY_TUPLE + pickle.MEMOIZE
+    return start + b"".join(
+        pickle.BINGET + bytes([k]) + pickle.BINGET + bytes([k]) + pickle.TUPLE2 + pickle.MEMOIZE
+        for k in range(depth)
+    )
+
+
+RECORD = (
+    b"\x80\x04" + text("neuralil.model") + text("NeuralILModelInfo") + pickle.STACK_GLOBAL
+    + pickle.EMPTY_TUPLE + pickle.NEWOBJ
+)  # fmt: skip
+DEEP = pickle.EMPTY_TUPLE + pickle.TUPLE1 * 50_000
+FORGED = {
+    "a memo of 13.5 GB": b"\x80\x04" + pickle.NONE + pickle.LONG_BINPUT + (845_688_680).to_bytes(4, "little") + b".",
+    "hashed": b"\x80\x04" + pickle.EMPTY_DICT + doubled(200) + pickle.NONE + pickle.SETITEM + b".",
+    "a name": RECORD + b"}" + text("model_name") + doubled(200) + pickle.SETITEM + pickle.BUILD + b".",
+    "a deep name": RECORD + b"}" + text("model_name") + DEEP + pickle.SETITEM + pickle.BUILD + b".",
+    "a date": RECORD + b"}" + text("timestamp") + doubled(200) + pickle.SETITEM + pickle.BUILD + b".",
+    "a dtype": b"\x80\x04" + text("numpy") + text("dtype") + pickle.STACK_GLOBAL + doubled(200)[:-1] + pickle.TUPLE1
+    + pickle.REDUCE + b".",
+    "deep": b"\x80\x04" + DEEP + b".",
+    "marks": b"\x80\x04" + pickle.MARK * 90_000 + b".",
+    "too many operations": b"\x80\x04" + pickle.EMPTY_LIST * 200_000 + b".",
+    "called": b"\x80\x04" + text("len") + pickle.EMPTY_TUPLE + pickle.REDUCE + b".",
+    "appended to a number": b"\x80\x04" + b"K\x01K\x01" + pickle.APPEND + b".",
+    "nothing": b"\x80\x04.",
+    "a shape": dump([np.zeros(1)]).replace(b"K\x01\x85", doubled(60)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", FORGED.values(), ids=FORGED)
+def test_forged_pickles_are_refused_at_once(tmp_path: Path, content: bytes) -> None:
+    """Python's own unpickler took gigabytes, hung for ever or ran into its limit of recursion."""
+    began = time.process_time()
+    tracemalloc.start()
+    with pytest.raises(ModelFileError, match=r"was refused|is no published potential"):
+        import_published(write(tmp_path, content))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20
+    assert time.process_time() - began < 20  # with tracemalloc; a fraction of a second without
+
+
+@pytest.mark.slow
+def test_mutants_are_refused_quickly_and_in_little_memory() -> None:
+    script = Path(__file__).parent / "properties" / "fuzz_files.py"
+    words = [sys.executable, str(script), "--mutants", "10000"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=3000)
+    found = json.loads(done.stdout)
+    assert found["memory_rise_MB"] < 256
+    for kind in ("published", "model"):
+        assert found[kind]["longest_s"] < 1

@@ -154,10 +154,11 @@ def _read(path: Path) -> bytes:
         _refuse(path, kind, "Check the spelling and the working folder; give a *.safetensors file")
     try:
         with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
                 limit = MAX_FILE_BYTES >> 20
                 _refuse(path, f"is larger than the {limit} MiB a model file may have", _FOREIGN)
-            return file.read(MAX_FILE_BYTES)
+            return file.read(size)  # the whole limit would be allocated
     except OSError as error:
         _refuse(path, f"cannot be read ({error})", "Check its permissions")
 

@@ -116,12 +116,13 @@ def _read(path: Path) -> bytes:
         raise ModelFileError(f"{path} {kind}. Check the spelling and the working folder.")
     try:
         with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
                 limit = MAX_FILE_BYTES >> 20
                 raise ModelFileError(
                     f"{path} is larger than {limit} MiB, and no published file is. {_ADVICE}."
                 )
-            return file.read(MAX_FILE_BYTES)
+            return file.read(size)  # the whole limit would be allocated
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read ({error}). Check its permissions.") from error
 
@@ -149,7 +150,7 @@ def _kind(fields: Mapping[str, Any]) -> _Kind:
     kind = _KINDS.get((name, version))
     if kind is None:
         known = ", ".join(" ".join(key) for key in _KINDS)
-        raise ConfigError(f"unknown kind {name!r} version {version!r}; known are {known}")
+        raise ConfigError(f"unknown kind {name[:80]!r} version {version[:80]!r}; known are {known}")
     if _field(fields, "constructor_kwargs", dict):
         raise ConfigError("its constructor_kwargs are not empty, and their meaning is unknown")
     return kind
@@ -161,7 +162,7 @@ def _config(
     elements = _items(fields, "sorted_elements", str)
     unknown = sorted(set(elements) - set(chemical_symbols[1:]))
     if unknown:
-        raise ConfigError(f"sorted_elements holds {unknown}, which are no chemical elements")
+        raise ConfigError(f"sorted_elements holds {unknown!s:.200}, which are no chemical elements")
     embedding = arrays.get("embed/embedding")
     if embedding is None or embedding.ndim != (3 if kind.branch else 2):
         raise ConfigError("its element embedding is missing or has the wrong number of axes")
@@ -269,8 +270,8 @@ def _provenance(path: Path, content: bytes, fields: Mapping[str, Any]) -> dict[s
     timestamp, seed = fields.get("timestamp"), fields.get("random_seed")
     return {
         "origin": "published NeuralIL parameters",
-        "model_name": str(fields.get("model_name"))[:80],
-        "model_version": str(fields.get("model_version"))[:80],
+        "model_name": _field(fields, "model_name", str)[:80],
+        "model_version": _field(fields, "model_version", str)[:80],
         "timestamp": timestamp.isoformat() if isinstance(timestamp, datetime) else None,
         "random_seed": seed if isinstance(seed, int) and abs(seed) < 2**64 else None,
         "source_file": path.name,

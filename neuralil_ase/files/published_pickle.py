@@ -1,18 +1,22 @@
-"""An unpickler for published NeuralIL files that runs nothing of what they hold.
+"""A reader of published NeuralIL files, which are pickles, that runs nothing of what they hold.
 
-It admits exactly the globals that occur in the published files and puts stand-ins in the place of
-all: no object of another library is built before its content has been checked, and a file can set
-nothing on a stand-in.
+It knows the operations and the globals that occur in published files and no other, and puts stand-ins in the place of
+all globals: no object of another library is built before its content has been checked, and a file can set nothing on a
+stand-in. Python's own unpickler is not used: one byte can make it allocate gigabytes, and nested references let it
+hash or compare without end.
 """
 
-import io
 import math
 import pickle
+import pickletools
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
 import numpy as np
+
+MAX_OPERATIONS = 100_000
+"""Published files have 587 to 3024."""
 
 
 def read_fields(content: bytes) -> Mapping[str, Any]:
@@ -26,7 +30,7 @@ def read_fields(content: bytes) -> Mapping[str, Any]:
     Exception
         Any other, from a damaged pickle.
     """
-    record = _Unpickler(io.BytesIO(content)).load()
+    record = _Machine().run(content)
     if not isinstance(record, _Record) or not hasattr(record, "fields"):
         raise pickle.UnpicklingError("it holds no NeuralIL model information")
     return record.fields
@@ -38,7 +42,7 @@ class _Record:
     fields: Mapping[str, Any]
 
     def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, dict):
+        if type(state) is not dict:
             raise pickle.UnpicklingError("the model information is not a table of fields")
         self.fields = state
 
@@ -64,12 +68,12 @@ class _Dtype:
     __slots__ = ("code",)
 
     def __init__(self, code: Any, *_: Any) -> None:
-        if code not in ("f2", "f4", "f8"):
-            raise pickle.UnpicklingError(f"an array has dtype {code!r}, not a float")
+        if type(code) is not str or code not in ("f2", "f4", "f8"):
+            raise pickle.UnpicklingError(f"an array has dtype {_brief(code)}, not a float")
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or state[1:2] != ("<",):
+        if not isinstance(state, tuple) or [s for s in state[1:2] if type(s) is str] != ["<"]:
             raise pickle.UnpicklingError("an array is not little-endian")
 
 
@@ -90,12 +94,25 @@ class PickledArray:
         if not (isinstance(dtype, _Dtype) and isinstance(data, bytes | bytearray)):
             raise pickle.UnpicklingError("an array is not made of plain numbers")
         shape = shape if isinstance(shape, tuple) else (shape,)
-        if not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 8:
-            raise pickle.UnpicklingError(f"an array has shape {shape}")
+        if len(shape) > 8 or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
+            raise pickle.UnpicklingError(f"an array has shape {_brief(shape)}")
         if math.prod(shape) * int(dtype.code[1]) != len(data):
             raise pickle.UnpicklingError(f"an array of shape {shape} has {len(data)} bytes")
         flat = np.frombuffer(data, f"<{dtype.code}")
         self.values = flat.reshape(shape, order="F" if order == "F" else "C")
+
+
+def _brief(value: Any) -> str:
+    """A value in a message: only what cannot be long or deep is shown."""
+    if isinstance(value, tuple) and len(value) <= 8:
+        return f"({', '.join(map(_brief_item, value))})"
+    return _brief_item(value)
+
+
+def _brief_item(value: Any) -> str:
+    return (
+        f"{value!r:.40}" if type(value) in (int, float, str, bytes) else f"a {type(value).__name__}"
+    )
 
 
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> PickledArray:
@@ -127,13 +144,126 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """Admits the globals of published files, by exact module and name, and no other."""
+class _Machine:
+    """What a pickle is a program for, with those operations alone that published files use.
 
-    def find_class(self, module: str, name: str) -> Any:
+    Nothing here hashes, compares or prints what the program made, other than names, so that no nesting can take long.
+    """
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self._outer: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+
+    def run(self, content: bytes) -> Any:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+            if count > MAX_OPERATIONS:
+                raise pickle.UnpicklingError("it is longer than any published file")
+            operation = _OPERATIONS.get(opcode.name)
+            if operation is not None:
+                operation(self, argument)
+            elif opcode.name not in ("PROTO", "FRAME", "STOP"):
+                raise pickle.UnpicklingError(f"it uses {opcode.name}, which no published file does")
+        return self.stack.pop()
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def mark(self, _: Any) -> None:
+        self._outer.append(self.stack)
+        self.stack = []
+
+    def marked(self) -> list[Any]:
+        items, self.stack = self.stack, self._outer.pop()
+        return items
+
+    def take(self, count: int) -> list[Any]:
+        items = self.stack[len(self.stack) - count :]
+        if len(items) < count:
+            raise pickle.UnpicklingError("it takes more than it made")
+        del self.stack[len(self.stack) - count :]
+        return items
+
+    def memoize(self, number: int | None) -> None:
+        self._memo[len(self._memo) if number is None else number] = self.stack[-1]
+
+    def get(self, number: int) -> None:
+        self.push(self._memo[number])
+
+    def tuple_of_marked(self, _: Any) -> None:
+        items = self.marked()
+        self.push(tuple(items))
+
+    def append(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is not list:
+            raise pickle.UnpicklingError("it appends to what is no list")
+        target.extend(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        target, keys = self.stack[-1], items[::2]
+        if type(target) is not dict or not all(type(key) is str for key in keys):
+            raise pickle.UnpicklingError("it sets entries that are no names of a table")
+        target.update(zip(keys, items[1::2], strict=True))
+
+    def find_global(self, module: Any, name: Any) -> None:
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise pickle.UnpicklingError("it asks for a global without a name")
         if (module, name) not in _GLOBALS:
             raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which no published file uses, and which may be an "
-                "attempt to run code"
+                f"it asks for {module[:80]}.{name[:80]}, which no published file uses, and which may be an attempt to "
+                "run code"
             )
-        return _GLOBALS[module, name]
+        self.push(_GLOBALS[module, name])
+
+    def make(self, _: Any) -> None:
+        kind, arguments = self.take(2)
+        if kind is not _Record or arguments != ():
+            raise pickle.UnpicklingError("it makes an object that no published file has")
+        self.push(_Record())
+
+    def call(self, _: Any) -> None:
+        function, arguments = self.take(2)
+        if type(function) is not _Global or type(arguments) is not tuple:
+            raise pickle.UnpicklingError("it calls what is no function")
+        self.push(function(*arguments))
+
+    def build(self, _: Any) -> None:
+        target, state = self.stack[-2], self.stack.pop()
+        if type(target) not in (_Record, _Global, _Dtype, PickledArray):
+            raise pickle.UnpicklingError("it sets the state of what has none")
+        target.__setstate__(state)
+
+
+_VALUES = (
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES",
+    "BINBYTES8", "BYTEARRAY8",
+)  # fmt: skip
+_OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(_VALUES, _Machine.push),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "TUPLE1": lambda machine, _: machine.push(tuple(machine.take(1))),
+    "TUPLE2": lambda machine, _: machine.push(tuple(machine.take(2))),
+    "TUPLE3": lambda machine, _: machine.push(tuple(machine.take(3))),
+    "MARK": _Machine.mark,
+    "TUPLE": _Machine.tuple_of_marked,
+    "APPEND": lambda machine, _: machine.append(machine.take(1)),
+    "APPENDS": lambda machine, _: machine.append(machine.marked()),
+    "SETITEM": lambda machine, _: machine.set_items(machine.take(2)),
+    "SETITEMS": lambda machine, _: machine.set_items(machine.marked()),
+    "MEMOIZE": _Machine.memoize,
+    "BINPUT": _Machine.memoize,
+    "LONG_BINPUT": _Machine.memoize,
+    "BINGET": _Machine.get,
+    "LONG_BINGET": _Machine.get,
+    "GLOBAL": lambda machine, names: machine.find_global(*names.split(" ", 1)),
+    "STACK_GLOBAL": lambda machine, _: machine.find_global(*machine.take(2)),
+    "NEWOBJ": _Machine.make,
+    "REDUCE": _Machine.call,
+    "BUILD": _Machine.build,
+}
