@@ -136,7 +136,8 @@ def _train(options: argparse.Namespace) -> int:
     )
     if result.accuracy:
         print(format_table(result.accuracy))
-    print(f"{result.reason}; the model is in {options.output}")
+    where = "the model is in" if result.output else "it was too early to write"
+    print(f"{result.reason}; {where} {options.output}")
     return INTERRUPTED if result.reason == "interrupted" else OK
 
 
@@ -158,7 +159,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     from neuralil_ase.evaluation.report import write_report
     from neuralil_ase.files.atomic import write_atomically
     from neuralil_ase.files.model_file import load_potential
+    from neuralil_ase.files.outputs import check_folder
 
+    _check_outputs(options, options.write_predictions)
+    if options.output:
+        check_folder(options.output)
     potential, frames = load_potential(options.model), _frames(options)
     evaluation = evaluate(potential, frames)
     name = Path(options.data[0]).stem if len(options.data) == 1 else "all files"
@@ -179,6 +184,16 @@ def _evaluate(options: argparse.Namespace) -> int:
     return OK
 
 
+def _check_outputs(options: argparse.Namespace, output: str | None) -> None:
+    """Before the work: that a file can be written, and is none of those that are read."""
+    from neuralil_ase.files.outputs import check_can_write, check_is_no_input
+
+    if output:
+        is_in_place = options.run is _calibrate and Path(output) == Path(options.model)
+        check_is_no_input([output], options.data if is_in_place else [options.model, *options.data])
+        check_can_write(output)
+
+
 def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
     _add_data(parser, "held-out data: labelled, and not used in training")
@@ -192,6 +207,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     from neuralil_ase.evaluation.evaluate import evaluate
     from neuralil_ase.files.model_file import load_potential, save_potential
 
+    _check_outputs(options, options.output)
     potential, frames = load_potential(options.model), _frames(options)
     comparison = evaluate(potential, frames).comparison if potential.n_members > 1 else None
     names = ", ".join(Path(path).name for path in options.data)

@@ -29,6 +29,10 @@ class OutputError(NeuralILError, OSError):
     """A file cannot be written: no such folder, no permission, no room. What was there before is untouched."""
 
 
+class DependencyError(NeuralILError, ImportError):
+    """An optional package is needed and not installed."""
+
+
 class DataError(NeuralILError, ValueError):
     """A data set lacks what training or evaluation needs, or holds values that cannot be right."""
 

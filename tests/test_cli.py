@@ -266,3 +266,20 @@ def test_info_shows_whatever_the_origin_holds(small_potential: Potential, tmp_pa
     text = describe(load_potential(path))
     assert "…" in text
     assert text.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("option", ["--write-predictions", "-o"])
+def test_nothing_that_is_read_is_written_over(
+    option: str, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model, data = folder / "model.safetensors", folder / "data.extxyz"
+    command = "calibrate" if option == "-o" else "evaluate"
+    before = model.read_bytes(), data.read_bytes()
+    for output in [data, *([model] if command == "evaluate" else [])]:
+        assert cli.main([command, str(model), f"{data}@:3", option, str(output)]) == 2
+        assert "must not overwrite it" in capsys.readouterr().err
+    assert cli.main([command, str(model), str(data), option, str(folder / "none" / "x")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert (model.read_bytes(), data.read_bytes()) == before
+    assert cli.main(["evaluate", str(model), str(data), "--output", str(data)]) == 2
+    assert "it is a file" in capsys.readouterr().err

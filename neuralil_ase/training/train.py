@@ -53,6 +53,8 @@ class TrainingResult:
         The frames on either side of the split.
     accuracy
         The cards of the data sets "train" and "validation", see ``metrics.accuracy``; empty without a report.
+    output
+        The model file; None if this run wrote none, because it ended too early or was not asked to.
     """
 
     potential: Potential
@@ -61,6 +63,7 @@ class TrainingResult:
     train: list[Frame]
     validation: list[Frame]
     accuracy: dict[str, Card] = field(default_factory=dict)
+    output: Path | None = None
 
 
 def train(
@@ -82,7 +85,8 @@ def train(
         One or several files that ASE reads, or a list of ``Atoms`` with calculator results.
     output
         Model file to write. Beside it appear ``<output>.checkpoint``, ``<output>.log`` (a line of JSON per epoch) and
-        the folder ``<output>.report`` of pictures. Without it nothing is written.
+        the folder ``<output>.report`` of pictures. What an earlier run left there is renamed to ``<name>.1``, once
+        this run has something to put in its place. Without ``output`` nothing is written.
     settings
         All options; the defaults train well.
     start_from
@@ -95,7 +99,7 @@ def train(
     resume
         Go on from the checkpoint beside ``output``, if there is one, exactly as if never interrupted.
     progress
-        Show a progress bar on the standard error.
+        Show a progress bar on the standard error; a line every ten seconds where that is no terminal.
     report
         At the end, evaluate training and validation frames, calibrate the spreads on the validation frames, store both
         in the model and draw pictures.
@@ -107,12 +111,15 @@ def train(
     DataError
         If the data cannot be read or lack what is needed, or hold elements that ``start_from`` lacks.
     ConfigError
-        If an option is unknown or wrong, or asks for another architecture than ``start_from`` has.
+        If an option is unknown or wrong, or asks for another architecture than ``start_from`` has; or if ``output``
+        is one of the files that are read, or exists and is no model.
     TrainingError
         If the loss is no longer finite (the last good model has then been written), or a run cannot be resumed
         because data, settings or ``start_from`` have changed.
+    OutputError
+        If a file cannot be written, or another run writes to the same output.
     ModelFileError
-        If a file cannot be written, or ``start_from`` cannot be read.
+        If ``start_from`` or the checkpoint cannot be read.
     """
     chosen = (settings or TrainingSettings()).updated(options)
     inputs = _inputs(data, chosen, start_from)
@@ -126,10 +133,11 @@ def train(
         trainer = Trainer(prepare(chosen, *frames, start, progress))
         with Recorder(trainer, files, progress) as recorder:
             run = fit(trainer, recorder.resumed() if resume else recorder.started(), recorder)
-        result = TrainingResult(recorder.potential(run), run.history, recorder.reason, *frames)
-        if not report or run.epoch == 0:
-            return result
-        return _with_report(result, files.model if files is not None and files.has_model else None)
+        written = files.model if files is not None and files.has_model else None
+        result = TrainingResult(
+            recorder.potential(run), run.history, recorder.reason, *frames, output=written
+        )
+        return _with_report(result) if report and run.epoch else result
 
 
 def _inputs(
@@ -141,11 +149,11 @@ def _inputs(
     return [item for item in named if isinstance(item, str | Path)]
 
 
-def _with_report(result: TrainingResult, output: Path | None) -> TrainingResult:
+def _with_report(result: TrainingResult) -> TrainingResult:
     """Evaluated and calibrated; as it is if the user loses patience, as the model is on disk already."""
     try:
         potential, accuracy = finish(
-            result.potential, result.train, result.validation, output, result.history
+            result.potential, result.train, result.validation, result.output, result.history
         )
     except KeyboardInterrupt:
         logger.warning("interrupted; the model is neither evaluated nor calibrated")

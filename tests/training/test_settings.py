@@ -1,6 +1,8 @@
 """Settings: one table, from TOML or the command line, refused when wrong."""
 
 import argparse
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -146,3 +148,13 @@ def test_unreadable_options_exit_with_a_message(words: list, capsys: pytest.Capt
         parser.parse_args(words)
     assert end.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+def test_without_optax_the_extra_is_named() -> None:
+    code = (
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'optax' else find(name, *a)\n"
+        "import neuralil_ase.training"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'neuralil-ase[train]'" in done.stderr
