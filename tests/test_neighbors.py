@@ -1,7 +1,17 @@
 """Pair lists against ASE's own, while atoms and cells move."""
 
+import resource
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.build import molecule
 from ase.geometry import cellpar_to_cell
 from ase.neighborlist import primitive_neighbor_list
 from hypothesis import given, settings
@@ -12,6 +22,9 @@ from neuralil_ase.engine.neighbors import NeighborList, Pairs
 from neuralil_ase.errors import StructureError
 
 R_CUT = 3.0
+compiled = pytest.mark.skipif(
+    isinstance(native.compiled_library(), str), reason="the library was not built"
+)
 PERIODIC = np.array([True, True, True])
 PBC = [
     (True, True, True),
@@ -38,7 +51,9 @@ def expected_pairs(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> 
     return canonical(i, j, vectors)
 
 
-def canonical(i: np.ndarray, j: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+def canonical(i: np.ndarray, j: np.ndarray, vectors: np.ndarray | None) -> np.ndarray:
+    if vectors is None:
+        vectors = np.zeros((len(i), 3))
     rows = np.column_stack([i, j, vectors]) if len(i) else np.empty((0, 5))
     return rows[np.lexsort(np.round(rows, 6).T)]
 
@@ -236,7 +251,16 @@ FLAT = np.array([[3.0, 0, 0], [0, 3.0, 0], [3.0, 3.0, 0]])
         ),
         (np.zeros((2, 3)), FLAT, "no extent along a periodic direction"),
         (np.zeros((2, 3)), np.diag([3.0, 3.0, 1e-5]), "no extent along a periodic direction"),
-        (np.zeros((2, 3)), np.diag([0.002, 0.002, 0.002]), "so thin.*is the cell in Å"),
+        (np.zeros((2, 3)), np.diag([0.002, 0.002, 0.002]), "no such density.*not in Å"),
+        (np.zeros((2, 3)), np.diag([3.0, 3.0, 1e14]), "the cell is not finite, or longer"),
+        ([[0, 0, 0], [0, 1e14, 0]], np.eye(3), "position of atom 1 is farther away than 1e13 Å"),
+        ([[0, 0, 0], [0, 1e10, 0]], 9 * np.eye(3), "atom 1 is 1e.10 Å away.*wrap atoms"),
+        ([[0, 0, 0], [0, 5e8, 0]], 0.4 * np.eye(3), "atom 1 is 5e.08 Å away.*wrap atoms"),
+        (
+            np.zeros((2, 3)),
+            np.array([[3.0, 0, 0], [1e12, 3.0, 0], [0, 0, 3.0]]),
+            "too oblique for float64",
+        ),
     ],
 )
 def test_geometries_without_a_pair_list_are_refused(
@@ -255,7 +279,192 @@ def test_a_refused_geometry_does_not_spoil_the_next_call() -> None:
     assert_same(neighbor_list.pairs(positions, cell, PERIODIC, types), positions, cell, PERIODIC)
 
 
-@pytest.mark.skipif(isinstance(native.compiled_library(), str), reason="the library was not built")
+def far_atom(pbc: tuple[bool, bool, bool], distance: float) -> Atoms:
+    """Ethylamine in a small cell, its last atom far away along all directions that are not periodic."""
+    atoms = molecule("CH3CH2NH2")
+    atoms.center(vacuum=2)
+    atoms.pbc = pbc
+    atoms.positions[-1] += np.where(pbc, 0, distance)
+    return atoms
+
+
+@pytest.mark.parametrize("distance", [1e3, 2e4, 1e6, 1e9, 1e12])
+@pytest.mark.parametrize("pbc", [pbc for pbc in PBC if not all(pbc)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_atom_far_away_changes_nothing_for_the_others(
+    pbc: tuple[bool, bool, bool], distance: float, turned: bool
+) -> None:
+    """It took seconds to hours, or the interpreter died of a division by zero, in grids over empty space."""
+    atoms = far_atom(pbc, distance)
+    if turned:
+        atoms.rotate(50, (1, 2, 3), rotate_cell=True)
+    positions, cell, mask = atoms.positions, atoms.cell.array, np.array(pbc)
+    found = NeighborList(R_CUT, 0.5).pairs(positions, cell, mask, atoms.numbers)
+    rest = (found.centers < 9) & (found.neighbors < 9)
+    others = Pairs(found.vectors[rest], found.centers[rest], found.neighbors[rest])
+    assert_same(others, positions[:9], cell, mask)
+    alone = Pairs(found.vectors[~rest], found.centers[~rest] - 9, found.neighbors[~rest] - 9)
+    assert_same(alone, np.zeros((1, 3)), cell, mask)  # it still sees its own images
+
+
+@pytest.mark.parametrize("lengths", [[12, 12, 1e6], [4, 1400, 1400], [3, 1e7, 1e12]])
+@pytest.mark.parametrize("n_atoms", [2, 10, 300])
+def test_long_periodic_directions(lengths: list[float], n_atoms: int) -> None:
+    """Half of the atoms are near a corner, with pairs across the faces, the others all along the cell."""
+    rng, half = np.random.default_rng(4), n_atoms // 2
+    positions = rng.random((n_atoms, 3)) * np.minimum(lengths, 9e8)
+    positions[half:, 2] = np.linspace(30, min(lengths[2], 9e8) - 30, n_atoms - half)
+    positions[:half] = rng.normal(size=(half, 3))
+    found = NeighborList(R_CUT, 0.5).pairs(
+        positions, np.diag(lengths), PERIODIC, np.zeros(n_atoms, int)
+    )
+    few = found.centers < half
+    short = np.diag(np.minimum(lengths, 30.0))
+    assert_same(Pairs(*(values[few] for values in found)), positions[:half], short, PERIODIC)
+
+
+def test_an_oblique_cell_has_the_pairs_of_its_lattice() -> None:
+    _, positions, cell, types = random_system(21)
+    expected = NeighborList(R_CUT, 0.5).pairs(positions, cell, PERIODIC, types)
+    for combination in (
+        [[1, 9999, 0], [0, 1, 0], [0, -77, 1]],
+        [[0, 1, 0], [1, 300, 5], [0, 40, 1]],
+    ):
+        found = NeighborList(R_CUT, 0.5).pairs(positions, combination @ cell, PERIODIC, types)
+        np.testing.assert_allclose(
+            canonical(*found[1:], found[0]), canonical(*expected[1:], expected[0]), atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("skin", [0.0, 0.5])
+def test_atoms_many_cells_away(skin: float) -> None:
+    """Trajectories that are not wrapped."""
+    rng, positions, cell, types = random_system(22)
+    expected = canonical(
+        *NeighborList(R_CUT, skin).pairs(positions, cell, PERIODIC, types)[1:], None
+    )
+    for reach in (10, 10**4, 10**7):
+        away = positions + rng.integers(-reach, reach, positions.shape) @ cell
+        found = NeighborList(R_CUT, skin).pairs(away, cell, PERIODIC, types)
+        np.testing.assert_array_equal(canonical(*found[1:], None), expected)
+
+
+@pytest.mark.parametrize("scale", [0.001, 0.003, 0.01, 0.03])
+def test_a_collapsed_cell_is_refused_before_memory_is_asked_for(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    cell = 13 * scale * np.eye(3)
+    positions = rng.random((225, 3)) @ cell
+    tracemalloc.start()
+    with pytest.raises(StructureError, match="there is no such density"):
+        NeighborList(R_CUT, 0.7).pairs(positions, cell, PERIODIC, np.zeros(225, int))
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("pbc", [PBC[0], PBC[4]])
+def test_too_many_atoms_on_one_spot_are_refused(pbc: tuple[bool, bool, bool]) -> None:
+    positions = np.full((100_000, 3), 7.0)
+    cell = 1000 * np.eye(3)
+    with pytest.raises(StructureError, match=r"1e.05 neighbours within 3\.5 Å on average"):
+        NeighborList(R_CUT, 0.5).pairs(positions, cell, np.array(pbc), np.zeros(100_000, int))
+
+
+def test_crowds_are_not_mistaken() -> None:
+    """A dense solid of many atoms, and a few hundred atoms on one spot, are answered."""
+    grid = np.stack(np.meshgrid(*[np.arange(24)] * 3), -1).reshape(-1, 3) * 1.3
+    types = np.zeros(len(grid), int)
+    found = NeighborList(R_CUT, 0.5).pairs(grid, 24 * 1.3 * np.eye(3), PERIODIC, types)
+    assert len(found.centers) == 56 * len(grid)  # 1.3² (1, 2, 3, 4, 5): 6 + 12 + 8 + 6 + 24
+    spot = NeighborList(R_CUT, 0.5).pairs(
+        np.zeros((300, 3)), np.eye(3), ~PERIODIC, np.zeros(300, int)
+    )
+    assert len(spot.centers) == 300 * 299
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
+def test_an_interruption_at_any_line_leaves_a_list_that_works(kind: type[BaseException]) -> None:
+    """A list for many candidates was kept with room for few: the next call wrote beyond it."""
+    _, positions, cell, types = random_system(23, 6)
+    cells = 0.5 * cell, cell
+    expected = [NeighborList(R_CUT, 0.5).pairs(positions, c, PERIODIC, types) for c in cells]
+    assert len(expected[0].centers) > 3 * len(expected[1].centers)
+    finished, lines = False, 0
+    while not finished:
+        neighbor_list = NeighborList(R_CUT, 0.5)
+        neighbor_list.pairs(positions, cell, PERIODIC, types)
+        lines += 1
+        sys.settrace(interrupt_at(lines, kind))
+        try:
+            neighbor_list.pairs(positions, cells[0], PERIODIC, types)
+            finished = True
+        except kind:
+            pass
+        finally:
+            sys.settrace(None)
+        for k in (0, 1, 0):
+            found = neighbor_list.pairs(positions, cells[k], PERIODIC, types)
+            np.testing.assert_array_equal(found.neighbors, expected[k].neighbors)
+    assert lines > 50
+
+
+def interrupt_at(line: int, kind: type[BaseException]) -> Callable[..., Any]:
+    """A tracing function that raises when the given number of lines of the pair list were run."""
+    count = 0
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        nonlocal count
+        if Path(frame.f_code.co_filename).parent != Path(native.__file__).parent:
+            return None
+        count += event == "line"
+        if count == line and event == "line":
+            raise kind
+        return trace
+
+    return trace
+
+
+@compiled
+def test_the_filter_refuses_what_would_leave_its_arrays() -> None:
+    _, positions, cell, types = random_system(24)
+    lists = NeighborList(R_CUT, 0.5)
+    lists.pairs(positions, cell, PERIODIC, types)
+    shifts, centers = np.zeros((3, 3), np.int32), np.array([0, 1, 2], np.int32)
+    room = np.zeros((3, 3)), *np.zeros((2, 3), np.int32)
+    for bad in ([0, 1, 3], [0, -1, 2]):
+        part = shifts, centers, np.array(bad, np.int32)
+        with pytest.raises(IndexError, match="candidates that are not of 3 atoms"):
+            native.PairFilter([part], 3, room)(np.zeros((1, 3, 3)), np.eye(3)[None], R_CUT)
+    with pytest.raises(IndexError, match="3 candidates need more room than 2"):
+        native.PairFilter([(shifts, centers, centers)], 3, [values[:2] for values in room])
+    with pytest.raises(IndexError, match="int64"):
+        native.PairFilter([(shifts, centers.astype(int), centers)], 3, room)
+    search = native.PairFilter([(shifts, centers, centers)], 3, room)
+    with pytest.raises(IndexError, match="1 replicas of 3 atoms"):
+        search(np.zeros((1, 2, 3)), np.eye(3)[None], R_CUT)
+    with pytest.raises(ValueError, match="read-only"):
+        centers[0] = 7
+
+
+@compiled
+def test_sorting_says_when_there_is_no_memory() -> None:
+    pairs, types = np.zeros((1, 2)), np.array([0, 2**31 - 2])
+    with limited_memory(), pytest.raises(MemoryError, match="no memory to sort 1 pairs"):
+        native.sorted_pairs(pairs, np.zeros((1, 3)), types)
+
+
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """At most 1 GiB more of addresses than now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@compiled
 @pytest.mark.parametrize("pbc", PBC)
 def test_without_the_library_pairs_come_in_the_same_order(
     pbc: tuple[bool, bool, bool], monkeypatch: pytest.MonkeyPatch
@@ -269,7 +478,7 @@ def test_without_the_library_pairs_come_in_the_same_order(
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.skipif(isinstance(native.compiled_library(), str), reason="the library was not built")
+@compiled
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**31), n_atoms=st.integers(1, 40), count=st.integers(0, 200))
 def test_sorting_in_the_library_is_a_stable_sort_of_both_directions(
@@ -286,7 +495,7 @@ def test_sorting_in_the_library_is_a_stable_sort_of_both_directions(
         np.testing.assert_array_equal(found, values[order])
 
 
-@pytest.mark.skipif(isinstance(native.compiled_library(), str), reason="the library was not built")
+@compiled
 @pytest.mark.parametrize(
     ("pairs", "types"),
     [([[0, 1], [5, 0]], [0, 0]), ([[0, 1], [0, -1]], [0, 0]), ([[0, 0]], [-1])],

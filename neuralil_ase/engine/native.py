@@ -210,44 +210,73 @@ class CoreModel:
 class PairFilter:
     """Finds those candidate pairs that are closer than the cutoff; the library must be there.
 
-    Addresses are taken once, for at every step that took as long as the search.
+    Addresses are taken once, for at every step that took as long as the search; candidates are read-only from then on.
 
     Parameters
     ----------
     candidates
         For each of R replicas cell shifts, shape (C, 3), centers and neighbours, shape (C,), all int32.
+    n_atoms
+        Atoms of a replica.
     found
         Receives vectors, float64, shape (F, 3), centers and neighbours, int32, shape (F,); F no less than all C
         together. Atom i of replica k of N atoms is written as k N + i.
+
+    Raises
+    ------
+    IndexError
+        If there is no room for all candidates.
     """
 
     def __init__(
         self,
         candidates: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+        n_atoms: int,
         found: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> None:
-        addresses = [[array.ctypes.data for array in part] for part in candidates]
-        counts = [len(centers) for _, centers, _ in candidates]
-        # Kept, so that they are alive while they are pointed to.
-        self._arrays = candidates, found, np.array(addresses, np.int64), np.array(counts, np.int64)
-        self._pointers = [_pointer(array) for array in (*self._arrays[2:], *found)]
+        self.candidates, self.n_atoms, self.found = candidates, n_atoms, found
+        for part in candidates:
+            _check_arrays(part, (np.int32, np.int32, np.int32))
+            for array in part:
+                array.flags.writeable = False
+        _check_arrays(found, (np.float64, np.int32, np.int32))
+        self._counts = np.array([len(centers) for _, centers, _ in candidates], np.int64)
+        if self._counts.sum() > len(found[1]):
+            raise IndexError(f"{self._counts.sum()} candidates need more room than {len(found[1])}")
+        self._addresses = np.array(
+            [[array.ctypes.data for array in part] for part in candidates], np.int64
+        )
+        self._pointers = [_pointer(array) for array in (self._addresses, self._counts, *found)]
 
     def __reduce__(self) -> tuple[type["PairFilter"], tuple[Any, ...]]:
-        return PairFilter, self._arrays[:2]  # a copy has arrays of its own, and so other addresses
+        # A copy has arrays of its own, and so other addresses.
+        return PairFilter, (self.candidates, self.n_atoms, self.found)
 
     def __call__(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> int:
         """Write the pairs of one replica after another, and return how many.
 
         Positions and cells are those of R replicas, in Å, shapes (R, N, 3) and (R, 3, 3); the cutoff is in Å.
+
+        Raises
+        ------
+        IndexError
+            If positions and cells are not of the replicas and atoms that the candidates are of.
         """
         positions, cells = (np.ascontiguousarray(values, float) for values in (positions, cells))
-        n_replicas, n_atoms, _ = positions.shape
-        return _library().neuralil_pairs_inside(
+        n_replicas = len(self._counts)
+        if positions.shape != (n_replicas, self.n_atoms, 3) or cells.shape != (n_replicas, 3, 3):
+            raise IndexError(
+                f"{n_replicas} replicas of {self.n_atoms} atoms, not {positions.shape}"
+            )
+        count = _library().neuralil_filter_pairs(
             *map(_pointer, (positions, cells)),
             *self._pointers,
-            *map(ctypes.c_int64, (n_replicas, n_atoms)),
-            ctypes.c_double(r_cut),
+            *map(c_int64, (n_replicas, self.n_atoms)),
+            c_double(r_cut),
         )
+        if count < 0:
+            raise IndexError(f"candidates that are not of {self.n_atoms} atoms")
+        return count
 
 
 def sorted_pairs(
@@ -266,15 +295,33 @@ def sorted_pairs(
     -------
     tuple of numpy.ndarray
         Shifts, shape (2 P, 3), centers and neighbours, shape (2 P,), all int32.
+
+    Raises
+    ------
+    IndexError
+        If an index is that of no atom, or a type is negative.
+    MemoryError
+        If there is no room for a table of atoms and types.
     """
     arrays: list[np.ndarray] = [np.ascontiguousarray(pairs, np.uint64)]
     arrays += [np.ascontiguousarray(values, np.int32) for values in (shifts, types)]
     count, n_types = len(pairs), int(types.max(initial=0)) + 1
     found = np.empty((2 * count, 3), np.int32), *np.empty((2, 2 * count), np.int32)
-    sizes = (ctypes.c_int64(size) for size in (count, len(types), n_types))
-    if not _library().neuralil_sort_pairs(*map(_pointer, [*arrays, *found]), *sizes):
+    sizes = (c_int64(size) for size in (count, len(types), n_types))
+    status = _library().neuralil_order_pairs(*map(_pointer, [*arrays, *found]), *sizes)
+    if status == _NO_MEMORY:
+        raise MemoryError(f"no memory to sort {count} pairs of {len(types)} atoms")
+    if status != 0:
         raise IndexError(f"pairs or types that are not of {len(types)} atoms and {n_types} types")
     return found
+
+
+def _check_arrays(arrays: Sequence[np.ndarray], dtypes: Sequence[type]) -> None:
+    """Whether the library may read three coordinates, and two numbers, of as many pairs from these addresses."""
+    count = len(arrays[1])
+    for array, dtype, shape in zip(arrays, dtypes, ((count, 3), (count,), (count,)), strict=True):
+        if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+            raise IndexError(f"{array.dtype} {array.shape} where {dtype} {shape} is needed")
 
 
 def _library() -> ctypes.CDLL:
@@ -328,8 +375,8 @@ class _Info(ctypes.Structure):
 
 def _declare(library: ctypes.CDLL) -> None:
     """Types of arguments and results."""
-    library.neuralil_pairs_inside.restype = c_int64
-    library.neuralil_sort_pairs.restype = ctypes.c_bool
+    library.neuralil_filter_pairs.restype = c_int64
+    library.neuralil_order_pairs.restype = c_int
     library.neuralil_message.restype = c_char_p
     library.neuralil_instruction_set.restype = c_char_p
     library.neuralil_check.argtypes = [c_char_p]

@@ -1,21 +1,21 @@
 """Pair lists on the host, in float64, kept while atoms move little.
 
-vesin finds the pairs; this module adds the skin. The list holds all pairs closer than ``r_cut + skin`` in a
-reference configuration; every call returns those inside ``r_cut`` now, found in C++ where that was built.
+The list holds all pairs closer than ``r_cut + skin`` in a reference configuration; every call returns those inside
+``r_cut`` now, found in C++ where that was built.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-import vesin
 
 from neuralil_ase.engine import native
+from neuralil_ase.engine.geometry import LARGEST, completed
+from neuralil_ase.engine.pair_search import find_pairs
 from neuralil_ase.errors import ConfigError, StructureError
 
 DEFAULT_SKIN = 0.7
 """Å: wide enough that a rebuild every dozen steps costs little, and so do the pairs that are filtered at every one."""
-MAX_PAIRS = 500_000_000
 
 
 class Pairs(NamedTuple):
@@ -77,7 +77,10 @@ class NeighborList:
         self.r_cut = r_cut
         self.skin = skin
         self.builds = 0
-        self._reference: _Reference | None = None
+        self._lists: _Lists | None = None
+        self._filter: native.PairFilter | None = None
+        # Room for the pairs inside, kept: fresh memory costs more than the search.
+        self._room = _room(0)
 
     def pairs(
         self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, types: np.ndarray
@@ -111,64 +114,85 @@ class NeighborList:
         """
         if positions.size == 0:
             return _room(0)
-        reference = self._reference
-        if reference is None or not reference.is_of(positions, pbc, types):
-            radius = self.r_cut + self.skin
-            reference = self._reference = _Reference(len(positions), pbc, types, radius)
+        positions, cells = np.asarray(positions, float), np.asarray(cells, float)
+        lists = self._lists
+        if lists is None or not lists.are_of(positions, pbc, types):
+            lists = _Lists.empty(len(positions), pbc, types, self.r_cut + self.skin)
         # Positions that are not finite are never covered, so that checks at a rebuild suffice.
-        for replica in np.flatnonzero(~reference.covers(positions, cells, self.r_cut)):
-            try:
-                reference.build(int(replica), positions[replica], cells[replica])
-            except StructureError as error:
-                if len(positions) == 1:
-                    raise
-                raise StructureError(f"replica {replica}: {error}") from error
-            self.builds += 1
-        return reference.inside(positions, cells, self.r_cut)
+        outdated = np.flatnonzero(~lists.cover(positions, cells, self.r_cut))
+        if len(outdated):
+            lists = lists.rebuilt(outdated, positions, cells)
+            self.builds += len(outdated)
+        # One assignment of a whole that never changes: an interruption at any other line leaves the lists before.
+        self._lists = lists
+        return self._inside(lists, positions, cells)
+
+    def _inside(self, lists: "_Lists", positions: np.ndarray, cells: np.ndarray) -> Pairs:
+        if isinstance(native.compiled_library(), str):
+            return lists.inside_in_numpy(positions, cells, self.r_cut)
+        if self._filter is None or self._filter.candidates is not lists.candidates:
+            count = sum(len(candidates.centers) for candidates in lists.candidates)
+            if count > len(self._room.centers):
+                self._room = _room(count + count // 20)
+            self._filter = native.PairFilter(lists.candidates, len(lists.types), self._room)
+        count = self._filter(positions, cells, self.r_cut)
+        return Pairs(*(values[:count] for values in self._filter.found))
 
 
-class _Reference:
-    """The configurations that lists were built for, and the lists, of R replicas of N atoms."""
+class _Lists(NamedTuple):
+    """The lists of R replicas of N atoms, and the configurations they were built for; never changed.
 
-    def __init__(self, n_replicas: int, pbc: np.ndarray, types: np.ndarray, radius: float) -> None:
-        self.pbc, self.types, self.radius = pbc.copy(), types.copy(), radius
-        # Not a number until a list is built: it covers nothing.
-        self.positions = np.full((n_replicas, len(types), 3), np.nan)
-        self.cells = np.full((n_replicas, 3, 3), np.nan)
-        # Shifts, centers and neighbours of the pairs found last, for every replica.
+    Attributes
+    ----------
+    pbc, types, radius
+        As given.
+    positions, cells
+        Of the configurations, shapes (R, N, 3) and (R, 3, 3); not a number where there is no list yet.
+    candidates
+        Of every replica.
+    """
+
+    pbc: np.ndarray
+    types: np.ndarray
+    radius: float
+    positions: np.ndarray
+    cells: np.ndarray
+    candidates: tuple[Candidates, ...]
+
+    @classmethod
+    def empty(cls, n_replicas: int, pbc: np.ndarray, types: np.ndarray, radius: float) -> "_Lists":
+        """Lists that cover nothing."""
         none = Candidates(np.empty((0, 3), np.int32), *np.empty((2, 0), np.int32))
-        self.candidates = [none] * n_replicas
-        # Room for the pairs inside, kept: fresh memory costs more than the search.
-        self.found = _room(0)
-        self.filter: native.PairFilter | None = None  # of these candidates
+        positions = np.full((n_replicas, len(types), 3), np.nan)
+        cells = np.full((n_replicas, 3, 3), np.nan)
+        return cls(pbc.copy(), types.copy(), radius, positions, cells, (none,) * n_replicas)
 
-    def is_of(self, positions: np.ndarray, pbc: np.ndarray, types: np.ndarray) -> bool:
+    def are_of(self, positions: np.ndarray, pbc: np.ndarray, types: np.ndarray) -> bool:
         return (
             positions.shape == self.positions.shape
             and identical(types, self.types)
             and identical(pbc, self.pbc)
         )
 
-    def build(self, replica: int, positions: np.ndarray, cell: np.ndarray) -> None:
-        check_geometry(positions, cell, self.pbc, self.radius)
-        # One thread: a rebuild takes well under a millisecond, and waiting for busy cores far longer. One direction,
-        # and no copies: what is found lives as long as the searcher.
-        searcher = vesin.NeighborList(cutoff=self.radius, full_list=False, n_threads=1)
-        found, shifts = searcher.compute(
-            points=positions,
-            box=_complete(cell, self.pbc),
-            periodic=self.pbc,
-            quantities="PS",
-            copy=False,
+    def rebuilt(self, replicas: np.ndarray, positions: np.ndarray, cells: np.ndarray) -> "_Lists":
+        """With new lists for some replicas."""
+        candidates, built_for, built_in = (
+            [*self.candidates],
+            self.positions.copy(),
+            self.cells.copy(),
         )
-        self.candidates[replica] = _sorted(found, shifts, self.types)
-        self.filter = None
-        self.positions[replica], self.cells[replica] = positions, cell
-        count = sum(len(candidates.centers) for candidates in self.candidates)
-        if count > len(self.found.centers):
-            self.found = _room(count + count // 20)
+        for k in replicas:
+            try:
+                found = find_pairs(positions[k], cells[k], self.pbc, self.radius)
+            except StructureError as error:
+                if len(positions) == 1:
+                    raise
+                raise StructureError(f"replica {k}: {error}") from error
+            candidates[k] = _sorted(found.pairs, found.shifts, self.types)
+            built_for[k], built_in[k] = positions[k], cells[k]
+        return self._replace(positions=built_for, cells=built_in, candidates=tuple(candidates))
 
-    def covers(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> np.ndarray:
+    def cover(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> np.ndarray:
         """Whether no pair outside the list can have come inside the cutoff, for every replica.
 
         With F the deformation of the cell and u what an atom moved beyond it, a pair vector becomes
@@ -185,24 +209,17 @@ class _Reference:
         """The radius that is left in new cells, shape (R,), and where atoms would be that moved with them."""
         reach, moved = np.full(len(cells), self.radius), self.positions.copy()
         for k in np.flatnonzero((cells != self.cells).any(axis=(1, 2))):
-            if not np.isfinite([cells[k], self.cells[k]]).all():
+            if not (np.abs([cells[k], self.cells[k]]) <= LARGEST).all():
                 reach[k] = np.nan
                 continue
-            old, new = _complete(self.cells[k], self.pbc), _complete(cells[k], self.pbc)
+            old, new = completed(self.cells[k], self.pbc), completed(cells[k], self.pbc)
             deformation = np.linalg.solve(old, new)
             reach[k] *= np.linalg.svd(deformation, compute_uv=False)[-1]
             moved[k] = moved[k] @ deformation
         return reach, moved
 
-    def inside(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> Pairs:
-        if isinstance(native.compiled_library(), str):
-            return self._inside_in_numpy(positions, cells, r_cut)
-        if self.filter is None:
-            self.filter = native.PairFilter(self.candidates, self.found)
-        count = self.filter(positions, cells, r_cut)
-        return Pairs(*(values[:count] for values in self.found))
-
-    def _inside_in_numpy(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> Pairs:
+    def inside_in_numpy(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> Pairs:
+        """The candidates closer than the cutoff now, without the library."""
         parts = []
         for k, (shifts, centers, neighbors) in enumerate(self.candidates):
             vectors = positions[k].take(neighbors, 0)
@@ -233,63 +250,6 @@ def _sorted(pairs: np.ndarray, shifts: np.ndarray, types: np.ndarray) -> Candida
 def identical(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two arrays hold the same bytes: for small ones a tenth of what ``np.array_equal`` takes."""
     return first.shape == second.shape and first.tobytes() == second.tobytes()
-
-
-def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius: float) -> None:
-    """Refuse geometries for which no pair list exists.
-
-    Raises
-    ------
-    StructureError
-        Naming what is wrong.
-    """
-    if not np.isfinite(positions).all():
-        atom = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
-        raise StructureError(
-            f"the position of atom {atom} is not finite: {positions[atom]}. Usually a simulation has "
-            "exploded; use a smaller time step, or look at the last frames before this one"
-        )
-    if not np.isfinite(cell).all():
-        raise StructureError(f"the cell is not finite: {cell.tolist()}; check the input structure")
-    if not pbc.any():
-        return
-    heights = _heights(cell, pbc)
-    if (heights[pbc] < 1e-3).any():
-        raise StructureError(
-            f"the cell {cell.tolist()} has no extent along a periodic direction (pbc={pbc.tolist()}). Give "
-            "lattice vectors in Å that are not zero or coplanar, or switch pbc off there"
-        )
-    images = np.prod(np.where(pbc, 2 * radius / np.where(pbc, heights, 1) + 1, 1))
-    if images * len(positions) > MAX_PAIRS:
-        raise StructureError(
-            f"the cell is so thin ({heights[pbc].min():.3g} Å) that a cutoff of {radius:.3g} Å reaches "
-            f"{images:.2g} periodic images of every atom; is the cell in Å?"
-        )
-
-
-def _complete(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """The cell with unit vectors, normal to the periodic directions, in place of non-periodic vectors.
-
-    The vectors of non-periodic directions play no part in the geometry; this makes the matrix regular.
-    """
-    if pbc.all():
-        return cell
-    periodic = cell[pbc]
-    complement = (
-        np.linalg.svd(periodic, full_matrices=True)[2][len(periodic) :] if pbc.any() else np.eye(3)
-    )
-    complete = cell.copy()
-    complete[~pbc] = complement
-    return complete
-
-
-def _heights(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """Distances in Å between opposite faces of the (completed) cell; zeros for a cell without volume."""
-    try:
-        inverse = np.linalg.inv(_complete(cell, pbc))
-    except np.linalg.LinAlgError:
-        return np.zeros(3)
-    return 1 / np.sqrt((inverse**2).sum(axis=0))
 
 
 def shortest_distances(structures: Iterable[tuple[Pairs, np.ndarray]], n_types: int) -> np.ndarray:

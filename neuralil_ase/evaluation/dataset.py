@@ -16,7 +16,8 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 
-from neuralil_ase.engine.neighbors import NeighborList, Pairs, check_geometry
+from neuralil_ase.engine.geometry import check_geometry
+from neuralil_ase.engine.neighbors import NeighborList, Pairs
 from neuralil_ase.errors import DataError, StructureError
 from neuralil_ase.evaluation.audit import Part, audit
 from neuralil_ase.evaluation.labels import Keys, Labels, read_labels
@@ -295,7 +296,7 @@ def _checked(atoms: Atoms, source: str) -> Atoms:
     if len(atoms) == 0:
         raise DataError(f"{source} holds no atoms")
     try:
-        check_geometry(atoms.positions, atoms.cell.array, np.asarray(atoms.pbc), 0.1)
+        check_geometry(atoms.positions, atoms.cell.array, np.asarray(atoms.pbc))
     except StructureError as error:
         raise DataError(f"{source} cannot be used: {error}") from error
     return atoms
