@@ -12,6 +12,7 @@ from ase.calculators.calculator import (
     all_changes,
 )
 
+from neuralil_ase.engine.concurrency import Lock, one_at_a_time
 from neuralil_ase.engine.force_constants import ForceConstants, pair_motion
 from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList, identical
 from neuralil_ase.engine.predictor import Dtype, Predictor, System
@@ -96,6 +97,7 @@ class NeuralILCalculator(Calculator):
         self._predictor = Predictor(self.potential, dtype)
         self._neighbor_list = NeighborList(self.potential.r_cut, skin)
         self._last: _Predicted | None = None
+        self._lock = Lock()
         super().__init__(label=label, directory=directory, atoms=atoms)
 
     @property
@@ -130,6 +132,19 @@ class NeuralILCalculator(Calculator):
         }
         return [name for name, (old, new) in pairs.items() if not identical(old, new)]
 
+    @one_at_a_time
+    def get_property(
+        self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
+    ) -> Any:
+        """Compare, evaluate and read, for ASE; as a whole, so that threads get what belongs to their atoms."""
+        return super().get_property(name, atoms, allow_calculation)
+
+    @one_at_a_time
+    def calculate_properties(self, atoms: Atoms, properties: Sequence[str]) -> Any:
+        """As :meth:`get_property`, of several properties."""
+        return super().calculate_properties(atoms, properties)
+
+    @one_at_a_time
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -148,6 +163,7 @@ class NeuralILCalculator(Calculator):
                 "stress needs a cell with a volume; give the structure three lattice vectors"
             )
 
+    @one_at_a_time
     def prediction(
         self, atoms: Atoms | None = None, uncertainty: Uncertainty | None = None
     ) -> Prediction:
@@ -177,10 +193,12 @@ class NeuralILCalculator(Calculator):
             self._last = _Predicted.of(atoms, uncertainty, prediction)
         return self._last.prediction
 
+    @one_at_a_time
     def descriptors(self, atoms: Atoms | None = None) -> np.ndarray:
         """Power spectrum of every atom, shape (N, features), in Å^-3, float64."""
         return self._predictor.descriptors(self._system(atoms))
 
+    @one_at_a_time
     def hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the mean energy in eV/Å², shape (N, 3, N, 3), by automatic differentiation.
 
@@ -191,6 +209,7 @@ class NeuralILCalculator(Calculator):
         """
         return self.force_constants(atoms).hessian()
 
+    @one_at_a_time
     def force_constants(
         self,
         atoms: Atoms | None = None,
@@ -228,6 +247,7 @@ class NeuralILCalculator(Calculator):
             system, atoms.positions, atoms.cell.array, by_member=members, motion=moving
         )
 
+    @one_at_a_time
     def neighbor_virials(self, atoms: Atoms | None = None) -> tuple[np.ndarray, np.ndarray]:
         """What a heat flux is made of; see ``neuralil_ase.response.heat_flux``.
 
@@ -252,7 +272,7 @@ class NeuralILCalculator(Calculator):
                 self.potential.member(index), dtype=self._predictor.dtype, uncertainty="off"
             )
             # The list stays valid while the geometries of members differ by less than its skin.
-            calculator._neighbor_list = self._neighbor_list
+            calculator._neighbor_list, calculator._lock = self._neighbor_list, self._lock
             found.append(calculator)
         return found
 

@@ -47,3 +47,7 @@ class TrainingError(NeuralILError, RuntimeError):
 
 class MonitorError(NeuralILError, RuntimeError):
     """A monitor cannot do its work, for instance because the model has a single member."""
+
+
+class ProcessError(NeuralILError, RuntimeError):
+    """A process cannot compute, because of the way it was started."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
+from neuralil_ase.engine.concurrency import Lock, one_at_a_time
 from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList
 from neuralil_ase.engine.predictor import Dtype, Predictor, System
 from neuralil_ase.errors import StructureError
@@ -85,6 +86,7 @@ class Replicas:
         self._cell, self._pbc = atoms.cell.array.copy(), atoms.pbc.copy()
         self._neighbor_list = NeighborList(self.potential.r_cut, skin)
         self._predictor = Predictor(self.potential, dtype)
+        self._lock = Lock()
 
     @property
     def compilations(self) -> int:
@@ -96,6 +98,7 @@ class Replicas:
         """How often the part of one replica of the pair list was built, all replicas together."""
         return self._neighbor_list.builds
 
+    @one_at_a_time
     def predict(self, positions: np.ndarray, cells: np.ndarray | None = None) -> ReplicaPrediction:
         """Energies, forces and virials of all replicas.
 

@@ -553,6 +553,8 @@ def damaged(**changes: Any) -> Atoms:
             atoms.set_cell(value)
         elif name == "symbols":
             atoms.symbols[[2, 4]] = value
+        elif name == "numbers":
+            atoms.numbers[4] = value
     return atoms
 
 
@@ -564,13 +566,14 @@ def damaged(**changes: Any) -> Atoms:
         ({"cell": np.zeros((3, 3))}, "no extent along a periodic direction"),
         ({"cell": [[4, 0, 0], [0, 4, 0], [4, 4, 0]]}, "no extent along a periodic direction"),
         ({"cell": np.diag([1e-6, 4, 4])}, "no extent along a periodic direction"),
-        ({"cell": np.diag([2e-3] * 3)}, "so thin"),
+        ({"cell": np.diag([2e-3] * 3)}, "there is no such density"),
         ({"cell": np.diag([np.nan, 4, 4])}, "the cell is not finite"),
         (
             {"symbols": ["S", "Na"]},
             r"does not know Na \(atom 4\), S \(atom 2\); .*trained on C, H, N, O",
         ),
         ({"symbols": ["X", "X"]}, r"does not know X \(atom 2\)"),
+        ({"numbers": -111}, r"does not know Z = -111 \(atom 4\)"),
     ],
 )
 def test_structures_without_an_energy_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from neuralil_ase.engine import backend as backends
 from neuralil_ase.engine import compiled, native
+from neuralil_ase.engine.concurrency import claim_jax
 from neuralil_ase.engine.derivatives import (
     Backend,
     Derivatives,
@@ -282,6 +283,7 @@ _descriptors = jax.jit(descriptors, static_argnums=0)
 
 def precision(dtype: Dtype) -> AbstractContextManager[Any]:
     """64-bit JAX for the calls inside only: no global flag is touched."""
+    claim_jax()
     return jax.enable_x64(dtype == "float64")
 
 

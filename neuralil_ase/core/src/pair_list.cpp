@@ -43,20 +43,18 @@ extern "C" NEURALIL_EXPORT std::int64_t neuralil_filter_pairs(const double* posi
   return found;
 }
 
-enum Status { kDone, kOutOfRange, kNoMemory };
-
 // Both directions of `count` pairs (two atoms each), in the order of their centers, then of the neighbour's type, then
 // as they come, the given direction first.
-static Status order_pairs(const std::uint64_t* pairs, const std::int32_t* shifts, const std::int32_t* types,
+static neuralil_status order_pairs(const std::uint64_t* pairs, const std::int32_t* shifts, const std::int32_t* types,
                           std::int32_t* sorted_shifts, std::int32_t* sorted_centers, std::int32_t* sorted_neighbors,
                           std::int64_t count, std::int64_t n_atoms, std::int64_t n_types) {
   for (std::int64_t atom = 0; atom < n_atoms; ++atom)
-    if (types[atom] < 0 || types[atom] >= n_types) return kOutOfRange;
+    if (types[atom] < 0 || types[atom] >= n_types) return NEURALIL_BAD_GRAPH;
   std::vector<std::int64_t> place(n_atoms * n_types + 1);
   const auto segment = [&](std::uint64_t center, std::uint64_t neighbor) { return center * n_types + types[neighbor]; };
   for (std::int64_t pair = 0; pair < count; ++pair) {
     const std::uint64_t first = pairs[2 * pair], second = pairs[2 * pair + 1];
-    if (std::max(first, second) >= std::uint64_t(n_atoms)) return kOutOfRange;
+    if (std::max(first, second) >= std::uint64_t(n_atoms)) return NEURALIL_BAD_GRAPH;
     ++place[segment(first, second) + 1];
     ++place[segment(second, first) + 1];
   }
@@ -69,7 +67,7 @@ static Status order_pairs(const std::uint64_t* pairs, const std::int32_t* shifts
       sorted_neighbors[to] = std::int32_t(neighbor);
       for (int i = 0; i < 3; ++i) sorted_shifts[3 * to + i] = turned ? -shifts[3 * pair + i] : shifts[3 * pair + i];
     }
-  return kDone;
+  return NEURALIL_OK;
 }
 
 extern "C" NEURALIL_EXPORT int neuralil_order_pairs(const std::uint64_t* pairs, const std::int32_t* shifts, const std::int32_t* types,
@@ -79,7 +77,7 @@ extern "C" NEURALIL_EXPORT int neuralil_order_pairs(const std::uint64_t* pairs, 
   try {
     return order_pairs(pairs, shifts, types, sorted_shifts, sorted_centers, sorted_neighbors, count, n_atoms, n_types);
   } catch (const std::exception&) {  // no C++ exception may leave a function that Python calls
-    return kNoMemory;
+    return NEURALIL_NO_MEMORY;
   }
 }
 
@@ -118,5 +116,5 @@ extern "C" NEURALIL_EXPORT bool neuralil_sort_pairs(const std::uint64_t* pairs, 
                                     std::int32_t* sorted_neighbors, std::int64_t count, std::int64_t n_atoms,
                                     std::int64_t n_types) {
   return neuralil_order_pairs(pairs, shifts, types, sorted_shifts, sorted_centers, sorted_neighbors, count, n_atoms,
-                              n_types) == kDone;
+                              n_types) == NEURALIL_OK;
 }

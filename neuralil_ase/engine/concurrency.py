@@ -1,0 +1,68 @@
+"""Threads and processes: objects for one thread at a time, and JAX after a fork."""
+
+import os
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from neuralil_ase.errors import ProcessError
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Owner = TypeVar("Owner", bound=Any)
+
+
+class Lock:
+    """Lets one thread pass at a time, the same one again; copies of its owner and forked processes have their own."""
+
+    def __init__(self) -> None:
+        self._process, self._lock = os.getpid(), threading.RLock()
+
+    def __enter__(self) -> None:
+        if self._process != os.getpid():
+            self.__init__()  # type: ignore[misc]  # whoever held it does not exist in this process
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type["Lock"], tuple[()]]:
+        return Lock, ()
+
+
+def one_at_a_time(
+    method: Callable[Concatenate[Owner, Arguments], Result],
+) -> Callable[Concatenate[Owner, Arguments], Result]:
+    """A method that runs in one thread at a time, with all other such methods of its object; needs ``_lock``."""
+
+    @wraps(method)
+    def locked(self: Owner, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked
+
+
+_jax_process: int | None = None
+
+
+def claim_jax() -> None:
+    """Say that JAX is about to compute; to be called before it does.
+
+    JAX computes in threads, which a forked process does not have: it would wait for them for ever.
+
+    Raises
+    ------
+    ProcessError
+        If this process was forked from one in which JAX has computed.
+    """
+    global _jax_process
+    process = os.getpid()
+    if _jax_process is None:
+        _jax_process = process
+    elif _jax_process != process:
+        raise ProcessError(
+            "this process was forked from one that had used JAX, and JAX cannot go on in it. Start processes with "
+            'multiprocessing.get_context("spawn") or "forkserver", or fork before the first evaluation'
+        )

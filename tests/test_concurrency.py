@@ -1,0 +1,149 @@
+"""One calculator in several threads, and calculators in processes of all kinds."""
+
+import copy
+import pickle
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from systems import ensemble
+
+from neuralil_ase import NeuralILCalculator, Replicas
+from neuralil_ase.engine import native
+
+
+def structures(count: int) -> list[Atoms]:
+    """Different numbers of atoms, different cells, with and without images."""
+    rng = np.random.default_rng(1)
+    found = []
+    for k in range(count):
+        atoms = molecule(("CH3OH", "H2O", "CH3CH2NH2", "NH3")[k % 4])
+        atoms.center(vacuum=1.5)
+        atoms.pbc = k % 3 == 0
+        atoms.positions += rng.normal(scale=0.1, size=atoms.positions.shape)
+        found.append(atoms)
+    return found
+
+
+def test_threads_that_share_a_calculator_get_what_belongs_to_their_atoms() -> None:
+    """600 evaluations in two threads had two wrong answers, or killed the interpreter."""
+    atoms = structures(40)
+    alone = [NeuralILCalculator(ensemble(), dtype="float64").prediction(a) for a in atoms]
+    shared = NeuralILCalculator(ensemble(), dtype="float64")
+    gate = threading.Barrier(4)
+
+    def work(thread: int) -> None:
+        gate.wait()
+        for k in np.random.default_rng(thread).permutation(200) % len(atoms):
+            mine = atoms[k].copy()
+            mine.calc = shared
+            assert abs(mine.get_potential_energy() - alone[k].energy) < 1e-9
+            np.testing.assert_allclose(mine.get_forces(), alone[k].forces, atol=1e-9)
+            assert shared.prediction(mine).energy == pytest.approx(alone[k].energy, abs=1e-9)
+            assert len(shared.descriptors(mine)) == len(mine)
+            assert len(shared.get_properties(["energies"], mine)["energies"]) == len(mine)
+
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(work, range(4)))
+    finally:
+        sys.setswitchinterval(switch)
+
+
+def test_threads_that_share_replicas() -> None:
+    atoms = molecule("CH3OH")
+    shared = Replicas(atoms, ensemble(), dtype="float64")
+    rng = np.random.default_rng(2)
+    batches = [
+        atoms.positions + rng.normal(scale=0.3, size=(n, len(atoms), 3)) for n in (1, 5, 2, 9)
+    ]
+    expected = [
+        Replicas(atoms, ensemble(), dtype="float64").predict(batch).energy for batch in batches
+    ]
+
+    def work(k: int) -> None:
+        for _ in range(50):
+            np.testing.assert_allclose(shared.predict(batches[k]).energy, expected[k], atol=1e-9)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))
+
+
+def test_copies_and_pickles_have_a_lock_of_their_own() -> None:
+    calculator = NeuralILCalculator(ensemble(), dtype="float64")
+    (atoms,) = structures(1)
+    energy = calculator.get_potential_energy(atoms)
+    with calculator._lock:
+        for other in (copy.deepcopy(calculator), pickle.loads(pickle.dumps(calculator))):
+            with ThreadPoolExecutor(1) as threads:
+                moved = atoms.copy()
+                moved.rattle(0.01)
+                found = threads.submit(other.get_potential_energy, moved).result(timeout=60)
+            assert found != energy
+            assert other.get_potential_energy(atoms) == energy
+
+
+FORK = """
+import multiprocessing, os, sys
+sys.path.insert(0, TESTS)
+from ase.build import molecule
+from systems import ensemble
+from neuralil_ase import NeuralILCalculator
+from neuralil_ase.errors import ProcessError
+
+calculator = NeuralILCalculator(ensemble(), dtype="float64")
+if BACKEND == "jax":
+    calculator._predictor._wanted = "jax"
+
+def energy(name):
+    try:
+        return calculator.get_potential_energy(molecule(name))
+    except ProcessError as error:
+        return str(error)
+
+if __name__ == "__main__":
+    names = ["CH3OH", "H2O", "CH3CH2NH2", "NH3"]
+    before = [energy(name) for name in names] if WHEN == "after" else None
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        found = pool.map_async(energy, names).get(timeout=120)
+    if isinstance(found[0], str):
+        print(found[0])
+    else:
+        expected = before or [energy(name) for name in names]
+        print("equal" if found == expected else (found, expected))
+"""
+
+
+def forked(backend: str, when: str) -> str:
+    """What a program prints that forks before or after its first evaluation."""
+    tests = str(Path(__file__).parent)
+    code = f"TESTS, BACKEND, WHEN = {tests!r}, {backend!r}, {when!r}\n{FORK}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(isinstance(native.compiled_library(), str), reason="the library was not built")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_processes_forked_at_any_time_compute_with_the_compiled_core(when: str) -> None:
+    assert forked("compiled", when) == "equal"
+
+
+def test_a_process_forked_before_jax_is_used_computes_with_it() -> None:
+    assert forked("jax", "before") == "equal"
+
+
+def test_a_process_forked_after_jax_was_used_says_so_at_once() -> None:
+    """It waited for ever, for threads that a forked process does not have."""
+    assert "forked from one that had used JAX" in forked("jax", "after")
+    assert "spawn" in forked("jax", "after")
