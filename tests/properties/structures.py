@@ -330,5 +330,7 @@ def attempt(seed: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     first, last = map(int, sys.argv[1:])
+    _calculators()
+    print("ready", flush=True)  # loading may take minutes on a busy machine
     for number in range(first, last):
         print(json.dumps(attempt(number)), flush=True)

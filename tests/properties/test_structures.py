@@ -62,7 +62,9 @@ class Worker:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:
-            while line := self.lines.get(timeout=PATIENCE):
+            line = self.lines.get(timeout=10 * PATIENCE)
+            assert line in ("ready\n", "")
+            while line := self.lines.get(timeout=PATIENCE) if line else "":
                 yield json.loads(line)
         except queue.Empty:
             self.errors.append(f"no answer for {PATIENCE} s")
@@ -108,6 +110,7 @@ def test_the_watchdog_notices_what_it_is_for(
     script = tmp_path / "structures.py"
     script.write_text(
         "import json, os, sys, time\n"
+        "print('ready', flush=True)\n"
         "for seed in range(int(sys.argv[1]), int(sys.argv[2])):\n"
         "    os.abort() if seed == 2 else time.sleep(1000) if seed == 4 else None\n"
         "    print(json.dumps({'seed': seed, 'outcome': 'ok', 'wrong': '', 'seconds': 0}), flush=True)\n"
