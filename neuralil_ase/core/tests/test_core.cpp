@@ -437,6 +437,29 @@ static void test_hostile_files() {
   CHECK(neuralil_check(description(Settings()).c_str()) == NEURALIL_OK);
 }
 
+static void test_error_bars() {
+  Settings settings;
+  std::string content = model_file(settings);
+  neuralil_model* model = load(settings);
+  const std::int32_t types[2] = {0, 2};
+  const double spreads[2] = {0.1, 0.3}, aleatoric[2] = {0.2, 0.4};
+  double bars[2];
+  CHECK(neuralil_force_error_bars(model, 2, types, spreads, nullptr, bars) == NEURALIL_UNSUPPORTED);
+  neuralil_free(model);
+  const std::string with = "\\\"calibration\\\":{\\\"with_noise\\\":true,\\\"force_scale\\\":{\\\"C\\\":2},\\\"force_floor\\\":"
+                           "{\\\"C\\\":0.5}},";
+  const std::size_t place = content.find("\\\"config");
+  content.insert(place, with);
+  std::uint64_t length;
+  std::memcpy(&length, content.data(), 8);
+  length += with.size();
+  std::memcpy(content.data(), &length, 8);
+  CHECK(neuralil_load_bytes(content.data(), content.size(), NEURALIL_FLOAT32, &model) == NEURALIL_OK);
+  CHECK(neuralil_force_error_bars(model, 2, types, spreads, aleatoric, bars) == NEURALIL_OK);
+  CHECK(std::abs(bars[0] - std::sqrt(4 * 0.05 + 0.25)) < 1e-12 && std::isnan(bars[1]));
+  neuralil_free(model);
+}
+
 // Every single allocation may fail.
 static void test_no_memory() {
   const Settings settings = all_settings()[6];
@@ -478,6 +501,7 @@ int main() {
   test_sizes();
   test_bad_graphs();
   test_hostile_files();
+  test_error_bars();
   test_no_memory();
   std::printf(failures ? "%d checks failed\n" : "all is well\n", failures);
   return failures != 0;
