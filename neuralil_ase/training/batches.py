@@ -9,6 +9,7 @@ element, and a whole microbatch is a few batched matrix products without any sca
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -227,7 +228,7 @@ def in_blocks(vectors: np.ndarray, size: int, length: float) -> list[np.ndarray]
     return np.split(padded, n_blocks)
 
 
-@jax.jit(static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def _block(config: DescriptorConfig, vectors: Array) -> tuple[Array, Array]:
     def along(direction: Array) -> tuple[Array, Array]:
         tangent = jnp.broadcast_to(direction, vectors.shape)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -373,7 +374,7 @@ def _repulsion(
     return sum(map(float, energies)), forces, virial
 
 
-@jax.jit(static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def _zbl_of_pairs(config: ModelConfig, vectors: Array, ends: Array) -> tuple[Array, Array]:
     """Energy of pairs between atoms of the types ``ends``, (P, 2), and its gradient by their vectors."""
     first = 2 * jnp.arange(len(vectors), dtype=jnp.int32)
