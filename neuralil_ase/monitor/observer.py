@@ -48,7 +48,7 @@ class ExtrapolationMonitor:
     criteria : sequence of Criterion, optional
         In place of `threshold`; see `neuralil_ase.monitor`. A frame is as bad as its worst one.
     patience : int
-        Act after this many checks in a row at a level, so that a single spike does nothing.
+        Act after this many checks in a row in a band, so that a single spike does nothing.
     every : int
         Ask for member forces at every n-th call only. In between, the criteria that need no more
         than member energies go on (if there are any); when one of them objects, all are evaluated.
@@ -87,11 +87,16 @@ class ExtrapolationMonitor:
         Go on with existing `log` and `save` files of an earlier part of this run. Otherwise
         existing files are renamed to ``name.1``, ``name.2`` and so on; none is overwritten.
     first_step : int, optional
-        Steps done in earlier parts of the run; with `append` the last one in the log. Later rows of
-        the log are dropped, since they are about to be computed again.
+        Steps done in earlier parts of the run, before the dynamics began to count. With `append`
+        it is found by comparing energy and spreads of the first structure with the rows of the log;
+        give it where that cannot work, as for a frame between two checks. Rows from there on are
+        dropped, since they are computed again; the old log is kept as ``name.1``.
 
     Attributes
     ----------
+    last : Check or None
+        The last check: step, band, readings, prediction; of several images, the worst.
+        ``monitor.last.value("max_force_std")`` is what a criterion read.
     stopped : bool
         Whether the monitor ended the run.
     last_event : Event or None
@@ -101,8 +106,10 @@ class ExtrapolationMonitor:
     ------
     MonitorError
         If the model has a single member or no calibration where one is needed, if the run cannot be
-        stopped from inside, or if a file cannot be written. Frames and rows that a full disk
-        refused are kept in memory; call `flush` when there is room again.
+        stopped from inside, if a log cannot be gone on with, or if a frame or row cannot be written
+        during the run. It is kept in memory then; call `flush` when there is room again.
+    OutputError
+        If `log` or `save` cannot be written to, or another run writes it.
     ConfigError
         If an option makes no sense.
 

@@ -23,7 +23,7 @@ def lennard_jones(atoms, sigma, epsilon, rc):
     np.add.at(energies, i, pair_energy / 2)
     np.add.at(forces, i, pull)
     virial = 0.5 * vectors.T @ (-pull) if atoms.cell.rank == 3 else np.zeros((3, 3))
-    stress = -virial.ravel()[[0, 4, 8, 5, 2, 1]] / (atoms.get_volume() or 1)
+    stress = -virial.ravel()[[0, 4, 8, 5, 2, 1]] / (atoms.cell.volume or 1)
     return {"energy": energies.sum(), "energies": energies, "forces": forces, "stress": stress}
 
 
