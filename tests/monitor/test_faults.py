@@ -343,6 +343,7 @@ def test_logs_edited_on_windows_can_be_read(in_folder):
     assert steps() == [0, 1]
 
 
+@pytest.mark.filterwarnings("ignore:.*moved to:UserWarning")  # half a record at the end
 @settings(max_examples=40, deadline=None, suppress_health_check=IN_FOLDER)
 @given(data=st.data())
 def test_any_damage_is_read_or_refused_and_never_overwritten(data, in_folder):
