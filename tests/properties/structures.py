@@ -290,13 +290,13 @@ _made: list[Any] = []
 def _calculators() -> list[Any]:
     if not _made:
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-        from ensembles import random_potential
+        from systems import ensemble
 
         from neuralil_ase import NeuralILCalculator
         from neuralil_ase.engine.predictor import Predictor
 
-        _made.append(NeuralILCalculator(random_potential(), dtype="float64", uncertainty="off"))
-        _made.append(Predictor(random_potential(), "float64"))
+        _made.append(NeuralILCalculator(ensemble(), dtype="float64", uncertainty="off"))
+        _made.append(Predictor(ensemble(), "float64"))
     return _made
 
 
