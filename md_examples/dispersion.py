@@ -8,7 +8,9 @@ D3(BJ) with the parameters below; with DFT labels, give the functional's name: `
 Needs ``pip install "neuralil-ase[dispersion]"``. Writes dispersion.safetensors and dispersion.png.
 """
 
+import lzma
 import sys
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,10 @@ def without_d3(frame: Atoms) -> Atoms:
 
 
 if __name__ == "__main__":
-    clusters = [atoms for atoms in read(FRAMES, ":") if len(atoms) == 15]  # one ion pair
+    # Unpacked first: ASE would seek in the compressed file for every frame.
+    with lzma.open(FRAMES, "rt") as file:
+        frames = read(StringIO(file.read()), ":", format="extxyz")
+    clusters = [atoms for atoms in frames if len(atoms) == 15]  # one ion pair
     learnt = [without_d3(atoms) for atoms in clusters if atoms.info["split"] != "test"]
     train(learnt, "dispersion.safetensors", members=2, epochs=EPOCHS, progress=True)
 

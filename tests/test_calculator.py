@@ -572,7 +572,7 @@ def damaged(**changes: Any) -> Atoms:
             {"symbols": ["S", "Na"]},
             r"does not know Na \(atom 4\), S \(atom 2\); .*trained on C, H, N, O",
         ),
-        ({"symbols": ["X", "X"]}, r"does not know X \(atom 2\)"),
+        ({"symbols": ["X", "X"]}, r"does not know Z = 0 \(atom 2\)"),
         ({"numbers": -111}, r"does not know Z = -111 \(atom 4\)"),
     ],
 )

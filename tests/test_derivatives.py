@@ -51,7 +51,7 @@ def test_forces_are_the_slopes_of_the_energy(name: str) -> None:
     coarse, fine = (calculate_numerical_forces(atoms, eps=eps) for eps in (h, h / 2))
     np.testing.assert_allclose(forces, (4 * fine - coarse) / 3, rtol=0, atol=2e-8)
     if name != "one atom":
-        assert np.abs(forces).max() > 0.1, "there must be something to compare"
+        assert np.abs(forces).max() > 0.05, "there must be something to compare"
 
 
 @pytest.mark.parametrize("name", PERIODIC)
@@ -62,7 +62,7 @@ def test_stress_is_the_slope_of_the_energy_with_strain(name: str) -> None:
     h = 1e-3
     coarse, fine = (calculate_numerical_stress(atoms, eps=eps) for eps in (h, h / 2))
     np.testing.assert_allclose(stress, (4 * fine - coarse) / 3, rtol=0, atol=2e-8)
-    assert np.abs(stress).max() > 1e-3, "there must be something to compare"
+    assert np.abs(stress).max() > 1e-4, "there must be something to compare"
     np.testing.assert_allclose(atoms.get_stresses().sum(axis=0), stress, rtol=0, atol=1e-14)
 
 
@@ -144,7 +144,7 @@ def test_forces_of_members_are_the_slopes_of_their_energies() -> None:
     expected = -(4 * slopes(h / 2) - slopes(h)) / 3
     atoms.positions = start
     found = np.einsum("mic,ic->m", calc.prediction(atoms).member_forces, direction)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
     assert np.ptp(found) > 0.01
 
 

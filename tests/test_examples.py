@@ -31,7 +31,8 @@ def example(name: str, folder: Path, *arguments: str) -> str:
 
 def number(pattern: str, output: str) -> float:
     """What stands in the place of NUMBER in the pattern."""
-    found = re.search(re.escape(pattern).replace("NUMBER", r"(-?[\d.]+(?:e-?\d+)?)"), output)
+    wanted = re.escape(pattern).replace("NUMBER", r"\s*(-?[\d.]+(?:e-?\d+)?)")
+    found = re.search(wanted, output)
     assert found, output
     return float(found[1])
 

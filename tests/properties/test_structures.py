@@ -28,8 +28,9 @@ def attempts(first: int, last: int) -> Iterator[dict[str, Any]]:
         for answer in worker:
             yield answer
             first = answer["seed"] + 1
+        ended = worker.end()
         if first < last:
-            yield {"seed": first, "outcome": "died", "wrong": worker.end(), "seconds": 0.0}
+            yield {"seed": first, "outcome": "died", "wrong": ended, "seconds": 0.0}
             first += 1
 
 
@@ -46,7 +47,8 @@ class Worker:
         )
         self.lines: queue.Queue[str] = queue.Queue()
         self.errors: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self.stdout = threading.Thread(target=self._read, daemon=True)
+        self.stdout.start()
         self.stderr = threading.Thread(target=self._read_errors, daemon=True)
         self.stderr.start()
 
@@ -74,6 +76,10 @@ class Worker:
         """How the process ended."""
         status = self.process.wait()
         self.stderr.join(10)
+        self.stdout.join(10)
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
         return f"status {status}: " + "".join(self.errors)[-2000:]
 
 
