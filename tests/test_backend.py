@@ -1,7 +1,11 @@
 """Who computes is said in words, and the slow way is never silent."""
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from systems import ensemble, structure
 
@@ -40,3 +44,33 @@ def test_the_slow_way_is_said_once(
         "energies and forces are computed by JAX, several times slower than by the compiled core: "
         "it was left out of this test"
     )
+
+
+STRICT = """
+import sys
+import jax
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_transfer_guard", "disallow")
+sys.path.insert(0, TESTS)
+from systems import ensemble, structure
+from neuralil_ase.calculator import to_system
+from neuralil_ase.engine.neighbors import NeighborList
+from neuralil_ase.engine.predictor import Predictor
+for dtype in ("float32", "float64"):
+    for backend in ("jax", "compiled"):
+        predictor = Predictor(ensemble(), dtype, backend)
+        system = to_system(structure("tiny"), ensemble(), NeighborList(3.0, 0.0))
+        predictor.descriptors(system)
+        print(predictor.predict([system], "forces")[0].energy)
+print(jax.config.jax_numpy_rank_promotion, jax.config.jax_transfer_guard)
+"""
+
+
+def test_strict_settings_of_jax_do_not_break_predictions() -> None:
+    code = f"TESTS = {str(Path(__file__).parent)!r}\n{STRICT}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    *energies, settings = done.stdout.splitlines()
+    np.testing.assert_allclose(np.array(energies, float), float(energies[-1]), atol=1e-4)
+    assert settings == "raise disallow"

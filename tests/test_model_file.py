@@ -21,6 +21,7 @@ from neuralil_ase.engine.predictor import Predictor, System
 from neuralil_ase.errors import ModelFileError, OutputError
 from neuralil_ase.files import atomic, model_file
 from neuralil_ase.files.model_file import load_potential, save_potential
+from neuralil_ase.files.published_files import import_published
 from neuralil_ase.model.config import DescriptorConfig, NetworkConfig
 from neuralil_ase.model.potential import Potential, cast_params, flatten
 
@@ -399,3 +400,23 @@ def test_forged_arrays_are_refused(
     edit(path, lambda _, arrays: change(arrays))
     with pytest.raises(ModelFileError, match=message):
         load_potential(path)
+
+
+def test_flipped_bits_in_the_arrays_are_refused(path: Path) -> None:
+    """Every number stays finite and every shape right; such files were once read."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    for place in range(start, len(content), 97):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(ModelFileError, match=r"other numbers than were written|not finite"):
+            load_potential(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "x/" * 3000, "a\0b"])
+def test_paths_that_no_file_can_have_are_reported(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelFileError, match=r"cannot be read|does not exist"):
+        load_potential(tmp_path / name)
+    with pytest.raises(ModelFileError, match=r"cannot be read|does not exist"):
+        import_published(tmp_path / name)

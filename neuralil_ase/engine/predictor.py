@@ -3,8 +3,8 @@
 Knows no ASE; the calculator, ``predict_many`` and other hosts sit on top.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -174,7 +174,7 @@ class Predictor:
             before = function.traces
             result = function(self._device_params(), graph)
             self.compilations += function.traces - before
-        return Derivatives(*(None if x is None else np.asarray(x) for x in result))
+            return Derivatives(*(None if x is None else np.asarray(x) for x in result))
 
     def _pad(self, types: np.ndarray, pairs: Pairs) -> Graph:
         n_atoms = bucket(len(types))
@@ -281,10 +281,17 @@ _neighbor_virials = jax.jit(neighbor_virials, static_argnums=0)
 _descriptors = jax.jit(descriptors, static_argnums=0)
 
 
-def precision(dtype: Dtype) -> AbstractContextManager[Any]:
-    """64-bit JAX for the calls inside only: no global flag is touched."""
+@contextmanager
+def precision(dtype: Dtype) -> Iterator[None]:
+    """JAX as the calls inside need it, 64-bit or not, whatever flags the user has set; no global flag is touched."""
     claim_jax()
-    return jax.enable_x64(dtype == "float64")
+    with (
+        jax.enable_x64(dtype == "float64"),
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        jax.transfer_guard("allow"),
+    ):
+        yield
 
 
 def merge(systems: Sequence[System]) -> System:

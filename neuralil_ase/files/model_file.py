@@ -9,6 +9,7 @@ else. Anybody can open the file without this package::
         arrays = {name: file.get_tensor(name) for name in file.keys()}
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -82,9 +83,10 @@ def save_potential(potential: Potential, path: str | os.PathLike[str]) -> None:
                 f"cannot save the potential: parameter {name} has dtype {array.dtype}; convert "
                 "the parameters to float32 with neuralil_ase.model.potential.cast_params"
             )
-    header = _header(potential, sum(array.size for array in arrays.values()))
+    count = sum(array.size for array in arrays.values())
     arrays[ENERGY_REFERENCE] = np.asarray(potential.energy_reference, np.float64)
     contiguous = {name: _little_endian(array) for name, array in arrays.items()}
+    header = _header(potential, count, checksum(contiguous))
     write_atomically(path, safetensors.numpy.save(contiguous, {FORMAT: header}))
 
 
@@ -106,9 +108,23 @@ def load_potential(path: str | os.PathLike[str]) -> Potential:
     except safetensors.SafetensorError as error:
         _refuse(path, f"is not a valid safetensors file ({error})", _DAMAGED)
     try:
-        return _assemble(header, arrays)
+        found = checksum(arrays)
+        potential = _assemble(header, arrays)
     except ConfigError as error:
         raise ModelFileError(f"{path} is inconsistent: {error}. {_DAMAGED}") from error
+    if header.get("sha256", found) != found:  # files of the first releases have none
+        _refuse(path, "holds other numbers than were written to it", _DAMAGED)
+    return potential
+
+
+def checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, shapes and bytes of all arrays, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = _little_endian(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def default_model() -> Path:
@@ -123,7 +139,7 @@ def as_potential(model: Potential | str | os.PathLike[str] | None) -> Potential:
     return load_potential(default_model() if model is None else model)
 
 
-def _header(potential: Potential, parameter_count: int) -> str:
+def _header(potential: Potential, parameter_count: int, sha256: str) -> str:
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -132,6 +148,7 @@ def _header(potential: Potential, parameter_count: int) -> str:
         "elements": potential.elements,
         "units": UNITS,
         "parameter_count": parameter_count,
+        "sha256": sha256,
         "provenance": dict(potential.provenance),
         "calibration": None if potential.calibration is None else potential.calibration.to_dict(),
     }
@@ -149,10 +166,11 @@ def _little_endian(array: np.ndarray) -> np.ndarray:
 
 
 def _read(path: Path) -> bytes:
-    if not path.is_file():
-        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
-        _refuse(path, kind, "Check the spelling and the working folder; give a *.safetensors file")
     try:
+        if not path.is_file():
+            kind = "is a folder, not a file" if path.is_dir() else "does not exist"
+            advice = "Check the spelling and the working folder; give a *.safetensors file"
+            _refuse(path, kind, advice)
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
@@ -243,7 +261,7 @@ def _check_header(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
     _check_version(path, header)
     missing, unknown = (
         sorted(_HEADER_TYPES.keys() - header.keys()),
-        sorted(header.keys() - _HEADER_TYPES.keys()),
+        sorted(header.keys() - _HEADER_TYPES.keys() - {"sha256"}),
     )
     if missing or unknown:
         _refuse(path, f"has a description without {missing} and with unknown {unknown}", _DAMAGED)

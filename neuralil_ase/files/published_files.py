@@ -111,10 +111,10 @@ def import_published(path: str | os.PathLike[str]) -> Potential:
 
 
 def _read(path: Path) -> bytes:
-    if not path.is_file():
-        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise ModelFileError(f"{path} {kind}. Check the spelling and the working folder.")
     try:
+        if not path.is_file():
+            kind = "is a folder, not a file" if path.is_dir() else "does not exist"
+            raise ModelFileError(f"{path} {kind}. Check the spelling and the working folder.")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
