@@ -5,7 +5,9 @@
 ``neuralil-ase evaluate MODEL DATA`` does this and more; here are the parts. Writes evaluate.png.
 """
 
+import lzma
 import sys
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ from neuralil_ase import NeuralILCalculator, predict_many
 
 FRAMES = int(sys.argv[1]) if sys.argv[1:] else 72
 
-data = read(Path(__file__).parent / "ean_gfn1" / "ean_gfn1.extxyz.xz", ":")
+# Unpacked first: ASE would seek in the compressed file for every frame.
+with lzma.open(Path(__file__).parent / "ean_gfn1" / "ean_gfn1.extxyz.xz", "rt") as file:
+    data = read(StringIO(file.read()), ":", format="extxyz")
 test = [atoms for atoms in data if atoms.info["split"] == "test"][:FRAMES]
 potential = NeuralILCalculator().potential  # or load_potential("my_model.safetensors")
 predictions = list(predict_many(potential, test, uncertainty="forces"))
