@@ -44,6 +44,11 @@ class OwnedFile:
         """Whether somebody else has changed, replaced or deleted the file since it was last read or written here."""
         return self._found() != self._left
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a file now."""
+        return self._found() is not None
+
     def read(self) -> bytes:
         """The content, empty where there is no file. What others did up to now counts as known."""
         self._left = self._found()

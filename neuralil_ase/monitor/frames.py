@@ -113,7 +113,7 @@ class FrameSaver:
         self.novelty = novelty
         self.max_saved = max_saved
         self.n_saved = 0
-        self.unwritten: list[Atoms] = []
+        self.unwritten: list[bytes] = []
         self._file = file
         if not append:
             self._file.set_aside()
@@ -127,14 +127,22 @@ class FrameSaver:
         offered = [_reasons(event, frame, "before") for frame in event.before]
         if event.band == Band.CANDIDATE:
             offered.append(_reasons(event, event.frame, "candidate"))
-        room = self.max_saved - self.n_saved - len(self.unwritten)
+        in_file = self.n_saved if self._file.exists else 0  # moved away to be labelled, say
+        room = self.max_saved - in_file - len(self.unwritten)
         kept: list[Atoms] = []
         for frame in reversed(offered):  # the flagged frame has the first claim, then the latest
             if len(kept) < room and self.novelty.is_new(frame, event.watched):
                 self.novelty.remember(frame, event.watched)
                 kept.append(frame)
-        self.unwritten.extend(reversed(kept))
+        left_out: set[str] = set()
+        self.unwritten.extend(_extxyz(frame, left_out) for frame in reversed(kept))
         self.flush()
+        if left_out:
+            warnings.warn(
+                f"{self._file.path}: the saved frames do not hold {', '.join(sorted(left_out))} of the structure, "
+                "which extxyz cannot hold",
+                stacklevel=2,
+            )
         return len(kept)
 
     def flush(self) -> None:
@@ -142,11 +150,11 @@ class FrameSaver:
         if not self.unwritten:
             return
         try:
-            record = b"".join(map(_extxyz, self.unwritten))
+            record = b"".join(self.unwritten)
             if self._file.added() == record:  # an interrupt came just after they were written
                 self._file.read()
             else:
-                if self._file.changed:  # moved away to be labelled, say
+                if self._file.changed:
                     self._take_stock()
                 self._file.append(record, sync=True)
         except (OutputError, MonitorError) as problem:
@@ -164,13 +172,13 @@ class FrameSaver:
         """Read what is in the file; half a frame at its end is moved to a file of its own."""
         content = self._file.read()
         frames, whole = _frames(content, self._file.path)
+        self.n_saved = len(frames)
         if whole < len(content):
             aside = self._file.cut_tail(whole)
             warnings.warn(
                 f"{self._file.path} ends with half a frame, as after a kill; it was moved to {aside}",
                 stacklevel=2,
             )
-        self.n_saved = len(frames)
         return frames
 
 
@@ -187,7 +195,7 @@ def _frames(content: bytes, path: Path) -> tuple[list[Atoms], int]:
     for end in _ends(content, path):
         try:
             text = content[start:end].decode()
-            frames += read_extxyz(io.StringIO(text), slice(None))
+            frames += read_extxyz(_as_file(text), slice(None))
         except Exception as problem:  # the reader of ASE raises whatever the text leads it to
             line = content.count(b"\n", 0, start) + 1
             raise MonitorError(
@@ -233,29 +241,33 @@ def _reasons(event: Event, frame: Atoms, band: str) -> Atoms:
     return frame
 
 
-def _extxyz(frame: Atoms) -> bytes:
-    """The frame as it stands in the file, without what would keep it from being read again.
+def _extxyz(frame: Atoms, left_out: set[str]) -> bytes:
+    """The frame as it stands in the file, without what would keep it from being read again; that is `left_out`.
 
     ASE writes some entries of ``info`` and ``arrays`` (empty text, line breaks, quotes) so that they spoil the frame.
     """
     text = _readable_text(frame)
     if text is not None:
         return text
-    bare = Atoms(frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
-    extras = [(frame.info, bare.info, key) for key in frame.info]
-    extras += [(frame.arrays, bare.arrays, key) for key in set(frame.arrays) - set(bare.arrays)]
-    spoilt = []
-    for source, target, key in extras:
-        target[key] = source[key]
-        if _readable_text(bare) is None:
-            spoilt.append(repr(key))
-            del target[key]
-    bare.calc = frame.calc
-    warnings.warn(
-        f"the saved frame does not hold {', '.join(spoilt)} of the structure, which extxyz cannot hold",
-        stacklevel=2,
-    )
-    return _readable_text(bare) or b""
+    kept = frame.copy()
+    kept.calc = frame.calc
+    for place in ("info", "arrays"):
+        for key, value in getattr(frame, place).items():
+            if key in ("numbers", "positions") or str(key).startswith("monitor_"):
+                continue
+            # Alone, before another entry and a pbc that is not the default, which it might swallow.
+            probe = Atoms(frame.numbers, positions=frame.positions, cell=np.eye(3), pbc=(1, 0, 1))
+            getattr(probe, place)[key] = value
+            probe.info["monitor_after"] = 1
+            if _readable_text(probe) is None:
+                left_out.add(repr(key))
+                del getattr(kept, place)[key]
+    text = _readable_text(kept)
+    if text is None:
+        raise MonitorError(
+            "a flagged frame cannot be written as extxyz; usually an entry of atoms.info or atoms.arrays is the cause"
+        )
+    return text
 
 
 def _readable_text(frame: Atoms) -> bytes | None:
@@ -263,7 +275,7 @@ def _readable_text(frame: Atoms) -> bytes | None:
     buffer = io.StringIO()
     try:
         write_extxyz(buffer, frame)
-        (read,) = read_extxyz(io.StringIO(buffer.getvalue()), slice(None))
+        (read,) = read_extxyz(_as_file(buffer.getvalue()), slice(None))
         text = buffer.getvalue().encode()
     except Exception:  # of any kind, depending on the entry
         return None
@@ -273,6 +285,11 @@ def _readable_text(frame: Atoms) -> bytes | None:
         and read.info.keys() == frame.info.keys()
     )
     return text if same and text.count(b"\n") == len(frame) + 2 else None
+
+
+def _as_file(text: str) -> io.StringIO:
+    """The text as a reader of the file sees it, for whom a carriage return ends a line too."""
+    return io.StringIO(text, newline=None)
 
 
 def _plain_copy(atoms: Atoms) -> Atoms:

@@ -112,14 +112,17 @@ class Log:
         """Write the rows that an earlier failure left in memory."""
         if self._file is None or not self._unwritten:
             return
+        told = None
         try:
             if self._file.changed:
-                self._restore(self._file)
+                told = self._restore(self._file)
             else:
                 self._file.append(self._unwritten, sync=False)
         except OutputError as problem:
             raise waiting(problem, f"{len(self._unwritten.splitlines())} row(s)") from problem
         self._unwritten = b""
+        if told:
+            warnings.warn(told, stacklevel=2)
 
     def as_dict(self) -> dict[str, np.ndarray]:
         """All rows so far, by column; those of earlier parts of a resumed run included."""
@@ -165,8 +168,8 @@ class Log:
         if times.size and np.isfinite(times[0]):
             self.clock = (int(reached[-1, 0]), float(times[0]))
 
-    def _restore(self, file: OwnedFile) -> None:
-        """Bring the file back into order after somebody else has changed or deleted it."""
+    def _restore(self, file: OwnedFile) -> str | None:
+        """Bring the file back into order after somebody else changed or deleted it; returns what is to be told."""
         added = file.added()
         if added == self._unwritten:
             file.read()  # our own: an interrupt came just after they were written
@@ -175,7 +178,8 @@ class Log:
             line[:1] in b"#\n\r" for line in added.splitlines(keepends=True)
         ):
             if added.endswith(b"\n"):
-                return file.append(self._unwritten, sync=False)  # somebody's remarks
+                file.append(self._unwritten, sync=False)  # somebody's remarks
+                return None
         elif added is not None:
             raise OutputError(
                 f"{file.path}: {len(added)} bytes were added to this log by somebody else, usually by a second run "
@@ -188,10 +192,7 @@ class Log:
             if aside is None
             else f"was changed by somebody else, is now {aside},"
         )
-        warnings.warn(
-            f"{file.path} {what} and was written anew, with all rows of this run", stacklevel=2
-        )
-        return None
+        return f"{file.path} {what} and was written anew, with all rows of this run"
 
     def _content(self) -> bytes:
         """Everything that belongs into the file."""

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -208,6 +209,34 @@ def test_saved_frames_that_others_take_away(what, in_folder):
     assert monitor.n_saved == len(expected)
 
 
+def test_a_full_file_that_is_moved_away_makes_room(in_folder):
+    monitor, dynamics = watched(max_saved=2)
+    dynamics.run(3)
+    assert saved() == [0, 1]
+    SAVED.rename("round_1.extxyz")
+    dynamics.run(3)
+    assert saved() == [4, 5]
+    assert monitor.n_saved == 2
+
+
+@pytest.mark.parametrize("spoil", ["log", "info"])
+def test_warnings_turned_into_errors_lose_and_double_nothing(spoil, in_folder):
+    atoms = argon()
+    _, dynamics = watched(atoms)
+    dynamics.run(1)
+    if spoil == "log":
+        LOG.unlink()
+    else:
+        atoms.info["comment"] = "two\nlines"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="written anew" if spoil == "log" else "do not hold"):
+            dynamics.run(1)
+    atoms.info.clear()
+    dynamics.run(1)
+    assert steps() == saved() == [0, 1, 2, 3]
+
+
 def test_saved_frames_replaced_by_something_else(in_folder):
     monitor, dynamics = watched()
     dynamics.run(1)
@@ -228,7 +257,7 @@ def test_saved_frames_replaced_by_other_frames_are_added_to(in_folder):
     monitor, dynamics = watched(max_saved=4)
     dynamics.run(1)
     content = SAVED.read_bytes()
-    Path("other").write_bytes(content[: len(content) // 2])
+    Path("other").write_bytes(content[: content.index(b"\n32\n") + 1])
     os.replace("other", SAVED)
     dynamics.run(6)
     assert len(saved()) == monitor.n_saved == 4
@@ -391,7 +420,7 @@ def test_any_damage_is_read_or_refused_and_never_overwritten(data, in_folder):
         max_size=4,
     )
 )
-@pytest.mark.filterwarnings("ignore:the saved frame does not hold", "ignore:Skipping unhashable")
+@pytest.mark.filterwarnings("ignore:.*the saved frames do not hold", "ignore:Skipping unhashable")
 def test_frames_can_be_read_whatever_the_structure_carries(info, in_folder):
     """ASE writes line breaks, quotes and empty text so that they spoil the frame."""
     atoms = molecule("CH4")
@@ -415,7 +444,7 @@ def test_entries_that_extxyz_cannot_hold_are_named(in_folder):
     atoms.calc = LJEnsemble()
     _, dynamics = watched(atoms, log=None)
     with pytest.warns(
-        UserWarning, match=r"does not hold '(comment|name)', '(comment|name)' of the structure"
+        UserWarning, match=r"do not hold '(comment|name)', '(comment|name)' of the structure"
     ):
         dynamics.run(0)
     frame = read(SAVED, 0)
