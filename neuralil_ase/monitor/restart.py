@@ -13,7 +13,7 @@ import numpy as np
 from neuralil_ase.errors import MonitorError
 
 ENERGY_NOISE = 2e-6
-"""eV per atom: so much two evaluations of the energy of one structure may differ. Ten times what float32 instead of
+"""eV per atom: so much two evaluations of the energy of one structure may differ. Five times what float32 instead of
 float64, another order of summation, and positions rounded to 1e-6 Å did to 225, 450 and 6075 atoms of liquid EAN."""
 SPREAD_NOISE = 2e-3, 5e-6
 """The same for spreads, relative and absolute (in eV, eV/Å or 1)."""
