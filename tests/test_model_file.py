@@ -227,6 +227,16 @@ def test_a_pickle_is_sent_to_the_importer(tmp_path: Path) -> None:
         load_potential(path)
 
 
+@pytest.mark.parametrize("length", [0x10280, 0x10380, 0x10480, 0x10580])
+def test_no_length_of_a_header_makes_a_file_a_pickle(path: Path, length: int) -> None:
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    assert size < length
+    header = content[8 : 8 + size].ljust(length)
+    path.write_bytes(length.to_bytes(8, "little") + header + content[8 + size :])
+    assert len(load_potential(path).elements) > 0
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -207,7 +207,9 @@ def _check_layout(path: Path, content: bytes) -> Mapping[str, Any]:
 def _check_start(path: Path, content: bytes) -> None:
     if len(content) < 8:
         _refuse(path, f"is truncated: it has {len(content)} bytes", _DAMAGED)
-    if content[0] == 0x80 and content[1] in range(2, 6):
+    # The length of a header can begin with the same two bytes, but then it is one that may be.
+    long = int.from_bytes(content[:8], "little") > MAX_HEADER_BYTES
+    if long and content[0] == 0x80 and content[1] in range(2, 6):
         advice = f"Import it once with: neuralil-ase import {path} -o MODEL.safetensors"
         _refuse(
             path,
