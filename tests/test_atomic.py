@@ -24,6 +24,15 @@ def test_content_is_written_and_nothing_is_left_beside_it(tmp_path: Path) -> Non
         assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444])
+def test_a_file_that_is_replaced_hands_on_its_permissions(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "a"
+    path.touch()
+    path.chmod(mode)
+    write_atomically(path, b"one")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"one", mode)
+
+
 def test_names_of_the_longest_kind_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 255)
     write_atomically(path, b"one")

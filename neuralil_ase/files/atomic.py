@@ -7,6 +7,7 @@ file of its own with :func:`cut_tail`.
 """
 
 import os
+import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from neuralil_ase.errors import OutputError
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a temporary file beside the target, flush it to the disk, rename it over the target.
 
-    The target of a symbolic link is replaced, not the link.
+    The target of a symbolic link is replaced, not the link; a file that is replaced hands on its permissions.
 
     Raises
     ------
@@ -36,6 +37,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if target.exists():
+            with suppress(OSError):  # some file systems know no permissions
+                os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
         os.replace(temporary, target)
     except OutputError:
         raise
