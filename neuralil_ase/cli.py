@@ -90,7 +90,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
-    from neuralil_ase.training.settings import add_options
+    from neuralil_ase.options import add_options
 
     parser.epilog = (
         "Units: eV, Å. Values in brackets are defaults. Example: neuralil-ase train a.extxyz b.extxyz -o "
@@ -121,8 +121,9 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     from neuralil_ase.evaluation.metrics import format_table
+    from neuralil_ase.options import given_options
     from neuralil_ase.training import train
-    from neuralil_ase.training.settings import given_options, read_settings
+    from neuralil_ase.training.settings import read_settings
 
     values = read_settings(options.settings) if options.settings else {}
     result = train(

@@ -14,7 +14,7 @@ import neuralil_ase
 ROOT = Path(neuralil_ase.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
-    ("errors",),
+    ("errors", "progress"),
     ("calibration",),
     ("model",),
     ("prediction",),
@@ -24,6 +24,7 @@ FLOORS = (
     ("bias", "replicas", "hosts"),
     ("evaluation", "response"),
     ("monitor", "training"),
+    ("options",),
     ("cli",),
 )
 """Rooms from the ground up; a room knows those below it, and no other on its own floor."""
@@ -49,7 +50,7 @@ ALLOWED = {
 WITHOUT_JAX = {
     "__init__", "ase_plugin", "bias", "calculator", "calibration", "errors", "evaluation", "files", "monitor",
     "prediction", "replicas", "response", "model/config", "engine/backend", "engine/native", "engine/neighbors",
-    "model/elements", "model/parameters", "model/potential",
+    "model/elements", "model/parameters", "model/potential", "progress",
 }  # fmt: skip
 
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from neuralil_ase.training import progress
-from neuralil_ase.training.progress import Progress
+from neuralil_ase import progress
+from neuralil_ase.progress import Progress
 
 
 class Clock:

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from tqdm import tqdm
 
 from neuralil_ase.calculator import NeuralILCalculator
 from neuralil_ase.errors import ConfigError
+from neuralil_ase.progress import Progress
 from neuralil_ase.response.estimate import Estimate, Like, error_scale
 
 
@@ -66,11 +66,13 @@ def propagate(
     structures: list[Atoms] = [atoms] if is_one else list(atoms)  # type: ignore[list-item] # is_one tells
     runs = [calculator, *calculator.members()]
     results = []
-    for chosen in tqdm(runs, desc="members", disable=not progress):
-        copies = [structure.copy() for structure in structures]
-        for copy in copies:
-            copy.calc = chosen
-        results.append(np.asarray(function(copies[0] if is_one else copies), float))
+    with Progress(len(runs), "run", "members", progress) as bar:
+        for chosen in runs:
+            copies = [structure.copy() for structure in structures]
+            for copy in copies:
+                copy.calc = chosen
+            results.append(np.asarray(function(copies[0] if is_one else copies), float))
+            bar.update(len(results))
     shapes = {result.shape for result in results}
     if len(shapes) > 1:
         raise ConfigError(

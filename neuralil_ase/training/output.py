@@ -20,6 +20,7 @@ from neuralil_ase.files.model_file import FORMAT as MODEL_FORMAT
 from neuralil_ase.files.model_file import save_potential
 from neuralil_ase.files.outputs import check_can_write, check_folder, check_is_no_input
 from neuralil_ase.model.potential import Potential
+from neuralil_ase.progress import Progress
 from neuralil_ase.training.checkpoint import (
     Checkpoint,
     check_same_run,
@@ -27,7 +28,6 @@ from neuralil_ase.training.checkpoint import (
     save_checkpoint,
 )
 from neuralil_ase.training.loop import Run, Trainer
-from neuralil_ase.training.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConf
 from neuralil_ase.model.graph import Graph
 from neuralil_ase.model.pair_terms import zbl
 from neuralil_ase.model.spectrum import channels, power_spectrum
+from neuralil_ase.progress import Progress
 from neuralil_ase.training.batches import (
     Labels,
     Packer,
@@ -34,7 +35,6 @@ from neuralil_ase.training.batches import (
 )
 from neuralil_ase.training.checkpoint import fingerprint
 from neuralil_ase.training.normalisation import Scaling, inlets, scaling_of
-from neuralil_ase.training.progress import Progress
 from neuralil_ase.training.reference import (
     energy_reference,
     isolated_energies,

@@ -1,13 +1,10 @@
-"""Every option of a training run: validated, read from a TOML table or from the command line."""
+"""Every option of a training run: validated, or read from a TOML file."""
 
-import argparse
-import inspect
-import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -324,80 +321,3 @@ _RANGES: dict[str, tuple[float, float]] = {
     "checkpoint_every": (1, 10**7),
     "memory_budget": (0, 2**50),
 }
-
-
-def add_options(parser: argparse._ActionsContainer) -> None:
-    """Add every setting as ``--option``; options that are not given stay unset."""
-    texts = help_texts(TrainingSettings)
-    for field in fields(TrainingSettings):
-        text = f"{texts.get(field.name, '')} {_default(field)}".strip().replace("%", "%%")
-        name = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(name, help=text, default=argparse.SUPPRESS, **_kind(field.type))
-
-
-def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The settings among the parsed options."""
-    names = {field.name for field in fields(TrainingSettings)}
-    return {name: value for name, value in vars(namespace).items() if name in names}
-
-
-def help_texts(cls: type) -> dict[str, str]:
-    """Descriptions of the attributes, by name, from a docstring in numpy style."""
-    texts: dict[str, str] = {}
-    names: list[str] = []
-    for line in inspect.getdoc(cls).__str__().partition("----------\n")[2].splitlines():
-        if line.startswith(" "):
-            for name in names:
-                texts[name] = f"{texts.get(name, '')} {line.strip()}".strip()
-        else:
-            names = re.findall(r"\w+", line)
-    return {name: text.replace("``", "") for name, text in texts.items()}
-
-
-def _kind(kind: Any) -> dict[str, Any]:
-    """How argparse reads a value of this type."""
-    if kind is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if get_origin(kind) is Literal:
-        return {"choices": get_args(kind)}
-    if kind == tuple[str, ...]:
-        return {"nargs": "+", "metavar": "FILE", "type": str}
-    if kind == tuple[int, ...]:
-        return {"type": _integers, "metavar": "N,N,…|none"}
-    if kind == Mapping[str, float] | None:
-        return {"type": _energies, "metavar": "H=E,C=E,…"}
-    plain: dict[Any, tuple[Callable[[str], Any], str]] = {
-        int: (int, "N"),
-        float: (float, "X"),
-        str | None: (str, "NAME"),
-        str: (str, "NAME"),
-    }
-    reader, metavar = plain[kind]
-    return {"type": reader, "metavar": metavar}
-
-
-def _default(field: "Field[Any]") -> str:
-    if field.default in (None, (), MISSING):
-        return ""
-    value = field.default
-    shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-    return f"[{shown}]"
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return () if text == "none" else tuple(int(word) for word in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of whole numbers like 64,32,16"
-        ) from error
-
-
-def _energies(text: str) -> dict[str, float]:
-    try:
-        pairs = [word.split("=") for word in text.split(",") if word]
-        return {symbol.strip(): float(energy) for symbol, energy in pairs}
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of energies in eV like H=-10.7,C=-48.8"
-        ) from error

@@ -13,15 +13,13 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.evaluation.dataset import frames_from_atoms
+from neuralil_ase.options import add_options, given_options, help_texts
 from neuralil_ase.training.prepare import neighbour_distance
 from neuralil_ase.training.settings import (
     CUTOFFS,
     DEFAULT_STEPS,
     FEWEST_EPOCHS,
     TrainingSettings,
-    add_options,
-    given_options,
-    help_texts,
     read_settings,
 )
 
