@@ -61,7 +61,9 @@ class Lock:
                 f"cannot write {path}: {getattr(problem, 'strerror', None) or problem}. Check that the folder exists "
                 "and that you may write to it"
             ) from problem
-        self._freed: weakref.finalize[..., object] = weakref.finalize(self, _free, handle, file, self._pid)
+        self._freed: weakref.finalize[..., object] = weakref.finalize(
+            self, _free, handle, file, self._pid
+        )
         _held[output] = self
 
     @property
