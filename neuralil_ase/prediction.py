@@ -15,6 +15,8 @@ Uncertainty = Literal["off", "energy", "forces"]
 "off": the means alone; "energy": also each member's energies; "forces": also each member's forces and virial.
 """
 UNCERTAINTIES: tuple[Uncertainty, ...] = get_args(Uncertainty)
+VOIGT = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
+"""Rows and columns of the six components xx yy zz yz xz xy of a symmetric matrix."""
 
 
 T = TypeVar("T")
@@ -27,6 +29,11 @@ def check_uncertainty(uncertainty: Any) -> Uncertainty:
             f"unknown uncertainty {uncertainty!r}; choose one of {', '.join(UNCERTAINTIES)}"
         )
     return uncertainty
+
+
+def to_voigt(matrices: np.ndarray) -> np.ndarray:
+    """The six components xx yy zz yz xz xy of 3 × 3 matrices, symmetrised: (..., 3, 3) to (..., 6)."""
+    return ((matrices + matrices.swapaxes(-1, -2)) / 2)[..., *VOIGT]
 
 
 def spread(members: np.ndarray) -> np.ndarray:

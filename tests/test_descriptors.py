@@ -11,7 +11,12 @@ from systems import CONFIG, R_CUT, STRUCTURES, calculator, structure
 from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.engine.predictor import precision
 from neuralil_ase.model.config import DescriptorConfig
-from neuralil_ase.model.descriptors import channels, descriptors
+from neuralil_ase.model.descriptors import (
+    channels,
+    descriptors,
+    pair_product_derivatives,
+    pair_products,
+)
 from neuralil_ase.model.elements import element_types
 from neuralil_ase.model.graph import Graph, pad_graph
 from neuralil_ase.model.radial_basis import exact_radial_functions
@@ -28,6 +33,26 @@ def compiled(config: DescriptorConfig, dtype: str):
 def evaluate(config: DescriptorConfig, graph: Graph, dtype: str = "float64") -> np.ndarray:
     with precision(dtype):
         return np.asarray(compiled(config, dtype)(graph))
+
+
+@pytest.mark.parametrize("n_max", [0, 2])
+def test_derivatives_of_pair_functions_are_those_of_automatic_differentiation(n_max: int) -> None:
+    """Inside the cutoff, at it, and beyond, where all of them vanish."""
+    config = DescriptorConfig(("N", "O"), n_max, R_CUT)
+    vectors = np.random.default_rng(0).normal(size=(6, 3))
+    vectors[4:] *= np.array([[1.0], [1.01]]) * R_CUT / np.linalg.norm(vectors[4:], axis=1)[:, None]
+    with precision("float64"):
+
+        def alone(vector: jax.Array) -> jax.Array:
+            return pair_products(config, vector[None])[0]
+
+        ways = (alone, jax.jacfwd(alone), jax.hessian(alone))
+        expected = jax.jit(jax.vmap(lambda v: tuple(way(v) for way in ways)))(vectors)
+        found = jax.jit(lambda v: pair_product_derivatives(config, v))(vectors)
+    for ours, known in zip(found, expected, strict=True):
+        order = np.moveaxis(np.asarray(known), 1, -1)
+        np.testing.assert_allclose(ours, order, rtol=0, atol=1e-12 * np.abs(order).max())
+        assert not np.asarray(ours)[5].any()
 
 
 def graph_of(name: str, dtype: str = "float64") -> Graph:

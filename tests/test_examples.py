@@ -123,6 +123,19 @@ def test_equation_of_state(copper: tuple[Path, str]) -> None:
     assert modulus_spread > 0
 
 
+def test_phonons(copper: tuple[Path, str]) -> None:
+    """Near the teacher's, whose highest frequency is 7 THz."""
+    output = example("phonons", copper[0])
+    assert number("violated by NUMBER eV/Å²", output) < 1e-8
+    assert number("rms error of the bands NUMBER THz", output) < 0.5
+    assert 50 < number("bulk modulus NUMBER GPa", output) < 250
+
+
+def test_green_kubo(copper: tuple[Path, str]) -> None:
+    """Far too short for a number; heat flows downhill."""
+    assert number("lattice conductivity NUMBER ±", example("green_kubo", copper[0], "60")) > 0
+
+
 def test_evaluate(tmp_path: Path) -> None:
     output = example("evaluate", tmp_path, "6")
     assert number("force MAE NUMBER meV/Å", output) < 150

@@ -1,18 +1,22 @@
 """Second and third derivatives against differences of forces and stresses, and against what symmetry demands."""
 
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.io import read
 from systems import CONFIG, STRUCTURES, calculator, ensemble, random_params, structure
 
 from neuralil_ase import NeuralILCalculator, Potential
 from neuralil_ase.engine.force_constants import ForceConstants
 from neuralil_ase.errors import StructureError
+from neuralil_ase.files.published_files import import_published
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 
 PERIODIC = [name for name in STRUCTURES if name != "molecule"]
+EXAMPLES = Path(__file__).parents[1] / "md_examples"
 
 
 @lru_cache
@@ -54,6 +58,51 @@ def assert_hessian_is_right(calc: NeuralILCalculator, atoms: Atoms) -> None:
 def test_hessian_is_the_slope_of_the_forces(name: str) -> None:
     """Cells far smaller than the cutoff, slabs, wires and mixed periodicity among them."""
     assert_hessian_is_right(calculator(), structure(name))
+
+
+def assert_hessian_is_right_along(calc: NeuralILCalculator, atoms: Atoms, count: int) -> None:
+    """Of large structures, where columns are many: along random directions that move all atoms."""
+    found = calc.force_constants(atoms)
+    scale = np.abs(found.blocks).max()
+    for along in np.random.default_rng(0).normal(size=(count, len(atoms), 3)):
+        # As long as a column of one atom, so that differences err as little.
+        along /= np.abs(along).max()
+        expected = slopes_of_forces(calc, atoms, along)
+        np.testing.assert_allclose(found.product(along), expected, rtol=0, atol=1e-6 * scale)
+    dense = found.hessian().reshape(3 * len(atoms), -1)
+    np.testing.assert_allclose(dense, dense.T, rtol=0, atol=1e-12 * scale)
+    assert found.translation_residual() < 1e-12 * scale
+
+
+def test_hessian_of_the_shipped_model_on_an_ion_pair() -> None:
+    calc = NeuralILCalculator(dtype="float64", uncertainty="off")
+    assert_hessian_is_right(calc, read(EXAMPLES / "ean_pair.extxyz"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pbc", [(True, True, True), (True, True, False)], ids=["cell", "slab"])
+def test_hessian_of_the_shipped_model_on_the_liquid(pbc: tuple[bool, bool, bool]) -> None:
+    """The cell of 225 atoms, and what it is with two free surfaces."""
+    atoms = read(EXAMPLES / "ean_start.extxyz")
+    atoms.pbc = pbc
+    calc = NeuralILCalculator(dtype="float64", uncertainty="off")
+    assert_hessian_is_right_along(calc, atoms, count=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "data"),
+    [
+        ("model_params_neuralil_OPTAX_2B25114.pickle", "ean_dft_50.extxyz"),
+        ("EAN_params_committee_1FEB3E08.pkl", "ean_dft_50.extxyz"),
+        ("EAN_params_deep_ensemble_8ABE86C9.pkl", "ean_dft_50.extxyz"),
+        ("model_nnff1.pickle", "sto_dft_100.extxyz"),
+    ],
+)
+def test_hessian_of_published_models(original: Path, file: str, data: str) -> None:
+    """Morse terms and deep ensembles among them, on the first published cell of their elements."""
+    calc = NeuralILCalculator(import_published(original / file), dtype="float64", uncertainty="off")
+    assert_hessian_is_right_along(calc, read(original / data, 0), count=3)
 
 
 def potential(**changes: object) -> Potential:

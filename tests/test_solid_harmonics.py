@@ -6,7 +6,7 @@ import pytest
 from scipy.special import eval_legendre, sph_harm_y
 
 from neuralil_ase.engine.predictor import precision
-from neuralil_ase.model.solid_harmonics import solid_harmonics
+from neuralil_ase.model.solid_harmonics import gradient_matrices, solid_harmonics
 
 L_MAX = 6
 HESSIANS = jax.jit(jax.hessian(lambda v: solid_harmonics(v[None], 4)[:, 0]))
@@ -72,6 +72,19 @@ def test_they_solve_the_laplace_equation_and_are_homogeneous() -> None:
     orders = np.repeat(np.arange(L_MAX + 1), 2 * np.arange(L_MAX + 1) + 1)
     scaled = evaluate(1.7 * VECTORS)
     np.testing.assert_allclose(scaled, evaluate(VECTORS) * 1.7 ** orders[:, None], atol=1e-11)
+
+
+def test_gradient_matrices_are_the_derivatives() -> None:
+    """To second order, against automatic differentiation; at order 0 nothing is left."""
+    matrices = gradient_matrices(4)
+    second = np.einsum("aij,bjk->abik", matrices, matrices)
+    np.testing.assert_allclose(second, second.swapaxes(0, 1), rtol=0, atol=1e-13)
+    with precision("float64"):
+        for vector in VECTORS[:4]:
+            expected = np.moveaxis(np.asarray(HESSIANS(vector)), 0, -1)
+            found = second @ evaluate(vector[None], 4)[:, 0]
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+    np.testing.assert_array_equal(gradient_matrices(0), np.zeros((3, 1, 1)))
 
 
 @pytest.mark.parametrize("vector", [(0.0, 0.0, 0.0), (0.0, 0.0, 1.3), (0.0, 0.0, -1.3)])

@@ -13,14 +13,11 @@ from neuralil_ase.engine.derivatives import Derivatives
 from neuralil_ase.engine.native import CoreModel
 from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.model.potential import Potential, flatten
-from neuralil_ase.prediction import Uncertainty
+from neuralil_ase.prediction import Uncertainty, to_voigt
 
 _FORMAT = "neuralil-ase"
-_TO_VOIGT = np.zeros((9, 6))
-"""From xx xy xz yx yy yz zx zy zz to xx yy zz yz xz xy, symmetrised."""
-for _k, (_i, _j) in enumerate(((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))):
-    _TO_VOIGT[3 * _i + _j, _k] += 0.5
-    _TO_VOIGT[3 * _j + _i, _k] += 0.5
+_TO_VOIGT = to_voigt(np.eye(9).reshape(9, 3, 3))
+"""``to_voigt`` as a matrix, (9, 6): a product is faster than picking elements."""
 
 
 def core_model(potential: Potential, dtype: str) -> CoreModel:

@@ -20,7 +20,7 @@ from neuralil_ase.model.graph import Graph
 from neuralil_ase.model.network import network_outputs
 from neuralil_ase.model.pair_terms import pair_energies
 from neuralil_ase.model.potential import Params
-from neuralil_ase.prediction import Uncertainty
+from neuralil_ase.prediction import VOIGT, Uncertainty
 
 Backend = Literal["compiled", "jax"]
 """Who computes: the compiled core, where it can (see ``native.missing_reason``), or JAX."""
@@ -89,7 +89,7 @@ def forces_from_pairs(gradient: Array, graph: Graph) -> Array:
 def virials_from_pairs(gradient: Array, graph: Graph) -> Array:
     """Sum r_ij ⊗ g_ij over each center's pairs, symmetrised, in Voigt order: shape (N, 6)."""
     r, g = graph.vectors, gradient
-    x, y = jnp.array((0, 1, 2, 1, 0, 0)), jnp.array((0, 1, 2, 2, 2, 1))
+    x, y = (jnp.array(axes) for axes in VOIGT)
     products = (r[:, x] * g[:, y] + r[:, y] * g[:, x]) / 2
     return jax.ops.segment_sum(products, graph.centers, len(graph.types), indices_are_sorted=True)
 

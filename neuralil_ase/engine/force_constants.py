@@ -23,7 +23,7 @@ from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.graph import PADDING_DISTANCE, Graph, bucket
 from neuralil_ase.model.potential import Params
 
-CENTERS_AT_ONCE = {"cpu": 16, "gpu": 512}
+CENTERS_AT_ONCE = {"cpu": 8, "gpu": 512}
 """So many that a processor's cache holds what stands between, and that a GPU is busy."""
 
 

@@ -7,21 +7,23 @@ With c the density coefficients of the centre, p(c) its features and z = W p + b
     B[k, l] = Q_k (d²E/dz²) Q_lᵀ + J_k G J_lᵀ + δ_kl Σ_c (dE/dc) d²c/dr_k²
 
 with J_k = dc/dr_k, Q_k = J_k (dp/dc)ᵀ Wᵀ and G = Σ_p (dE/dp) d²p/dc². All of it is exact: p is quadratic in c, and c is
-a sum over pairs. Members share J and dp/dc. A pair term adds to the blocks with k = l.
+a sum over pairs. Members share J. A pair term adds to the blocks with k = l.
 
 A batch of centres is a graph of stars: the centres come first, then one atom for each element of the model, which
 stands for all neighbours of that element. Every centre has K pairs; those it lacks are longer than the cutoff.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.lax import optimization_barrier
 
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig
-from neuralil_ase.model.descriptors import density_coefficients, pair_products
+from neuralil_ase.model.descriptors import pair_product_derivatives
 from neuralil_ase.model.first_layer import FirstLayer, first_layer
 from neuralil_ase.model.graph import Graph
 from neuralil_ase.model.pair_terms import pair_energies
@@ -76,73 +78,56 @@ def pair_blocks(config: ModelConfig, by_member: bool, params: Params, stars: Gra
     n_centers = len(stars.types) - n_elements
     vectors, types = jnp.asarray(stars.vectors), jnp.asarray(stars.types)
     k = len(vectors) // n_centers
-    density = density_coefficients(descriptor, stars)[:n_centers]
-    layer = first_layer(config, params, power_spectrum(descriptor, density), types[:n_centers])
-    by_features, curvature = _network_derivatives(layer, by_member)
-    by_density = pull_back_spectrum(descriptor, density, by_features)
-
+    values, first, second = (
+        x.reshape(n_centers, k, *x.shape[1:]) for x in pair_product_derivatives(descriptor, vectors)
+    )
     neighbours = types[stars.neighbors].reshape(n_centers, k)
-    first, second = _pair_function_derivatives(descriptor, vectors, (n_centers, k))
     is_element = jax.nn.one_hot(neighbours, n_elements, dtype=vectors.dtype)
+    density = jnp.einsum("nke,nkc->nec", is_element, values)
     slopes = jnp.einsum("nke,nkxc->nkxec", is_element, first).reshape(
         n_centers, 3 * k, *density.shape[1:]
     )
-    along = _Spectrum(descriptor, density, by_features, curvature, layer.weights)
-    blocks = _through_density(along, slopes).reshape(-1, n_centers, k, 3, k, 3)
-    by_own = jnp.take_along_axis(by_density, neighbours[None, :, :, None], axis=2)
+    features = power_spectrum(descriptor, density, only_forward=True)
+    layer = first_layer(config, params, features, types[:n_centers])
+    by_features, curvature = _network_derivatives(layer, by_member)
+    to_inputs = _input_slopes(descriptor, density, slopes, layer.weights)
+    through_network = _congruence(curvature, to_inputs, by_member)
+
+    # p is quadratic in c, so that its pull-back is linear in c: along a direction it is G times the direction.
+    directions = jnp.concatenate([slopes, density[:, None]], axis=1)
+    bent = jax.vmap(lambda c: _pull_back(descriptor, c, by_features), 1, 2)(directions)
+    by_density = bent[:, :, -1]
+    through_spectrum = jnp.einsum("nrec,snqec->snrq", slopes, bent[:, :, :-1])
+    blocks = (through_network + through_spectrum).reshape(-1, n_centers, k, 3, k, 3)
+    by_own = jnp.einsum("snec,nke->snkc", by_density, is_element)
     diagonal = jnp.einsum("snkc,nkxyc->snkxy", by_own, second)
     if config.pair_term != "none":
         diagonal += _pair_term(config, by_member, params, stars).reshape(-1, n_centers, k, 3, 3)
     return blocks + jnp.einsum("snkxy,kl->snkxly", diagonal, jnp.eye(k, dtype=vectors.dtype))
 
 
-class _Spectrum(NamedTuple):
-    """The way from density coefficients to the energy, to second order, at B centres."""
-
-    config: DescriptorConfig
-    density: Array  # (B, elements, channels)
-    by_features: Array  # dE/dp, (S, B, F)
-    curvature: Array  # d²E/dz² divided by the number of members for their mean, (M, B, W, W)
-    weights: Array  # (M, W, F)
+_pull_back = partial(pull_back_spectrum, only_forward=True)
 
 
-def _through_density(spectrum: _Spectrum, slopes: Array) -> Array:
-    """Second derivatives along the slopes J, shape (B, R, elements, channels): (S, B, R, R).
+def _input_slopes(config: DescriptorConfig, density: Array, slopes: Array, weights: Array) -> Array:
+    """Q: slopes of the inputs z, weights (M, W, F), along slopes (B, R, elements, channels): (B, R, M, W)."""
+    n_members, width, _ = weights.shape
+    rows = weights.reshape(n_members * width, 1, -1)
 
-    Where there are fewer coefficients than rows R, they go first to the coefficients themselves.
-    """
-    n, rows, *shape = slopes.shape
-    n_coefficients = shape[0] * shape[1]
-    if rows <= n_coefficients:
-        return _along(spectrum, slopes)
-    units = jnp.eye(n_coefficients, dtype=slopes.dtype).reshape(n_coefficients, *shape)
-    matrix = _along(spectrum, jnp.broadcast_to(units, (n, *units.shape)))
-    flat = slopes.reshape(n, rows, n_coefficients)
-    return jnp.einsum("nrc,sncd,nqd->snrq", flat, matrix, flat)
+    def pulled_back(density: Array) -> Array:
+        return _pull_back(config, density[None], rows)[:, 0]
+
+    by_density = optimization_barrier(jax.vmap(pulled_back)(density))
+    found = optimization_barrier(jnp.einsum("nrec,nwec->nrw", slopes, by_density))
+    return found.reshape(*slopes.shape[:2], n_members, width)
 
 
-def _along(spectrum: _Spectrum, directions: Array) -> Array:
-    """Second derivatives along R directions of the coefficients of every centre: (S, B, R, R)."""
-    config, density, by_features, curvature, weights = spectrum
-    is_mean = len(by_features) < len(weights)
-
-    def feature_slopes(density: Array, directions: Array) -> Array:
-        def features(density: Array) -> Array:
-            return power_spectrum(config, density[None])[0]
-
-        return jax.vmap(lambda d: jax.jvp(features, (density,), (d,))[1])(directions)
-
-    def pull_back(direction: Array) -> Array:
-        return pull_back_spectrum(config, direction, by_features)
-
-    # Of the inputs z: Q, and (d²E/dz²) Q.
-    slopes = jax.vmap(feature_slopes)(density, directions)
-    moved = jnp.einsum("nrf,mwf->mnrw", slopes, weights)
-    answer = jnp.einsum("mnvw,mnrw->mnrv", curvature, moved)
-    through_network = jnp.einsum(f"mnrw,mnqw->{'' if is_mean else 'm'}nrq", moved, answer)
-    # p is quadratic in c, so that its pull-back is linear in c: along a direction it is G times the direction.
-    bent = jax.vmap(pull_back, 1, 2)(directions)
-    return through_network + jnp.einsum("nrec,snqec->snrq", directions, bent)
+def _congruence(curvature: Array, q: Array, by_member: bool) -> Array:
+    """Q H Qᵀ with H of shape (M, B, W, W) and Q (B, R, M, W): (M, B, R, R), or their sum over members, (1, B, R, R)."""
+    answers = optimization_barrier(jnp.einsum("mnvw,nrmw->nrmv", curvature, q))
+    if by_member:
+        return jnp.einsum("nrmw,nqmw->mnrq", q, answers)
+    return jnp.einsum("nrmw,nqmw->nrq", q, answers)[None]
 
 
 def _network_derivatives(layer: FirstLayer, by_member: bool) -> tuple[Array, Array]:
@@ -156,19 +141,6 @@ def _network_derivatives(layer: FirstLayer, by_member: bool) -> tuple[Array, Arr
     return by_features if by_member else by_features.sum(0, keepdims=True), curvature.transpose(
         1, 2, 3, 0
     )
-
-
-def _pair_function_derivatives(
-    config: DescriptorConfig, vectors: Array, shape: tuple[int, int]
-) -> tuple[Array, Array]:
-    """dφ/dr, shape (B, K, 3, channels), and d²φ/dr², (B, K, 3, 3, channels), of g_nl(r) Y_lm(r)."""
-
-    def slopes(vectors: Array) -> Array:
-        return _forward(lambda v: pair_products(config, v), vectors, 3)
-
-    first = slopes(vectors).swapaxes(0, 1)
-    second = _forward(slopes, vectors, 3).transpose(2, 0, 1, 3)
-    return first.reshape(*shape, *first.shape[1:]), second.reshape(*shape, *second.shape[1:])
 
 
 def _pair_term(config: ModelConfig, by_member: bool, params: Params, stars: Graph) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms, units
 
 from neuralil_ase.errors import DataError
+from neuralil_ase.prediction import to_voigt
 
 StressUnit = Literal["eV/A^3", "GPa", "kB"]
 STRESS_UNITS: dict[str, float] = {"eV/A^3": 1.0, "GPa": units.GPa, "kB": 0.1 * units.GPa}
@@ -19,7 +20,6 @@ DEFAULTS = {
     "stress": ("stress",),
     "virial": ("virial", "virials"),
 }
-VOIGT = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
 PREDICTED = ("energy_std", "energies_std", "forces_std", "energy_error_bar", "forces_error_bar")
 """Written beside predictions by ``evaluate --write-predictions`` and by the monitor."""
 _MEANINGS = {
@@ -145,11 +145,6 @@ def read_labels(atoms: Atoms, source: str, keys: Keys) -> Labels:
         _lookalikes(results | extra, len(atoms), set(names.values())),
         _predicted_by(atoms, extra),
     )
-
-
-def to_voigt(matrix: np.ndarray) -> np.ndarray:
-    """The six numbers xx yy zz yz xz xy of a 3 x 3 matrix, symmetrised."""
-    return ((matrix + matrix.T) / 2)[VOIGT]
 
 
 def _results(atoms: Atoms, source: str) -> dict[str, Any]:

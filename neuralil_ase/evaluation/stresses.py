@@ -16,7 +16,7 @@ from ase import units
 from scipy.stats import spearmanr
 
 from neuralil_ase.evaluation.dataset import Frame, elements_of, pairs_of, types_of
-from neuralil_ase.evaluation.labels import to_voigt
+from neuralil_ase.prediction import to_voigt
 
 logger = logging.getLogger(__name__)
 RADIUS, N_PAIR, N_DENSITY = 5.0, 10, 4

@@ -19,7 +19,7 @@ from jax.lax import optimization_barrier
 from neuralil_ase.model.config import DescriptorConfig
 from neuralil_ase.model.graph import Graph
 from neuralil_ase.model.radial_basis import radial_series
-from neuralil_ase.model.solid_harmonics import solid_harmonics
+from neuralil_ase.model.solid_harmonics import gradient_matrices, solid_harmonics
 from neuralil_ase.model.spectrum import channels, power_spectrum, pull_back_spectrum
 
 SERIES_TOLERANCE = {"float32": 1e-7, "float64": 1e-12}
@@ -93,3 +93,31 @@ def pair_products(config: DescriptorConfig, vectors: Array) -> Array:
     angular = harmonics.T @ jnp.asarray(pick, vectors.dtype)
     radial, angular = optimization_barrier((radial, angular))
     return optimization_barrier(radial * angular)
+
+
+def pair_product_derivatives(
+    config: DescriptorConfig, vectors: Array
+) -> tuple[Array, Array, Array]:
+    """:func:`pair_products` φ with dφ/dr and d²φ/dr²: shapes (P, channels), (P, 3, channels), (P, 3, 3, channels).
+
+    In closed form, φ being a function of r² times a harmonic polynomial: XLA compiles derivatives of derivatives ten
+    times longer.
+    """
+    series = radial_series(config.n_max, config.r_cut, SERIES_TOLERANCE[vectors.dtype.name])
+    radial_index, harmonic_index = channels(config)
+    f, f_1, f_2 = (x[:, radial_index] for x in series.derivatives(jnp.sum(vectors**2, axis=-1)))
+    # Columns: the harmonics of all channels, their derivatives by x, y, z, and those of these.
+    gradients = gradient_matrices(config.n_max)
+    second = np.einsum("aij,bjk->abik", gradients, gradients)[:, :, harmonic_index]
+    rows = [np.eye(gradients.shape[1])[harmonic_index], gradients[:, harmonic_index], second]
+    matrix = np.concatenate([x.reshape(-1, gradients.shape[1]) for x in rows])
+    harmonics = solid_harmonics(vectors, config.n_max).T @ jnp.asarray(matrix.T, vectors.dtype)
+    y, y_1, y_2 = jnp.split(
+        optimization_barrier(harmonics).reshape(len(vectors), 13, -1), [1, 4], axis=1
+    )
+    x = 2 * vectors[:, :, None]
+    first = f_1[:, None] * y * x + f[:, None] * y_1
+    turned = (f_1[:, None] * y_1)[:, :, None] * x[:, None]
+    both = ((f_2[:, None] * y) * x)[:, :, None] * x[:, None] + turned + turned.swapaxes(1, 2)
+    both += 2 * jnp.eye(3, dtype=vectors.dtype)[:, :, None] * (f_1[:, None] * y)[:, None]
+    return f * y[:, 0], first, both + f[:, None, None] * y_2.reshape(both.shape)

@@ -18,6 +18,7 @@ from itertools import pairwise
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.lax import optimization_barrier
 from numpy.polynomial import chebyshev
 from scipy.optimize import brentq
 from scipy.special import spherical_jn
@@ -130,6 +131,20 @@ class RadialSeries:
         """g_nl(r)/r^l at squared distances in Å², shape (P,): shape (P, (n, l) pairs)."""
         basis = self.basis(r_squared)
         return basis.T @ jnp.asarray(self.coefficients, dtype=basis.dtype)
+
+    def derivatives(self, r_squared: Array) -> tuple[Array, Array, Array]:
+        """g_nl(r)/r^l and its first and second derivative by r²: shape (P, (n, l) pairs) each."""
+        s = jnp.minimum(r_squared / self.r_cut**2, 1)
+        e, c = (1 - s)[:, None], self.coefficients
+        series = [
+            np.pad(2**k * chebyshev.chebder(c, k), ((0, k), (0, 0))) if k else c for k in range(3)
+        ]
+        basis = chebyshev_basis(2 * s - 1, len(c)).T
+        products = basis @ jnp.asarray(np.concatenate(series, axis=1), basis.dtype)
+        q, slope, bend = jnp.split(optimization_barrier(products), 3, axis=1)
+        first = e**3 * slope - 3 * e**2 * q
+        second = e**3 * bend - 6 * e**2 * slope + 6 * e * q
+        return e**3 * q, first / self.r_cut**2, second / self.r_cut**4
 
 
 def chebyshev_basis(x: Array, count: int) -> Array:

@@ -8,6 +8,7 @@ finite derivatives of every order everywhere, the origin included.
 from math import factorial, pi, sqrt
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -59,17 +60,45 @@ def _modified_legendre(z: Array, r_squared: Array, l_max: int) -> list[list[Arra
     return q
 
 
+def gradient_matrices(l_max: int) -> np.ndarray:
+    """Matrices D_a with ∂_a Y = D_a Y for the column Y of all r^l Y_lm: shape (3, (l_max + 1)², (l_max + 1)²).
+
+    Derivatives of solid harmonics are solid harmonics of one order less: the rules of the same paper for Q_lm and
+    (x + iy)^m put together.
+    """
+    matrices = np.zeros((3, (l_max + 1) ** 2, (l_max + 1) ** 2))
+
+    def put(axis: int, order: int, m: int, lower: int, factor: float) -> None:
+        """Y_{order,m} has the derivative factor · Y_{order-1,lower} without norms; none exists beyond |m| = l."""
+        if abs(lower) < order:
+            norm = _norm(order, abs(m)) / _norm(order - 1, abs(lower))
+            row, column = order * (order + 1) + m, (order - 1) * order + lower
+            matrices[axis, row, column] += factor * norm
+
+    for order in range(1, l_max + 1):
+        put(0, order, 0, 1, -1.0)
+        put(1, order, 0, -1, -1.0)
+        put(2, order, 0, 0, order)
+        for m in range(1, order + 1):
+            down = (order + m) * (order + m - 1) / 2
+            for sign in (1, -1):  # of m: cosine and sine
+                put(2, order, sign * m, sign * m, order + m)
+                put(0, order, sign * m, sign * (m + 1), -0.5)
+                put(1, order, sign * m, -sign * (m + 1), -0.5 * sign)
+                if m > 1 or sign > 0:
+                    put(0, order, sign * m, sign * (m - 1), down)
+                if m > 1 or sign < 0:
+                    put(1, order, sign * m, -sign * (m - 1), -down * sign)
+    return matrices
+
+
+def _norm(order: int, m: int) -> float:
+    ratio = factorial(order - m) / factorial(order + m)
+    return sqrt((1 if m == 0 else 2) * (2 * order + 1) / (4 * pi) * ratio)
+
+
 def _order(order: int, q: list[Array], cosine: list[Array], sine: list[Array]) -> list[Array]:
-    norms = [
-        sqrt(
-            (1 if m == 0 else 2)
-            * (2 * order + 1)
-            / (4 * pi)
-            * factorial(order - m)
-            / factorial(order + m)
-        )
-        for m in range(order + 1)
-    ]
+    norms = [_norm(order, m) for m in range(order + 1)]
     negative = [norms[m] * q[m] * sine[m] for m in range(order, 0, -1)]
     positive = [norms[m] * q[m] * cosine[m] for m in range(order + 1)]
     return negative + positive

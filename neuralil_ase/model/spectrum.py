@@ -4,10 +4,11 @@ Plain: p_{ab,nl} = Σ_m c_{a,nlm} c_{b,nlm} for every unordered pair of elements
 every unordered pair of (element, n) at equal l. A channel is one (n, l, m), ordered by l, then n, then m.
 
 Triangles are taken out of matrices, and matrices made of triangles, by splitting and concatenating alone. These are
-each other's transposes, so that no derivative of any order meets a scatter, which is slow everywhere.
+each other's transposes, so that no derivative of any order meets a scatter, which is slow everywhere. But XLA compiles
+hundreds of pieces slowly: ``only_forward`` picks elements instead, for what is never differentiated backwards.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,18 +28,23 @@ def channels(config: DescriptorConfig) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(radial), np.concatenate(harmonic)
 
 
-def power_spectrum(config: DescriptorConfig, density: Array) -> Array:
+def power_spectrum(
+    config: DescriptorConfig, density: Array, *, only_forward: bool = False
+) -> Array:
     """Contract density coefficients, shape (N, elements, channels), to features, shape (N, n_features)."""
     if config.cross_terms:
+        triangle = _picked_triangle if only_forward else _triangle
         grams = [jnp.einsum("npm,nqm->npq", x, x) for x in _split_orders(config, density)]
-        return jnp.concatenate([_triangle(optimization_barrier(g)) for g in grams], axis=-1)
+        return jnp.concatenate([triangle(optimization_barrier(g)) for g in grams], axis=-1)
     products = [density[:, a : a + 1] * density[:, a:] for a in range(len(config.elements))]
     sum_over_m = _radial_to_channels(config, density).T
     blocks = [(p.reshape(-1, p.shape[-1]) @ sum_over_m) for p in optimization_barrier(products)]
     return jnp.concatenate([b.reshape(len(density), -1) for b in blocks], axis=-1)
 
 
-def pull_back_spectrum(config: DescriptorConfig, density: Array, cotangents: Array) -> Array:
+def pull_back_spectrum(
+    config: DescriptorConfig, density: Array, cotangents: Array, *, only_forward: bool = False
+) -> Array:
     """Gradients by the density coefficients for M cotangents of :func:`power_spectrum`.
 
     Parameters
@@ -49,6 +55,8 @@ def pull_back_spectrum(config: DescriptorConfig, density: Array, cotangents: Arr
         c_{a,nlm} in Å^(-3/2), shape (N, elements, channels).
     cotangents
         dE/dp of M energies in eV Å³, shape (M, N, n_features).
+    only_forward
+        Whether the result is differentiated forwards alone, if at all.
 
     Returns
     -------
@@ -56,7 +64,8 @@ def pull_back_spectrum(config: DescriptorConfig, density: Array, cotangents: Arr
         dE/dc in eV Å^(3/2); linear in the cotangents.
     """
     if config.cross_terms:
-        return _pull_back_cross(config, density, cotangents)
+        symmetric = _picked_symmetric if only_forward else _symmetric
+        return _pull_back_cross(config, density, cotangents, symmetric)
     return _pull_back_plain(config, density, cotangents)
 
 
@@ -74,7 +83,12 @@ def _pull_back_plain(config: DescriptorConfig, density: Array, cotangents: Array
     return jnp.concatenate(rows, axis=2)
 
 
-def _pull_back_cross(config: DescriptorConfig, density: Array, cotangents: Array) -> Array:
+def _pull_back_cross(
+    config: DescriptorConfig,
+    density: Array,
+    cotangents: Array,
+    symmetric: Callable[[Array, int], Array],
+) -> Array:
     """dE/dc_p = Σ_q (1 + δ_pq) G_pq c_q at every l; all members of an atom in one product."""
     by_atom = optimization_barrier(cotangents.swapaxes(0, 1))
     sizes = [size * (size + 1) // 2 for size, _ in _orders(config)]
@@ -82,8 +96,7 @@ def _pull_back_cross(config: DescriptorConfig, density: Array, cotangents: Array
     for rows, triangle in zip(
         _split_orders(config, density), split(by_atom, sizes, axis=2), strict=True
     ):
-        upper = optimization_barrier(_upper(triangle, rows.shape[1]))
-        both = optimization_barrier(upper + upper.swapaxes(2, 3))
+        both = optimization_barrier(symmetric(triangle, rows.shape[1]))
         moved = jnp.einsum("nspq,nqm->nspm", both, rows)
         parts.append(moved.reshape(*moved.shape[:2], len(config.elements), -1))
     return jnp.concatenate(parts, axis=-1).swapaxes(0, 1)
@@ -111,8 +124,25 @@ def _triangle(matrix: Array) -> Array:
     return jnp.concatenate(split(flat, sizes, axis=flat.ndim - 1)[1::2], axis=-1)
 
 
+def _picked_triangle(matrix: Array) -> Array:
+    rows, columns = np.triu_indices(matrix.shape[-1])
+    flat = matrix.reshape(*matrix.shape[:-2], -1)
+    return flat[..., rows * matrix.shape[-1] + columns]
+
+
+def _symmetric(triangle: Array, n: int) -> Array:
+    """The sum of both triangles (..., n, n), hence with the diagonal twice."""
+    upper = optimization_barrier(_upper(triangle, n))
+    return upper + upper.swapaxes(-1, -2)
+
+
+def _picked_symmetric(triangle: Array, n: int) -> Array:
+    picked = triangle[..., _symmetric_numbers(n).ravel()]
+    return picked.reshape(*triangle.shape[:-1], n, n) * jnp.asarray(1 + np.eye(n), triangle.dtype)
+
+
 def _upper(triangle: Array, n: int) -> Array:
-    """The inverse, with zeros below the diagonal."""
+    """The inverse of :func:`_triangle`, with zeros below the diagonal."""
     parts: list[Array] = []
     for row, part in enumerate(split(triangle, range(n, 0, -1), axis=triangle.ndim - 1)):
         parts += [jnp.zeros((*triangle.shape[:-1], row), triangle.dtype), part]

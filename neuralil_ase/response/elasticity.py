@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.eos import EquationOfState as AseEquationOfState
+from ase.stress import voigt_6_to_full_3x3_stress
 
 from neuralil_ase.calculator import NeuralILCalculator, predict_many
 from neuralil_ase.engine.force_constants import ForceConstants
 from neuralil_ase.errors import StructureError
+from neuralil_ase.prediction import to_voigt
 from neuralil_ase.response.estimate import Estimate, error_scale
 
-VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
-"""xx yy zz yz xz xy."""
 LARGEST_FORCE = 0.05
 """eV/Å; beyond it the ions are not relaxed, and their response to strain means little."""
 
@@ -143,14 +143,9 @@ def internal_strain(constants: ForceConstants, coupling: np.ndarray) -> np.ndarr
 
 def _stiffness(by_strain: np.ndarray, stress: np.ndarray) -> np.ndarray:
     """dσ_I/dε_J, shape (6, 6), from second derivatives by strain over the volume and the stress (Voigt)."""
-    s = np.zeros((3, 3))
-    for value, (a, b) in zip(stress, VOIGT, strict=True):
-        s[a, b] = s[b, a] = value
-    delta = np.eye(3)
+    s, delta = voigt_6_to_full_3x3_stress(stress), np.eye(3)
     slopes = by_strain - np.einsum("ab,cd->abcd", s, delta) + np.einsum("ac,bd->abcd", s, delta)
-    slopes = (slopes + slopes.transpose(0, 1, 3, 2)) / 2
-    slopes = (slopes + slopes.transpose(1, 0, 2, 3)) / 2
-    return np.array([[slopes[(*i, *j)] for j in VOIGT] for i in VOIGT])
+    return to_voigt(np.moveaxis(to_voigt(slopes), -1, 0)).T
 
 
 def _averages(c: np.ndarray) -> dict[str, tuple[float, float]]:

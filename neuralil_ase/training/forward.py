@@ -12,6 +12,7 @@ from neuralil_ase.model.network import network_outputs
 from neuralil_ase.model.parameters import parameters
 from neuralil_ase.model.potential import Params, flatten, unflatten
 from neuralil_ase.model.spectrum import power_spectrum, pull_back_spectrum
+from neuralil_ase.prediction import VOIGT
 
 
 class Batch(NamedTuple):
@@ -172,4 +173,4 @@ def _virials(pair_gradient: Array, vectors: Array) -> Array:
     """Σ_j r_ij ⊗ g_ij, symmetrised, in Voigt order: shape (N, 6, M)."""
     tensor = jnp.einsum("nsx,nsym->nxym", vectors, pair_gradient)
     symmetric = (tensor + tensor.swapaxes(1, 2)) / 2
-    return symmetric[:, (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
+    return symmetric[:, *VOIGT]

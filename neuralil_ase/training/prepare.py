@@ -23,6 +23,7 @@ from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConf
 from neuralil_ase.model.graph import Graph
 from neuralil_ase.model.pair_terms import zbl
 from neuralil_ase.model.spectrum import channels, power_spectrum
+from neuralil_ase.prediction import to_voigt
 from neuralil_ase.progress import Progress
 from neuralil_ase.training.batches import (
     Labels,
@@ -369,9 +370,7 @@ def _repulsion(
     gradient = np.concatenate([np.asarray(x) for x in gradients])[: len(vectors)]
     np.add.at(forces, i, gradient)
     np.subtract.at(forces, j, gradient)
-    tensor = vectors.T @ gradient
-    virial = ((tensor + tensor.T) / 2)[(0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
-    return sum(map(float, energies)), forces, virial
+    return sum(map(float, energies)), forces, to_voigt(vectors.T @ gradient)
 
 
 @partial(jax.jit, static_argnums=0)
