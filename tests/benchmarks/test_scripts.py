@@ -6,9 +6,11 @@ from pathlib import Path
 
 import alarms
 import extrapolation
+import jax
 import monitor_cost
 import numpy as np
 import pytest
+import slots
 import step_parts
 from ase import Atoms
 from ase.build import molecule
@@ -20,8 +22,13 @@ from extrapolation_cases import CASES, O_H, PUBLISHED, STRETCHED, Problem, Stran
 from scipy.spatial import cKDTree
 
 from neuralil_ase import NeuralILCalculator, predict_many
+from neuralil_ase.calculator import to_system
 from neuralil_ase.calibration import Calibration
+from neuralil_ase.engine.neighbors import NeighborList
+from neuralil_ase.engine.predictor import Predictor, precision
 from neuralil_ase.model.config import NetworkConfig
+from neuralil_ase.model.potential import cast_params
+from neuralil_ase.prediction import Uncertainty
 
 START = read(alarms.EXAMPLES / "ean_start.extxyz")
 LIQUID = START[[*range(11), *range(11, 22), *range(165, 173)]]  # two pairs, in the cell of all
@@ -305,3 +312,21 @@ def test_extrapolation_end_to_end(
     extrapolation.main()
     assert "Winner: " in (tmp_path / "ean.md").read_text(encoding="utf-8")
     assert (tmp_path / "ean.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("uncertainty", ["energy", "forces"])
+def test_slots_compute_what_graphs_do(uncertainty: Uncertainty) -> None:
+    potential = random_potential(pair_term="zbl", zbl_radii=(1.5,) * 10)
+    system = to_system(LIQUID, potential, NeighborList(potential.r_cut, 0.5))
+    (expected,) = Predictor(potential, "float64", "jax").predict([system], uncertainty)
+    filled, sizes = slots.fill_slots(
+        system.pairs, system.types, len(potential.elements), potential.r_cut, "float64"
+    )
+    compute = jax.jit(slots.energies_and_forces, static_argnums=(0, 1, 2))
+    params = cast_params(potential.params, "float64")
+    with precision("float64"):
+        outputs, forces = compute(potential.config, sizes, uncertainty == "forces", params, filled)
+    energies = np.asarray(outputs)[..., 0] + potential.energy_reference[system.types]
+    np.testing.assert_allclose(energies, expected.members.energies, rtol=1e-12, atol=1e-12)
+    wanted = expected.member_forces if uncertainty == "forces" else expected.forces[None]
+    np.testing.assert_allclose(forces, wanted, atol=1e-10)
