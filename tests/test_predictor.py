@@ -3,6 +3,7 @@
 import pickle
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
@@ -10,10 +11,11 @@ from systems import CONFIG, REFERENCE, calculator, ensemble, random_params, stru
 
 from neuralil_ase.calculator import NeuralILCalculator, to_system
 from neuralil_ase.engine.neighbors import NeighborList
-from neuralil_ase.engine.predictor import Predictor, System
+from neuralil_ase.engine.predictor import Predictor, System, jitted, precision
 from neuralil_ase.errors import ConfigError, PredictionError
 from neuralil_ase.model.config import NetworkConfig
-from neuralil_ase.model.potential import Potential
+from neuralil_ase.model.graph import Graph
+from neuralil_ase.model.potential import Potential, cast_params
 
 
 def system(atoms: Atoms, potential: Potential | None = None) -> System:
@@ -197,3 +199,25 @@ def test_float32_is_close_to_float64(level: str) -> None:
     assert np.abs(rough.forces - exact.forces).max() < 3e-5 * np.abs(exact.forces).max()
     assert rough.holds("member_energies") == (level != "off")
     assert rough.holds("forces_std") == (level == "forces")
+
+
+def test_matrix_products_round_nothing_that_the_user_did_not_ask_for() -> None:
+    """By default JAX rounds float32 to TF32 on GPUs; what would run there is read from the lowered function."""
+    function = jitted(ensemble().config, "forces")._jitted
+    graph = Graph(
+        np.ones((8, 3), np.float32),
+        np.zeros(8, np.int32),
+        np.ones(8, np.int32),
+        np.zeros(8, np.int32),
+    )
+
+    def products() -> list[str]:
+        params = cast_params(ensemble().params, "float32")
+        with precision("float32"):
+            text = function.lower(params, graph).as_text()
+        return [line for line in text.splitlines() if "dot_general" in line]
+
+    assert products()
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products())
+    with jax.default_matmul_precision("bfloat16"):
+        assert not any("HIGHEST" in line for line in products())
