@@ -1,4 +1,4 @@
-"""The command line: ``neuralil-ase train | evaluate | calibrate | info | import``.
+"""The command line: ``neuralil-ase train | evaluate | calibrate | info | import | host``.
 
 Thin: it reads options, calls functions of the package and prints. Heavy modules are imported by the command that
 needs them.
@@ -252,6 +252,20 @@ def _import(options: argparse.Namespace) -> int:
     return OK
 
 
+def _host_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "program", choices=["ipi"], help="ipi: for i-pi-py_driver -m custom -P PATH"
+    )
+
+
+def _host(options: argparse.Namespace) -> int:
+    import neuralil_ase.hosts
+
+    folder = Path(neuralil_ase.hosts.__file__).parent
+    print(folder / {"ipi": "ipi_driver.py"}[options.program])
+    return OK
+
+
 class _Command(NamedTuple):
     help: str
     add_options: Callable[[argparse.ArgumentParser], None]
@@ -268,6 +282,7 @@ COMMANDS = {
     ),
     "info": _Command("say what a model file holds", _info_options, _info),
     "import": _Command("convert a published NeuralIL file", _import_options, _import),
+    "host": _Command("print the file that another program loads", _host_options, _host),
 }
 
 

@@ -36,6 +36,7 @@ ALLOWED = {
         "calculator",
         "bias",
         "replicas",
+        "hosts",
         "evaluation",
         "response",
         "monitor",

@@ -1,0 +1,145 @@
+"""jax-md's energy function against the calculator: energies, forces, stress, members, dynamics, gradients."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from systems import ensemble, random_atoms
+
+pytest.importorskip("jax_md", reason="jax-md is not installed: pip install neuralil-ase[jax-md]")
+
+import jax
+import jax.numpy as jnp
+import jax_md
+
+from neuralil_ase import NeuralILCalculator
+from neuralil_ase.errors import ConfigError, StructureError
+from neuralil_ase.hosts.jax_md import neuralil_neighbor_list
+
+CELL = np.array([[7.4, 0.0, 0.0], [1.1, 7.3, 0.0], [-0.7, 0.9, 7.6]])
+
+
+@lru_cache
+def atoms() -> Atoms:
+    found = random_atoms(3, "CHHNOHCHOH", CELL, (True, True, True), spacing=1.1)
+    found.calc = NeuralILCalculator(ensemble(), dtype="float64", uncertainty="forces")
+    return found
+
+
+def made(dtype: str = "float64", **options: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """Shift, neighbour function, energy function, fractional positions, box with vectors as columns."""
+    box = jnp.asarray(CELL.T, dtype)
+    displacement, shift = jax_md.space.periodic_general(box, fractional_coordinates=True)
+    position = jnp.asarray(atoms().get_scaled_positions(), dtype)
+    functions = neuralil_neighbor_list(
+        displacement, box, atoms().numbers, ensemble(), fractional_coordinates=True, **options
+    )
+    return shift, *functions, position, box
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float64", 1e-9), ("float32", 2e-4)])
+def test_energy_forces_stress_and_members_are_the_calculators(dtype: str, near: float) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        _, neighbor_fn, energy_fn, position, box = made(dtype)
+        neighbor = neighbor_fn.allocate(position)
+        expected = atoms().calc.prediction(atoms())
+        energy, forces = jax.jit(
+            lambda r, n: (energy_fn(r, n), jax_md.quantity.force(energy_fn)(r, n))
+        )(position, neighbor)
+        np.testing.assert_allclose(energy, expected.energy, rtol=near, atol=near)
+        np.testing.assert_allclose(forces, expected.forces, rtol=near, atol=near)
+        stress = jax_md.quantity.stress(energy_fn, position, box, neighbor=neighbor)
+        full = np.asarray(expected.stress)[[[0, 5, 4], [5, 1, 3], [4, 3, 2]]]
+        np.testing.assert_allclose(-stress, full, rtol=near, atol=near)
+        np.testing.assert_allclose(
+            energy_fn.members(position, neighbor), expected.member_energies, rtol=near, atol=near
+        )
+
+
+def test_one_member_and_no_reference() -> None:
+    with jax.enable_x64(True):
+        _, neighbor_fn, energy_fn, position, _ = made(member=1, include_reference=False)
+        found = energy_fn(position, neighbor_fn.allocate(position))
+        reference = ensemble().energy_reference[
+            [ensemble().elements.index(s) for s in atoms().symbols]
+        ]
+        expected = atoms().calc.prediction(atoms()).member_energies[1] - reference.sum()
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_nve_keeps_the_energy_and_gradients_pass_through_the_trajectory() -> None:
+    with jax.enable_x64(True):
+        shift, neighbor_fn, energy_fn, position, _ = made()
+        neighbor = neighbor_fn.allocate(position)
+        mass = jnp.asarray(atoms().get_masses())
+
+        def run(scale: Any, dt: float, steps: int) -> tuple[Any, Any]:
+            init, apply = jax_md.simulate.nve(energy_fn, shift, dt)
+            state = init(
+                jax.random.PRNGKey(0), position, kT=0.02, mass=mass * scale, neighbor=neighbor
+            )
+
+            def total(state: Any) -> Any:
+                kinetic = jax_md.quantity.kinetic_energy(momentum=state.momentum, mass=state.mass)
+                return energy_fn(state.position, neighbor) + kinetic
+
+            def body(state: Any, _: Any) -> tuple[Any, Any]:
+                state = apply(state, neighbor=neighbor)
+                return state, total(state)
+
+            state, energies = jax.lax.scan(body, state, None, length=steps)
+            return energy_fn(state.position, neighbor), energies
+
+        coarse, fine = (np.ptp(jax.jit(run, static_argnums=(1, 2))(1.0, dt, n)[1]) for dt, n in
+                        [(0.02, 40), (0.01, 80)])  # fmt: skip
+        assert fine < 0.4 * coarse  # second order in the time step
+        final = jax.jit(lambda scale: run(scale, 0.02, 5)[0])
+        slope = jax.grad(final)(1.0)
+        numerical = (final(1 + 1e-4) - final(1 - 1e-4)) / 2e-4
+        np.testing.assert_allclose(slope, numerical, rtol=1e-4, atol=1e-7)
+
+
+def test_missing_neighbours_are_never_silent() -> None:
+    with jax.enable_x64(True):
+        _, neighbor_fn, energy_fn, position, box = made(capacity_multiplier=1.0)
+        neighbor = neighbor_fn.allocate(position)
+        # All atoms in one corner have more neighbours than there is room for.
+        crowd = neighbor.update(0.3 * position)
+        assert crowd.did_buffer_overflow
+        with pytest.raises(StructureError, match="overflowed"):
+            energy_fn(0.3 * position, crowd)
+        energy, forces = jax.jit(jax.value_and_grad(energy_fn))(0.3 * position, crowd)
+        assert np.isnan(energy)
+        assert np.isnan(forces).all()
+        with pytest.raises(StructureError, match="narrower than twice the cutoff"):
+            energy_fn(position, neighbor, box=0.5 * box)
+        assert np.isnan(jax.jit(energy_fn)(position, neighbor, box=0.5 * box))
+
+
+def test_what_cannot_work_is_refused() -> None:
+    displacement, _ = jax_md.space.periodic(5.0)
+    with pytest.raises(StructureError, match="narrower than twice cutoff and skin"):
+        neuralil_neighbor_list(displacement, 5.0, atoms().numbers, ensemble())
+    with pytest.raises(StructureError, match="does not know Ar"):
+        neuralil_neighbor_list(displacement, 50.0, [18], ensemble())
+    with pytest.raises(ConfigError, match="no member 3: the model has 3"):
+        neuralil_neighbor_list(displacement, 50.0, [1], ensemble(), member=3)
+    neighbor_fn, energy_fn = neuralil_neighbor_list(displacement, 50.0, [1, 1], ensemble())
+    position = jnp.array([[0.0, 0, 0], [0.8, 0, 0], [1.6, 0, 0]])
+    with pytest.raises(StructureError, match=r"was made for \(2, 3\)"):
+        energy_fn(position, neighbor_fn.allocate(position))
+
+
+def test_a_molecule_needs_no_box() -> None:
+    with jax.enable_x64(True):
+        molecule = Atoms("OHH", positions=[[0, 0, 0], [0.96, 0, 0], [-0.2, 0.9, 0]])
+        molecule.calc = atoms().calc
+        displacement, _ = jax_md.space.free()
+        neighbor_fn, energy_fn = neuralil_neighbor_list(
+            displacement, None, molecule.numbers, ensemble()
+        )
+        position = jnp.asarray(molecule.positions)
+        found = energy_fn(position, neighbor_fn.allocate(position))
+        np.testing.assert_allclose(found, molecule.get_potential_energy(), rtol=1e-10)
