@@ -10,9 +10,10 @@ from neuralil_ase import errors
 
 if TYPE_CHECKING:
     from neuralil_ase.bias import UncertaintyBias
-    from neuralil_ase.calculator import NeuralILCalculator, predict_many
+    from neuralil_ase.calculator import NeuralILCalculator
     from neuralil_ase.calibration import Calibration
     from neuralil_ase.evaluation.evaluate import evaluate
+    from neuralil_ase.farm import Labelled, label, predict_many
     from neuralil_ase.files.model_file import load_potential, save_potential
     from neuralil_ase.files.published_files import import_published
     from neuralil_ase.model.potential import Potential
@@ -46,6 +47,7 @@ __all__ = [
     "Event",
     "ExtrapolationMonitor",
     "ExtrapolationWarning",
+    "Labelled",
     "MaxEnergySpread",
     "MaxForceErrorBar",
     "MaxForceSpread",
@@ -65,6 +67,7 @@ __all__ = [
     "errors",
     "evaluate",
     "import_published",
+    "label",
     "load_potential",
     "predict_many",
     "read_log",
@@ -74,9 +77,10 @@ __all__ = [
 
 _HOMES = {
     "bias": ("UncertaintyBias",),
-    "calculator": ("NeuralILCalculator", "predict_many"),
+    "calculator": ("NeuralILCalculator",),
     "calibration": ("Calibration",),
     "evaluation.evaluate": ("evaluate",),
+    "farm": ("Labelled", "label", "predict_many"),
     "files.model_file": ("load_potential", "save_potential"),
     "files.published_files": ("import_published",),
     "model.potential": ("Potential",),

@@ -1,6 +1,6 @@
 """The ASE calculator: reads arrays from ``Atoms``, hands them to the predictor, fills ASE's results."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -311,46 +311,6 @@ class _Predicted(NamedTuple):
             and identical(self.cell, atoms.cell.array)
             and identical(self.pbc, atoms.pbc)
         )
-
-
-def predict_many(
-    potential: Potential | str | Path,
-    structures: Iterable[Atoms],
-    *,
-    dtype: Dtype = "float32",
-    uncertainty: Uncertainty = "energy",
-    batch_atoms: int = 4096,
-) -> list[Prediction]:
-    """Predictions for many structures in batches, each batch as one disconnected graph.
-
-    Parameters
-    ----------
-    potential
-        A loaded potential or the path of its model file.
-    structures
-        Structures of any sizes and cells.
-    dtype, uncertainty
-        As for :class:`NeuralILCalculator`.
-    batch_atoms
-        A batch is closed when it holds this many atoms.
-
-    Returns
-    -------
-    list of Prediction
-        One for each structure, in their order.
-    """
-    check_uncertainty(uncertainty)
-    predictor = Predictor(as_potential(potential), dtype)
-    predictions: list[Prediction] = []
-    batch: list[System] = []
-    for atoms in structures:
-        batch.append(
-            to_system(atoms, predictor.potential, NeighborList(predictor.potential.r_cut, skin=0))
-        )
-        if sum(len(system.types) for system in batch) >= batch_atoms:
-            predictions += predictor.predict(batch, uncertainty)
-            batch = []
-    return predictions + (predictor.predict(batch, uncertainty) if batch else [])
 
 
 def to_system(atoms: Atoms, potential: Potential, neighbor_list: NeighborList) -> System:

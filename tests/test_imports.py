@@ -21,7 +21,7 @@ FLOORS = (
     ("engine",),
     ("files",),
     ("calculator",),
-    ("bias", "replicas", "hosts"),
+    ("bias", "farm", "replicas", "hosts"),
     ("evaluation", "response"),
     ("monitor", "training"),
     ("options",),
@@ -36,6 +36,7 @@ ALLOWED = {
         "calculator",
         "bias",
         "replicas",
+        "farm",
         "hosts",
         "evaluation",
         "response",
@@ -49,7 +50,7 @@ ALLOWED = {
     "optax": {"training"},
 }
 WITHOUT_JAX = {
-    "__init__", "ase_plugin", "bias", "calculator", "calibration", "errors", "evaluation", "files", "monitor",
+    "__init__", "ase_plugin", "bias", "calculator", "calibration", "errors", "evaluation", "farm", "files", "monitor",
     "prediction", "replicas", "response", "model/config", "engine/backend", "engine/native", "engine/neighbors",
     "model/elements", "model/parameters", "model/potential", "progress",
 }  # fmt: skip

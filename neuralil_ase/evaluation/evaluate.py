@@ -12,11 +12,11 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 
-from neuralil_ase.calculator import predict_many
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import Frame, types_of
 from neuralil_ase.evaluation.metrics import Card, Comparison, accuracy
 from neuralil_ase.evaluation.stresses import FEWEST_FRAMES, verdict
+from neuralil_ase.farm import predict_many
 from neuralil_ase.files.atomic import write_atomically
 from neuralil_ase.files.outputs import check_is_no_input
 from neuralil_ase.model.potential import Potential

@@ -18,8 +18,8 @@ import numpy as np
 from ase import Atoms, units
 from scipy.special import logsumexp
 
-from neuralil_ase.calculator import predict_many
 from neuralil_ase.errors import DataError, UncertaintyError
+from neuralil_ase.farm import predict_many
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.response.estimate import Estimate
 

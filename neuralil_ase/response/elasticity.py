@@ -9,9 +9,10 @@ from ase import Atoms
 from ase.eos import EquationOfState as AseEquationOfState
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from neuralil_ase.calculator import NeuralILCalculator, predict_many
+from neuralil_ase.calculator import NeuralILCalculator
 from neuralil_ase.engine.force_constants import ForceConstants
 from neuralil_ase.errors import StructureError
+from neuralil_ase.farm import predict_many
 from neuralil_ase.prediction import to_voigt
 from neuralil_ase.response.estimate import Estimate, error_scale
 

@@ -18,6 +18,11 @@ from neuralil_ase import NeuralILCalculator
 from neuralil_ase.errors import ConfigError, StructureError
 from neuralil_ase.hosts.jax_md import neuralil_neighbor_list
 
+# By jax-md 0.2.29 itself in float64, where the tests make errors of warnings.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:scatter inputs have incompatible types:FutureWarning"
+)
+
 CELL = np.array([[7.4, 0.0, 0.0], [1.1, 7.3, 0.0], [-0.7, 0.9, 7.6]])
 
 

@@ -1,0 +1,264 @@
+"""Many structures: predicted in batches, or labelled by another calculator, here or by workers.
+
+Workers are those of any ``concurrent.futures.Executor``: the standard library's pools, ``parsl.concurrent``, a Dask
+client's ``get_executor()``, ``mpi4py.futures``. Only the process that calls reads and writes files.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
+from contextlib import suppress
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
+
+from neuralil_ase.calculator import to_system
+from neuralil_ase.engine.neighbors import NeighborList
+from neuralil_ase.engine.predictor import Dtype, Predictor
+from neuralil_ase.errors import ProcessError, StructureError
+from neuralil_ase.files.atomic import write_atomically
+from neuralil_ase.files.model_file import as_potential
+from neuralil_ase.model.potential import Potential
+from neuralil_ase.prediction import Prediction, Uncertainty, check_uncertainty
+
+_log = logging.getLogger(__name__)
+
+
+def predict_many(
+    potential: Potential | str | Path,
+    structures: Iterable[Atoms],
+    *,
+    dtype: Dtype = "float32",
+    uncertainty: Uncertainty = "energy",
+    batch_atoms: int = 4096,
+    executor: Executor | None = None,
+) -> list[Prediction]:
+    """Predictions for many structures in batches, each batch as one disconnected graph.
+
+    Parameters
+    ----------
+    potential
+        A loaded potential or the path of its model file.
+    structures
+        Structures of any sizes and cells.
+    dtype, uncertainty
+        As for :class:`NeuralILCalculator`.
+    batch_atoms
+        A batch is closed when it holds this many atoms.
+    executor
+        Whose workers predict, one message for each batch; without it, this process does. Give each worker about one
+        core: the compiled core of one process uses all that it may.
+
+    Returns
+    -------
+    list of Prediction
+        One for each structure, in their order.
+
+    Raises
+    ------
+    ProcessError
+        If a worker dies.
+    """
+    check_uncertainty(uncertainty)
+    loaded = as_potential(potential)
+    batches = _batches(structures, batch_atoms)
+    if executor is None:
+        predictor = Predictor(loaded, dtype)
+        parts: Iterable[list[Prediction]] = (_predicted(predictor, b, uncertainty) for b in batches)
+    else:
+        futures = [executor.submit(_predict, loaded, b, dtype, uncertainty) for b in batches]
+        parts = (_result(future) for future in futures)
+    return [prediction for part in parts for prediction in part]
+
+
+class Labelled(NamedTuple):
+    """What :func:`label` found for L frames.
+
+    Attributes
+    ----------
+    frames
+        The frames with energy, forces and, where the calculator has it, stress; None for those that failed. L of them,
+        in their order.
+    failures
+        For those that failed, what their calculator said, by number of the frame.
+    """
+
+    frames: list[Atoms | None]
+    failures: dict[int, str]
+
+
+def label(
+    frames: Iterable[Atoms],
+    calculator_factory: Callable[[], Any],
+    executor: Executor | None,
+    folder: str | Path,
+) -> Labelled:
+    """Energies and forces of frames by any ASE calculator; what was done is kept, and never done again.
+
+    Every label is written at once, to a file of its own in ``folder``, named by a digest of the geometry. Call again
+    with the same folder after an interruption, or with more frames: only what is missing is computed. Frames that are
+    alike are labelled once. Use one folder for each setting of the calculator.
+
+    Parameters
+    ----------
+    frames
+        Structures, of which elements, positions, cell, periodicity, and initial charges and magnetic moments count.
+    calculator_factory
+        Makes an ASE calculator; called by the worker for every frame. Process pools need one that pickles: a function
+        of a module, or ``functools.partial``.
+    executor
+        Whose workers compute; None: this process.
+    folder
+        Where labels are kept; made if it is not there.
+
+    Raises
+    ------
+    ProcessError
+        If the executor stopped because a worker died; all labels that were finished are kept. Executors that survive
+        it (Parsl's, Dask's) make a failure of the one frame of it.
+    """
+    folder, given = Path(folder), list(frames)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{_digest(atoms)}.extxyz" for atoms in given]
+    missing = {file: atoms for file, atoms in zip(files, given, strict=True) if not file.exists()}
+    reasons: dict[Path, str] = {}
+    for file, outcome in _outcomes(missing, calculator_factory, executor):
+        if isinstance(outcome, str):
+            reasons[file] = outcome
+            _log.warning("frame %d could not be labelled: %s", files.index(file), outcome)
+        else:
+            _keep(file, missing[file], outcome)
+    failures = {k: reasons[file] for k, file in enumerate(files) if file in reasons}
+    found = [
+        None if file in reasons else _with_label(atoms, file)
+        for file, atoms in zip(files, given, strict=True)
+    ]
+    return Labelled(found, failures)
+
+
+def _batches(structures: Iterable[Atoms], batch_atoms: int) -> Iterator[list[Atoms]]:
+    batch: list[Atoms] = []
+    for atoms in structures:
+        batch.append(atoms)
+        if sum(map(len, batch)) >= batch_atoms:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _predicted(
+    predictor: Predictor, batch: list[Atoms], uncertainty: Uncertainty
+) -> list[Prediction]:
+    potential = predictor.potential
+    systems = [to_system(a, potential, NeighborList(potential.r_cut, skin=0)) for a in batch]
+    return predictor.predict(systems, uncertainty)
+
+
+def _predict(
+    potential: Potential, batch: list[Atoms], dtype: Dtype, uncertainty: Uncertainty
+) -> list[Prediction]:
+    """What a worker does for one message."""
+    return _predicted(Predictor(potential, dtype), batch, uncertainty)
+
+
+def _result(future: "Future[Any]") -> Any:
+    try:
+        return future.result()
+    except (BrokenExecutor, CancelledError) as error:
+        raise _died(error) from error
+
+
+def _died(error: BaseException) -> ProcessError:
+    return ProcessError(
+        f"a worker died before it answered ({type(error).__name__}: {error}); usually it ran out of memory or was "
+        "killed. Start a new executor and call again: labels that were finished are kept"
+    )
+
+
+_Label = dict[str, Any]
+"""energy in eV, forces in eV/Å, shape (N, 3), and perhaps stress in eV/Å³, shape (6,)."""
+
+
+def _outcomes(
+    missing: dict[Path, Atoms], factory: Callable[[], Any], executor: Executor | None
+) -> Iterator[tuple[Path, _Label | str]]:
+    """Labels, or what went wrong, as they come."""
+    if executor is None:
+        yield from ((file, _label_one(atoms, factory)) for file, atoms in missing.items())
+        return
+    futures = {executor.submit(_label_one, a, factory): file for file, a in missing.items()}
+    broken: BaseException | None = None
+    for future in as_completed(futures):
+        try:
+            outcome = future.result()
+        except (BrokenExecutor, CancelledError) as error:
+            broken = error  # others may have finished before
+            continue
+        except Exception as error:  # what an executor makes of a worker that died
+            outcome = f"{type(error).__name__}: {error}"
+        yield futures[future], outcome
+    if broken is not None:
+        raise _died(broken) from broken
+
+
+def _label_one(atoms: Atoms, factory: Callable[[], Any]) -> _Label | str:
+    """What a worker does for one frame: it never raises, so that one bad frame costs no other."""
+    try:
+        atoms = atoms.copy()
+        atoms.calc = factory()
+        found = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        if atoms.cell.rank == 3:
+            with suppress(NotImplementedError, PropertyNotImplementedError):
+                found["stress"] = atoms.get_stress()
+    except Exception as error:  # calculators raise what they like
+        return f"{type(error).__name__}: {error}"
+    wrong = [name for name, value in found.items() if not np.isfinite(value).all()]
+    return f"not finite: {', '.join(wrong)}" if wrong else found
+
+
+def _digest(atoms: Atoms) -> str:
+    digest = hashlib.sha256()
+    for array in (
+        atoms.numbers.astype("<i8"), atoms.positions.astype("<f8"), atoms.cell.array.astype("<f8"),
+        atoms.pbc.astype("u1"), atoms.get_initial_charges().astype("<f8"),
+        atoms.get_initial_magnetic_moments().astype("<f8"),
+    ):  # fmt: skip
+        digest.update(repr(array.shape).encode() + array.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _keep(file: Path, atoms: Atoms, found: _Label) -> None:
+    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    bare.calc = SinglePointCalculator(bare, **found)
+    text = StringIO()
+    write(text, bare, format="extxyz")
+    write_atomically(file, text.getvalue().encode())
+
+
+def _with_label(atoms: Atoms, file: Path) -> Atoms:
+    """The frame as it was given, its info and arrays too, with the label that was kept."""
+    try:
+        kept = read(file, format="extxyz")
+        assert isinstance(kept, Atoms)
+        results = {
+            n: kept.calc.results[n]
+            for n in ("energy", "forces", "stress")
+            if n in kept.calc.results
+        }
+        if len(kept) != len(atoms) or not {"energy", "forces"} <= results.keys():
+            raise ValueError("it holds no label of this frame")
+    except Exception as error:  # a damaged file makes ASE's reader raise what it likes
+        raise StructureError(
+            f"the label {file} cannot be read ({error}); remove the file, and call again to label that frame anew"
+        ) from error
+    labelled = atoms.copy()
+    labelled.calc = SinglePointCalculator(labelled, **results)
+    return labelled

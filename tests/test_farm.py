@@ -1,0 +1,147 @@
+"""Many structures by workers: the same predictions, and labels that are kept, in order, computed once."""
+
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+from systems import ensemble, structure
+
+from neuralil_ase import label, predict_many
+from neuralil_ase.errors import ProcessError, StructureError
+
+STRUCTURES = [structure("triclinic"), molecule("CH3OH"), structure("slab"), molecule("H2O")]
+
+
+def clusters(count: int = 5) -> list[Atoms]:
+    rng = np.random.default_rng(2)
+    return [
+        Atoms("Cu4", positions=rng.normal(scale=1.5, size=(4, 3)), info={"number": k})
+        for k in range(count)
+    ]
+
+
+class Counting(EMT):
+    """EMT that notes its process for every frame, in a folder, and fails or dies where it is told to."""
+
+    def __init__(self, folder: str, bad: float | None = None, dies: bool = False) -> None:
+        super().__init__()
+        self.folder, self.bad, self.dies = Path(folder), bad, dies
+
+    def calculate(self, atoms: Any = None, *args: Any, **kwargs: Any) -> None:
+        super().calculate(atoms, *args, **kwargs)
+        if self.bad is not None and abs(atoms.positions[0, 0] - self.bad) < 1e-12:
+            if self.dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("no convergence")
+        (self.folder / f"{os.getpid()}-{len(list(self.folder.iterdir()))}-{id(self)}").touch()
+
+
+class NotFinite(Calculator):
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012 - ASE's convention
+
+    def calculate(self, atoms: Any = None, *args: Any, **kwargs: Any) -> None:
+        super().calculate(atoms, *args, **kwargs)
+        self.results = {"energy": np.nan, "forces": np.zeros((len(atoms), 3))}
+
+
+def pool(kind: str) -> Executor | None:
+    made: dict[str, Callable[[], Executor | None]] = {
+        "none": lambda: None,
+        "threads": lambda: ThreadPoolExecutor(2),
+        "processes": lambda: ProcessPoolExecutor(2, mp_context=get_context("spawn")),
+    }
+    return made[kind]()
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_workers_predict_the_same_in_the_same_order(kind: str) -> None:
+    expected = predict_many(ensemble(), STRUCTURES, uncertainty="forces")
+    executor = pool(kind)
+    assert executor is not None
+    with executor:
+        found = predict_many(
+            ensemble(), STRUCTURES, uncertainty="forces", batch_atoms=7, executor=executor
+        )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.symbols, other.symbols)
+        np.testing.assert_allclose(one.forces, other.forces, atol=2e-5)
+        np.testing.assert_allclose(one.member_energies, other.member_energies, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["none", "threads", "processes"])
+def test_labels_keep_order_and_info_and_nothing_is_labelled_twice(
+    kind: str, tmp_path: Path
+) -> None:
+    calls, folder = tmp_path / "calls", tmp_path / "labels"
+    calls.mkdir()
+    frames = [*clusters(), clusters()[1]]  # the last is the second again
+    executor = pool(kind)
+    found, failures = label(frames, partial(Counting, str(calls)), executor, folder)
+    again, _ = label([*clusters(6), frames[0]], partial(Counting, str(calls)), executor, folder)
+    if executor is not None:
+        executor.shutdown()
+    assert not failures
+    assert len(list(calls.iterdir())) == 6
+    assert [atoms.info["number"] for atoms in found] == [0, 1, 2, 3, 4, 1]
+    for atoms, frame in zip([*found, *again], [*frames, *clusters(6), frames[0]], strict=True):
+        expected = frame.copy()
+        expected.calc = EMT()
+        np.testing.assert_allclose(atoms.get_forces(), expected.get_forces(), atol=1e-7)
+        np.testing.assert_allclose(atoms.get_potential_energy(), expected.get_potential_energy())
+        np.testing.assert_array_equal(atoms.positions, frame.positions)
+
+
+@pytest.mark.parametrize("kind", ["none", "threads"])
+def test_one_bad_frame_costs_no_other_and_is_tried_again(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "calls").mkdir()
+    frames = clusters()
+    broken = partial(Counting, str(tmp_path / "calls"), bad=frames[2].positions[0, 0])
+    found, failures = label(frames, broken, pool(kind), tmp_path / "labels")
+    assert failures == {2: "RuntimeError: no convergence"}
+    assert [atoms is None for atoms in found] == [False, False, True, False, False]
+    healed = partial(Counting, str(tmp_path / "calls"))
+    found, failures = label(frames, healed, pool(kind), tmp_path / "labels")
+    assert not failures
+    assert len(list((tmp_path / "calls").iterdir())) == 5
+
+
+def test_labels_that_are_no_numbers_are_failures(tmp_path: Path) -> None:
+    found, failures = label(clusters(1), NotFinite, None, tmp_path)
+    assert found == [None]
+    assert failures == {0: "not finite: energy"}
+
+
+def test_a_worker_that_dies_loses_no_label(tmp_path: Path) -> None:
+    (tmp_path / "calls").mkdir()
+    frames = clusters()
+    deadly = partial(Counting, str(tmp_path / "calls"), bad=frames[4].positions[0, 0], dies=True)
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor,
+        pytest.raises(ProcessError, match="a worker died before it answered"),
+    ):
+        label(frames, deadly, executor, tmp_path / "labels")
+    assert len(list((tmp_path / "labels").iterdir())) == 4
+    healed = partial(Counting, str(tmp_path / "calls"))
+    found, failures = label(frames, healed, None, tmp_path / "labels")
+    assert not failures
+    assert all(found)
+    assert len(list((tmp_path / "calls").iterdir())) == 5
+
+
+def test_a_damaged_label_is_said(tmp_path: Path) -> None:
+    label(clusters(1), EMT, None, tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_text("")
+    with pytest.raises(StructureError, match=r"cannot be read .* remove the file"):
+        label(clusters(1), EMT, None, tmp_path)
