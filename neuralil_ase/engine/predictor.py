@@ -301,7 +301,8 @@ def precision(dtype: Dtype) -> Iterator[None]:
 
 def full_products() -> AbstractContextManager[None]:
     """Matrix products in the precision that the user chose for JAX, or else in that of their numbers."""
-    return jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "float32")
+    chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # JAX makes it at run time
+    return jax.default_matmul_precision(chosen or "float32")
 
 
 def merge(systems: Sequence[System]) -> System:

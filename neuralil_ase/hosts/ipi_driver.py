@@ -46,7 +46,7 @@ Answer = tuple[float, np.ndarray, np.ndarray, str]
 """Potential, forces (N, 3), virial (3, 3) = -dE/dε, and extras in JSON; atomic units."""
 
 
-class NeuralILDriver(Dummy_driver):
+class NeuralILDriver(Dummy_driver):  # type: ignore[misc]  # i-PI has no types
     """A potential behind i-PI's interface; positions and cells in atomic units, cell vectors as columns.
 
     Parameters
