@@ -226,9 +226,22 @@ def _info_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="model file; without it, the model that ships"
     )
+    parser.add_argument(
+        "--lammps",
+        nargs="?",
+        const="metal",
+        choices=("metal", "real"),
+        metavar="UNITS",
+        help="lines that LAMMPS can include: model, elements, cutoff, thresholds; for units metal or real",
+    )
 
 
 def _info(options: argparse.Namespace) -> int:
+    if options.lammps:
+        from neuralil_ase.hosts.lammps.variables import variables
+
+        print(variables(options.model, options.lammps))
+        return OK
     from neuralil_ase.evaluation.model_card import describe
     from neuralil_ase.files.model_file import as_potential
 

@@ -75,6 +75,7 @@ void PairNeuralIL::settings(int narg, char **arg)
   if (status) error->one(FLERR, "Pair style neuralil: {}", neuralil_message());
   if (worst) error->all(FLERR, "Pair style neuralil: {} cannot be read on another rank", file);
   info = neuralil_get_info(model);
+  comm_reverse = 3 * int(info.n_members);    // now, for pair_style hybrid asks after settings() and sizes buffers by it
 }
 
 // pair_coeff * * ELEMENT ...: one for every atom type, NULL for types that other styles compute
@@ -126,7 +127,6 @@ void PairNeuralIL::init_style()
     energy_scale = utils::get_conversion_factor(utils::ENERGY, utils::METAL2REAL);
   else
     error->all(FLERR, "Pair style neuralil needs units metal or real, and not {}", units);
-  comm_reverse = 3 * int(info.n_members);
   neighbor->add_request(this, NeighConst::REQ_FULL);
 }
 
