@@ -95,14 +95,19 @@ def jax_md(folder: Path) -> Found:
         )
         position = jax.numpy.asarray(ATOMS.positions)
         neighbor = neighbor_fn.allocate(position)
-        members = energy_fn.members(position, neighbor)
-        slopes = jax.jit(jax.jacrev(lambda r: energy_fn.members(r, neighbor)))(position)
-        stress = jax_md.quantity.stress(energy_fn, position, CELL.T, neighbor=neighbor)
-    by_member = -np.asarray(slopes)
+
+        def energies(position: jax.Array, strain: jax.Array) -> tuple[jax.Array, jax.Array]:
+            perturbation = jax.numpy.eye(3) + strain
+            found = energy_fn.members(position, neighbor, perturbation=perturbation)
+            return found, found
+
+        slopes = jax.jit(jax.jacrev(energies, argnums=(0, 1), has_aux=True))
+        (by_position, by_strain), members = slopes(position, jax.numpy.zeros((3, 3)))
+    by_member = -np.asarray(by_position)
     return Found(
         float(members.mean()),
         by_member.mean(axis=0),
-        -np.asarray(stress).ravel()[SIX] * ATOMS.get_volume(),
+        np.asarray(by_strain).mean(axis=0).ravel()[SIX],
         np.asarray(members),
         np.linalg.norm(by_member.std(axis=0, ddof=1), axis=-1),
     )
