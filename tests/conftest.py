@@ -1,11 +1,23 @@
 """Fixtures shared by all tests."""
 
+import atexit
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before NumPy is imported: threads of BLAS only get into each other's way in tests this small.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # What one process has compiled, the others of this run need not compile again: workers, examples.
+    _cache = tempfile.mkdtemp(prefix="neuralil-tests-")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+import jax
 import pytest
 from ensembles import random_potential
 
@@ -13,6 +25,21 @@ from neuralil_ase.model.potential import Potential
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Background data beside the repository, never part of it."""
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """JAX compiles without optimising, except for tests of training, which compute for longer than they compile.
+
+    Examples and other programs that tests start are compiled as they are for users.
+    """
+    if "training" in request.path.parts:
+        yield
+        return
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -230,7 +230,8 @@ def _apply(config: ModelConfig) -> Callable[[Params, Array, ArrayLike], Any]:
     return lambda params, features, types: network.apply({"params": params}, features, types)
 
 
-@partial(jax.jit, static_argnums=0)
+# It runs once, and to optimise the generator of random numbers for every shape takes six times as long.
+@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def _init_members(config: ModelConfig, keys: Array) -> Params:
     return jax.vmap(lambda key: _init_member(config, key))(keys)
 

@@ -14,13 +14,15 @@ import optax
 from jax import Array
 
 from neuralil_ase.errors import TrainingError
+from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.potential import Params, Potential
 from neuralil_ase.training.batches import Sample
 from neuralil_ase.training.forward import Batch, Predicted, predict
 from neuralil_ase.training.loss import SHAPES, Norms, Sums, loss_sums, total
-from neuralil_ase.training.normalisation import first_params, fold, unfold
+from neuralil_ase.training.normalisation import Scaling, first_params, fold, unfold
 from neuralil_ase.training.optimizer import averaged_params, build_optimizer, clip_members
 from neuralil_ase.training.prepare import Task
+from neuralil_ase.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 History = list[dict[str, Any]]
@@ -82,9 +84,7 @@ class Trainer:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.steps_per_epoch = -(-len(task.train) // task.settings.batch_size)
-        n_steps = self.steps_per_epoch * task.settings.epochs
-        self._optimizer = build_optimizer(task.settings, n_steps)
-        self._functions = Functions(task, self._optimizer)
+        self._objective = objective_of(task, self.steps_per_epoch * task.settings.epochs)
 
     def start(self) -> Run:
         """A run with the parameters of the potential to go on from, or with fresh ones."""
@@ -94,7 +94,9 @@ class Trainer:
         else:
             initial = unfold(task.config, task.scaling, task.start.params)
         params = jax.tree.map(jnp.asarray, initial)
-        state = State(params, params, self._optimizer.init(params), jnp.zeros((), jnp.int32))
+        state = State(
+            params, params, self._objective.optimizer.init(params), jnp.zeros((), jnp.int32)
+        )
         return Run(state, params)
 
     def epoch(self, run: Run) -> Run:
@@ -127,7 +129,7 @@ class Trainer:
 
     def validate(self, params: Params) -> dict[str, float]:
         """The loss of the mean over members on the validation samples, and its errors in eV/atom and eV/Å."""
-        energy, forces, stress = self._residuals(params, self.task.validation)
+        energy, forces, stress = self.residuals(params, self.task.validation)
         s = self.task.settings
         shape = SHAPES[s.loss]
         parts = (
@@ -162,84 +164,121 @@ class Trainer:
         norms = []
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            state, loss, sums, norm = self._step(state, chosen)
+            state, loss, sums, norm = self.step(state, chosen)
             losses.append(loss)
             parts.extend(sums)
             norms.append(norm)
         totals = jax.tree.map(lambda *x: np.sum(np.asarray(x), axis=0), *parts)
         return state, losses, totals, Norms(*map(sum, zip(*norms, strict=True)))
 
-    def _step(self, state: State, chosen: np.ndarray) -> tuple[State, jax.Array, list[Sums], Norms]:
-        task, functions = self.task, self._functions
+    def step(self, state: State, chosen: np.ndarray) -> tuple[State, jax.Array, list[Sums], Norms]:
+        """One step on the chosen training samples: the new state, every member's loss, its parts, how many labels."""
+        task, objective = self.task, self._objective
         samples = [task.train[k] for k in chosen]
         norms = norms_of(samples)
         results = [
-            functions.gradient(state.params, batch, _at_least_one(norms))
+            _gradient(objective, task.scaling, state.params, batch, _at_least_one(norms))
             for batch in task.packer.pack(samples, task.counts[:, chosen])
         ]
         gradient, loss = results[0][0], results[0][1][0]
         for other, (other_loss, _) in results[1:]:
-            gradient, loss = functions.add((gradient, loss), (other, other_loss))
-        return functions.update(state, gradient), loss, [sums for _, (_, sums) in results], norms
+            gradient, loss = _add((gradient, loss), (other, other_loss))
+        return _update(objective, state, gradient), loss, [sums for _, (_, sums) in results], norms
 
-    def _residuals(
+    def residuals(
         self, params: Params, samples: Sequence[Sample]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the mean over members, where labels are: eV/atom, eV/Å and eV/Å³."""
         weights = np.ones((self.task.config.n_members, len(samples)))
         parts = [
-            _mean_residuals(self._functions.predict(params, batch), batch)
+            _mean_residuals(
+                _predicted(self._objective, self.task.scaling, params, batch, True), batch
+            )
             for batch in self.task.packer.pack(samples, weights)
         ]
         energy, forces, stress = zip(*parts, strict=True)
         return np.concatenate(energy), np.concatenate(forces), np.concatenate(stress)
 
 
-class Functions:
-    """Compiled once per run."""
+class Objective(NamedTuple):
+    """All that the compiled functions depend on besides their arguments: runs that agree in it share them.
 
-    def __init__(self, task: Task, optimizer: optax.GradientTransformation) -> None:
-        self.gradient = jax.jit(partial(_gradient, task))
-        self.add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
-        self.update = jax.jit(partial(_update, task, optimizer))
-        self.predict = jax.jit(partial(_predict, task))
+    Attributes
+    ----------
+    config
+        Of the model.
+    settings
+        Those of the loss and of the optimiser; the others have their defaults.
+    slots
+        How many neighbours of each element an atom has room for.
+    n_steps
+        Of the whole run, for the learning rate.
+    has_stress
+        Whether stresses are learnt.
+    """
+
+    config: ModelConfig
+    settings: TrainingSettings
+    slots: tuple[int, ...]
+    n_steps: int
+    has_stress: bool
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The transformation, without a state."""
+        return build_optimizer(self.settings, self.n_steps)
 
 
+def objective_of(task: Task, n_steps: int) -> Objective:
+    """Of a run of ``n_steps`` steps."""
+    settings = TrainingSettings(**{name: getattr(task.settings, name) for name in _COMPILED_IN})
+    return Objective(task.config, settings, task.packer.slots, n_steps, task.has_stress)
+
+
+_COMPILED_IN = (
+    "loss", "force_scale", "energy_scale", "stress_scale", "force_weight", "energy_weight", "stress_weight",
+    "optimizer", "learning_rate", "weight_decay", "clip_norm", "warmup", "final_rate", "ema",
+)  # fmt: skip
+
+
+@partial(jax.jit, static_argnums=0)
 def _gradient(
-    task: Task, params: Params, batch: Batch, norms: Norms
+    objective: Objective, scaling: Scaling, params: Params, batch: Batch, norms: Norms
 ) -> tuple[Params, tuple[Array, Sums]]:
     """Gradient of the summed loss of all members, the loss of every member, and its parts."""
 
-    def objective(p: Params) -> tuple[Array, tuple[Array, Sums]]:
-        predicted = _outputs(task, p, batch)
-        sums = loss_sums(task.settings, predicted, batch)
-        losses = total(task.settings, sums, norms)
+    def summed(p: Params) -> tuple[Array, tuple[Array, Sums]]:
+        predicted = _predicted(objective, scaling, p, batch, objective.has_stress)
+        sums = loss_sums(objective.settings, predicted, batch)
+        losses = total(objective.settings, sums, norms)
         # The variances learn by their likelihood alone, and nothing else depends on them: it needs no weight.
         likelihood = sums.likelihood / (norms.forces + norms.energy)
         return (losses + likelihood).sum(), (losses, sums)
 
-    return jax.grad(objective, has_aux=True)(params)
+    return jax.grad(summed, has_aux=True)(params)
 
 
-def _update(
-    task: Task, optimizer: optax.GradientTransformation, state: State, gradient: Params
-) -> State:
-    clipped = clip_members(task.config, gradient, task.settings.clip_norm)
-    updates, optimizer_state = optimizer.update(clipped, state.optimizer, state.params)
+@jax.jit
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+@partial(jax.jit, static_argnums=0)
+def _update(objective: Objective, state: State, gradient: Params) -> State:
+    settings = objective.settings
+    clipped = clip_members(objective.config, gradient, settings.clip_norm)
+    updates, optimizer_state = objective.optimizer.update(clipped, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    average = averaged_params(task.settings, state.average, params, optimizer_state, state.step)
+    average = averaged_params(settings, state.average, params, optimizer_state, state.step)
     return State(params, average, optimizer_state, state.step + 1)
 
 
-def _predict(task: Task, params: Params, batch: Batch) -> Predicted:
-    return _outputs(task, params, batch, with_stress=True)
-
-
-def _outputs(
-    task: Task, params: Params, batch: Batch, with_stress: bool | None = None
+@partial(jax.jit, static_argnums=(0, 4))
+def _predicted(
+    objective: Objective, scaling: Scaling, params: Params, batch: Batch, with_stress: bool
 ) -> Predicted:
-    folded = fold(task.config, task.scaling, params)
-    stress = task.has_stress if with_stress is None else with_stress
-    return predict(task.config, task.packer.slots, folded, batch, stress)
+    folded = fold(objective.config, scaling, params)
+    return predict(objective.config, objective.slots, folded, batch, with_stress)
 
 
 def fit(

@@ -29,7 +29,7 @@ def run_to_the_end(path: Path | None, resume: bool = False) -> Run:
 
 def interrupt_in_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int, action: Any) -> None:
     """Do something in the middle of an epoch."""
-    step, calls = Trainer._step, []
+    step, calls = Trainer.step, []
 
     def wrapped(self: Trainer, state: Any, chosen: np.ndarray) -> Any:
         calls.append(1)
@@ -38,7 +38,7 @@ def interrupt_in_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int, action: Any)
             return action(result)
         return result
 
-    monkeypatch.setattr(Trainer, "_step", wrapped)
+    monkeypatch.setattr(Trainer, "step", wrapped)
 
 
 def send_sigint(result: Any) -> Any:
@@ -122,14 +122,14 @@ def test_parameters_that_are_not_finite_stop_the_run_too(monkeypatch: pytest.Mon
 
     steps = shared_trainer().steps_per_epoch
     assert steps == 3
-    step, calls = Trainer._step, []
+    step, calls = Trainer.step, []
 
     def last_step_spoils(self: Trainer, state: Any, chosen: np.ndarray) -> Any:
         calls.append(1)
         result = step(self, state, chosen)
         return spoil(result) if len(calls) == steps else result
 
-    monkeypatch.setattr(Trainer, "_step", last_step_spoils)
+    monkeypatch.setattr(Trainer, "step", last_step_spoils)
     with pytest.raises(TrainingError, match="parameters are no longer finite after epoch 1"):
         run_to_the_end(None)
 

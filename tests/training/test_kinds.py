@@ -118,9 +118,9 @@ def test_missing_labels_are_weighted_out() -> None:
     mixed = frames_from_atoms(structures)
     trainer = trainer_for(mixed, mixed, members=1)
     params = trainer.start().state.params
-    energy, forces, stress = trainer._residuals(params, trainer.task.train)
+    energy, forces, stress = trainer.residuals(params, trainer.task.train)
     assert (energy.shape, forces.shape, stress.shape) == ((5,), (5 * 16, 3), (4, 6))
-    _, loss, sums, norms = trainer._step(trainer.start().state, np.arange(6))
+    _, loss, sums, norms = trainer.step(trainer.start().state, np.arange(6))
     assert norms == (5, 5 * 48, 4 * 6)
     assert np.isfinite(loss).all()
     total_energy = sum(float(part.energy_error[0]) for part in sums)

@@ -42,7 +42,7 @@ def test_residuals_in_training_are_the_errors_of_the_saved_potential(options: di
         lambda leaf: leaf + jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype),
         trainer.start().state.params,
     )
-    energy, forces, stress = trainer._residuals(params, trainer.task.train)
+    energy, forces, stress = trainer.residuals(params, trainer.task.train)
     comparison = evaluate(trainer.potential(params), data).comparison
 
     expected_stress = comparison.predicted_stresses - comparison.stresses

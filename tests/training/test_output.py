@@ -81,13 +81,13 @@ def test_a_run_that_diverges_at_once_takes_nothing_away(
     path = tmp_path / NAMES[0]
     run_to(path)
     before = contents(tmp_path)
-    step = Trainer._step
+    step = Trainer.step
 
     def spoilt(self: Trainer, state: Any, chosen: np.ndarray) -> Any:
         state, loss, sums, norms = step(self, state, chosen)
         return state, loss * jnp.nan, sums, norms
 
-    monkeypatch.setattr(Trainer, "_step", spoilt)
+    monkeypatch.setattr(Trainer, "step", spoilt)
     with pytest.raises(TrainingError, match="epoch 1"):
         run_to(path)
     assert contents(tmp_path) == before
