@@ -36,7 +36,7 @@ def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     if "training" in request.path.parts:
         yield
         return
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
