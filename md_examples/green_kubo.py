@@ -48,7 +48,7 @@ times = runs[0][0] / 1000
 kappa = np.array([conductivity for _, conductivity in runs])
 mean, error = kappa.mean(axis=0), kappa.std(axis=0, ddof=1) / np.sqrt(RUNS)
 end = len(times) // 2  # a quarter of the run: beyond it there are few times to average over
-print(f"lattice conductivity {mean[end]:.1f} ± {error[end]:.1f} W/(m K) at {times[end]:.1f} ps")
+print(f"lattice conductivity {mean[end]:.3g} ± {error[end]:.2g} W/(m K) at {times[end]:.1f} ps")
 
 figure = Figure(figsize=(5, 3), layout="constrained")
 axes = figure.subplots()

@@ -10,6 +10,9 @@ from pathlib import Path
 # Before NumPy is imported: threads of BLAS only get into each other's way in tests this small.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# Tests compile for longer than they compute, here and in the programs that they start.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # What one process has compiled, the others of this run need not compile again: workers, examples.
     _cache = tempfile.mkdtemp(prefix="neuralil-tests-")
@@ -28,16 +31,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(autouse=True)
-def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """JAX compiles without optimising, except for tests of training, which compute for longer than they compile.
-
-    Examples and other programs that tests start are compiled as they are for users.
-    """
-    if "training" in request.path.parts:
-        yield
-        return
+def optimised_training(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests of training compute for longer than they compile."""
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    if "training" in request.path.parts:
+        jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 

@@ -115,9 +115,10 @@ def potential(n_members: int = 1, **settings) -> Potential:
 @needs_core
 @pytest.mark.parametrize(
     ("n_max", "n_elements", "r_cut", "cross_terms"),
-    [(1, 1, 3.5, False), (1, 2, 3.5, True), (2, 4, 6.0, False), (3, 2, 3.5, True), (4, 5, 3.5, False),
-     (4, 4, 3.5, True), (5, 1, 6.0, False), (6, 1, 3.5, True),
-     pytest.param(7, 1, 4.0, False, marks=pytest.mark.slow), pytest.param(8, 2, 6.0, True, marks=pytest.mark.slow)],
+    [(1, 1, 3.5, False), (1, 2, 3.5, True), (4, 5, 3.5, False), (4, 4, 3.5, True),
+     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+         (2, 4, 6.0, False), (3, 2, 3.5, True), (5, 1, 6.0, False), (6, 1, 3.5, True), (7, 1, 4.0, False), (8, 2, 6.0, True)
+     ))],
 )  # fmt: skip
 def test_every_descriptor_in_float64(
     n_max: int, n_elements: int, r_cut: float, cross_terms: bool
@@ -131,7 +132,7 @@ def test_every_descriptor_in_float64(
 
 
 @needs_core
-@pytest.mark.parametrize("level", ["energy", "forces"])
+@pytest.mark.parametrize("level", ["forces", pytest.param("energy", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "network",
     [{}, {"widths": (1,)}, {"widths": (33, 1, 5), "embed_d": 0}, {"activation": "tanh", "shared_layers": 1},
@@ -167,7 +168,7 @@ def test_activations_saturate_without_overflow(activation: str, size: float) -> 
     )
     assert jnp.isfinite(expected.forces).all()
     # the rounding of features, 1e-7, is magnified by the weights
-    assert_close(found, expected, max(2e-5, 2e-7 * size))
+    assert_close(found, expected, max(2e-5, 5e-7 * size))
 
 
 @needs_core
@@ -198,7 +199,9 @@ def test_pairs_beyond_the_cutoff_and_far_away_add_exactly_nothing() -> None:
 
 
 @needs_core
-@pytest.mark.parametrize("n_atoms", [511, 512, 1000, 2100])
+@pytest.mark.parametrize(
+    "n_atoms", [512, 2100, *(pytest.param(n, marks=pytest.mark.slow) for n in (511, 1000))]
+)
 def test_graphs_that_threads_share(n_atoms: int) -> None:
     """Any number of parts gives what the pure path gives, and always the same to the last bit."""
     config = model_of(DescriptorConfig(SYMBOLS[:2], 2, 3.5))
@@ -300,7 +303,9 @@ def test_evaluation_in_float64(level: str, settings: dict) -> None:
 
 
 @needs_core
-@pytest.mark.parametrize(("n_members", "level"), [(1, "energy"), (2, "forces")])
+@pytest.mark.parametrize(
+    ("n_members", "level"), [pytest.param(1, "energy", marks=pytest.mark.slow), (2, "forces")]
+)
 def test_float32_at_thousands_of_atoms(n_members: int, level: str) -> None:
     """XLA's CPU compiler once produced wrong sums at this size only."""
     model, system = potential(n_members), box_system(13**3)
@@ -329,7 +334,7 @@ def test_jax_is_not_compiled_where_the_core_computes() -> None:
 @needs_core
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({"n_max": 0}, "n_max 1 to 8, and the model has n_max 0"), ({"n_max": 9}, "n_max 9"),
+    [({"n_max": 0}, "n_max 1 to 8, and the model has n_max 0"), pytest.param({"n_max": 9}, "n_max 9", marks=pytest.mark.slow),
      ({"activation": "gelu"}, "activations swish, silu and tanh, and the model has gelu")], ids=str,
 )  # fmt: skip
 def test_architectures_without_compiled_code_take_the_pure_path(
@@ -355,8 +360,8 @@ def test_the_instruction_set_has_a_name() -> None:
 @needs_core
 @pytest.mark.parametrize(
     ("pair_term", "level", "n_members"),
-    [("morse", "forces", 1), ("morse", "energy", 3), ("repulsive-morse", "forces", 2),
-     ("repulsive-morse", "forces", 6)],
+    [("morse", "forces", 1), ("repulsive-morse", "forces", 6),
+     *(pytest.param(*case, marks=pytest.mark.slow) for case in (("morse", "energy", 3), ("repulsive-morse", "forces", 2)))],
 )  # fmt: skip
 def test_morse_terms_in_float64(pair_term: str, level: str, n_members: int) -> None:
     """Every member has a term of its own; few and many energies take different ways."""

@@ -137,6 +137,7 @@ def test_hessian_of_every_architecture(name: str) -> None:
     assert_hessian_is_right(calc, structure("tiny"))
 
 
+@pytest.mark.slow
 def test_identity_block_hands_the_descriptor_on() -> None:
     """A residual block as wide as its input adds the descriptor itself."""
     descriptor = DescriptorConfig(("N", "O"), 1, 3.0)

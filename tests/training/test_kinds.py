@@ -52,6 +52,7 @@ def test_it_learns(options: dict) -> None:
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_member_learns_the_size_of_its_errors() -> None:
     """For each element the σ² of every member goes from where it began towards the errors squared.
 
@@ -79,6 +80,7 @@ def only_member(potential: Potential, member: int) -> Potential:
     return replace(potential, config=replace(potential.config, n_members=1), params=params)
 
 
+@pytest.mark.slow
 def test_forces_do_not_depend_on_whether_variances_are_learnt() -> None:
     """Their layers follow the network without acting on it, whatever they learn and however large their gradient."""
     data = frames()

@@ -27,8 +27,8 @@ def structures() -> list[Atoms]:
     [
         {},
         {"cross_terms": True, "pair_term": "none", "head_widths": ()},
-        {"network": "resnet", "widths": (12, 8)},
-        {"widths": (12, 8), "head_widths": (6, 4)},
+        pytest.param({"network": "resnet", "widths": (12, 8)}, marks=pytest.mark.slow),
+        pytest.param({"widths": (12, 8), "head_widths": (6, 4)}, marks=pytest.mark.slow),
         {"shared_layers": 1, "memory_budget": 0},
     ],
     ids=lambda options: "-".join(map(str, options)) or "core",

@@ -120,6 +120,7 @@ def test_a_run_begins_with_the_predictions_of_the_potential(network: NetworkConf
     check_first_state(before, warm_trainer(before, new_data(), validation_fraction=0.25))
 
 
+@pytest.mark.slow
 def test_a_published_deep_ensemble_is_trained_on() -> None:
     """All of its layers learn, those of the variances too."""
     before = random_potential(KINDS[-1])
