@@ -117,7 +117,8 @@ def potential(n_members: int = 1, **settings) -> Potential:
     ("n_max", "n_elements", "r_cut", "cross_terms"),
     [(1, 1, 3.5, False), (1, 2, 3.5, True), (4, 5, 3.5, False), (4, 4, 3.5, True),
      *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-         (2, 4, 6.0, False), (3, 2, 3.5, True), (5, 1, 6.0, False), (6, 1, 3.5, True), (7, 1, 4.0, False), (8, 2, 6.0, True)
+         (2, 4, 6.0, False), (3, 2, 3.5, True), (5, 1, 6.0, False), (6, 1, 3.5, True),
+         (7, 1, 4.0, False), (8, 2, 6.0, True)
      ))],
 )  # fmt: skip
 def test_every_descriptor_in_float64(
@@ -334,7 +335,8 @@ def test_jax_is_not_compiled_where_the_core_computes() -> None:
 @needs_core
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({"n_max": 0}, "n_max 1 to 8, and the model has n_max 0"), pytest.param({"n_max": 9}, "n_max 9", marks=pytest.mark.slow),
+    [({"n_max": 0}, "n_max 1 to 8, and the model has n_max 0"),
+     pytest.param({"n_max": 9}, "n_max 9", marks=pytest.mark.slow),
      ({"activation": "gelu"}, "activations swish, silu and tanh, and the model has gelu")], ids=str,
 )  # fmt: skip
 def test_architectures_without_compiled_code_take_the_pure_path(
@@ -361,7 +363,8 @@ def test_the_instruction_set_has_a_name() -> None:
 @pytest.mark.parametrize(
     ("pair_term", "level", "n_members"),
     [("morse", "forces", 1), ("repulsive-morse", "forces", 6),
-     *(pytest.param(*case, marks=pytest.mark.slow) for case in (("morse", "energy", 3), ("repulsive-morse", "forces", 2)))],
+     pytest.param("morse", "energy", 3, marks=pytest.mark.slow),
+     pytest.param("repulsive-morse", "forces", 2, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_morse_terms_in_float64(pair_term: str, level: str, n_members: int) -> None:
     """Every member has a term of its own; few and many energies take different ways."""
