@@ -115,8 +115,8 @@ def parse() -> argparse.Namespace:
     add("--model", default=None, help="model file (default: the EAN potential of the package)")
     add("--ranks", type=int, default=2)
     add("--repeat", type=int, default=2, help="copies of the 225-atom cell along each axis")
-    add("--steps", type=int, default=2000, help="of 0.5 fs")
-    add("--end", type=float, default=900, help="K at the last step; it begins at 300 K")
+    add("--steps", type=int, default=500, help="of 0.5 fs")
+    add("--end", type=float, default=1200, help="K at the last step; it begins at 300 K")
     add("--output", default="monitored_lammps", help="folder")
     return parser.parse_args()
 
