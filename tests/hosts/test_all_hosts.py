@@ -105,7 +105,7 @@ def jax_md(folder: Path) -> Found:
         (by_position, by_strain), members = slopes(position, jax.numpy.zeros((3, 3)))
     by_member = -np.asarray(by_position)
     return Found(
-        float(members.mean()),
+        float(np.asarray(members).mean()),
         by_member.mean(axis=0),
         np.asarray(by_strain).mean(axis=0).ravel()[SIX],
         np.asarray(members),
