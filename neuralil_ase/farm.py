@@ -1,7 +1,7 @@
 """Many structures: predicted in batches, or labelled by another calculator, here or by workers.
 
-Workers are those of any ``concurrent.futures.Executor``: the standard library's pools, ``parsl.concurrent``, a Dask
-client's ``get_executor()``, ``mpi4py.futures``. Only the process that calls reads and writes files.
+Workers are those of a ``concurrent.futures.Executor``; the standard library's pools are tested. Only the process that
+calls reads and writes files.
 """
 
 import hashlib
@@ -121,8 +121,8 @@ def label(
     Raises
     ------
     ProcessError
-        If the executor stopped because a worker died; all labels that were finished are kept. Executors that survive
-        it (Parsl's, Dask's) make a failure of the one frame of it.
+        If the executor stopped because a worker died; all labels that were finished are kept. Where an executor survives
+        it, it is a failure of the one frame.
     """
     folder, given = Path(folder), list(frames)
     folder.mkdir(parents=True, exist_ok=True)
