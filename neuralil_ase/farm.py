@@ -121,8 +121,8 @@ def label(
     Raises
     ------
     ProcessError
-        If the executor stopped because a worker died; all labels that were finished are kept. Where an executor survives
-        it, it is a failure of the one frame.
+        If the executor stopped because a worker died; all labels that were finished are kept. Where an executor
+        survives it, it is a failure of the one frame.
     """
     folder, given = Path(folder), list(frames)
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,8 @@ With ``committee=True``, the default for ensembles, the extras hold what ``<ffco
 True``: ``committee_pot``, ``committee_force`` and ``committee_virial`` of every member. Its ``<alpha>`` scales their
 spread; ``energy_scale`` of the model's calibration is the value for it. Beads that i-PI sends together
 (``<batch_size>`` of ``<ffsocket>``) are evaluated together. Give ``<ffsocket exit_on_disconnect="True">``, else i-PI
-waits for another client when this one has stopped.
+waits for another client when this one has stopped. With batches of several beads, i-PI 3.3.1 was seen to wait even so
+after its client had been killed.
 
 i-PI loads this file by its path and puts it into ``sys.modules`` under the file's name: it must not be ``ipi``.
 """
