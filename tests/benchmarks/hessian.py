@@ -1,10 +1,11 @@
 """Cost of second derivatives against central differences of our own forces, and how it grows with atoms.
 
-    python tests/benchmarks/hessian.py --output hessian --repeat 1 2 3
+    python tests/benchmarks/hessian.py --output hessian --repeat 1 2 3 --peers mace=PYTHON
 
-The shipped model, eight members, float64; the EAN cell of md_examples and its supercells. Medians of CPU time of runs
-that take turns, so that a busy machine slows all of them alike: compare ratios. Compilation is shown by itself.
-Memory is what the process gains at its peak while the force constants are computed, and the size of the record.
+The shipped model, eight members, float64; the EAN cell of md_examples and its supercells. Medians of CPU time (with
+--clock wall of time, for GPUs) of runs that take turns, so that a busy machine slows all alike: compare ratios.
+Compilation is shown by itself. Memory is what the process gains at its peak while the force constants are computed, and
+the size of the record. The peer, of random parameters in float32, runs on the smallest cell in its own environment.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import json
 import multiprocessing
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +24,17 @@ import numpy as np
 from ase import Atoms
 from ase.io import read
 
-from neuralil_ase import NeuralILCalculator
+try:
+    from neuralil_ase import NeuralILCalculator
+except ImportError:  # in the environment of a peer
+    NeuralILCalculator = None  # type: ignore[assignment,misc]  # which does not ask for it
 
 CELL = Path(__file__).parents[2] / "md_examples" / "ean_start.extxyz"
 FORCES_TIMED = 30
+CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
 COLUMNS = {
-    "atoms": "d", "differences, s": ".2f", "mean, s": ".2f", "all members, s": ".2f", "compilation, s": ".1f",
-    "mean / differences": ".3f", "members / mean": ".2f", "record, MB": ".1f", "peak, MB": ".0f",
+    "who": "s", "atoms": "d", "differences, s": ".2f", "mean, s": ".2f", "all members, s": ".2f",
+    "compilation, s": ".1f", "mean / differences": ".3f", "members / mean": ".2f", "record, MB": ".1f", "peak, MB": ".0f",
 }  # fmt: skip
 
 
@@ -36,11 +43,22 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("hessian"), help="folder")
     parser.add_argument("--repeat", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clock", choices=CLOCKS, default="cpu")
+    parser.add_argument("--peers", nargs="+", default=[], metavar="NAME=PYTHON")
+    parser.add_argument("--peer-row", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peer_row:
+        print(json.dumps(peer_row(options.peer_row, options.clock)))
+        return
     rows = []
     for repeat in options.repeat:
-        row = in_process(measure, repeat, options.rounds)
+        row = in_process(measure, repeat, options.rounds, options.clock)
         rows.append(row | {"peak, MB": in_process(peak_memory, repeat)})
+    for peer in options.peers:
+        name, python = peer.split("=")
+        command = [python, __file__, "--peer-row", name, "--clock", options.clock]
+        found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        rows.append(json.loads(found.splitlines()[-1]))
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "hessian.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     text = table(rows)
@@ -61,8 +79,8 @@ def system(repeat: int) -> tuple[Atoms, NeuralILCalculator]:
     return atoms, NeuralILCalculator(dtype="float64", uncertainty="off")
 
 
-def measure(repeat: int, rounds: int) -> dict[str, Any]:
-    """CPU seconds of everything on one structure; differences are 6 N forces, of which some are timed."""
+def measure(repeat: int, rounds: int, clock: str) -> dict[str, Any]:
+    """Seconds of everything on one structure; differences are 6 N forces, of which some are timed."""
     atoms, calc = system(repeat)
     n = len(atoms)
 
@@ -76,16 +94,20 @@ def measure(repeat: int, rounds: int) -> dict[str, Any]:
         "mean, s": lambda: calc.force_constants(atoms),
         "all members, s": lambda: calc.force_constants(atoms, members=True),
     }
-    first = {name: seconds(task) for name, task in tasks.items()}
+    first = {name: seconds(task, clock) for name, task in tasks.items()}
     later = {
         name: statistics.median(values)
         for name, values in zip(
             tasks,
-            zip(*([seconds(task) for task in tasks.values()] for _ in range(rounds)), strict=True),
+            zip(
+                *([seconds(task, clock) for task in tasks.values()] for _ in range(rounds)),
+                strict=True,
+            ),
             strict=True,
         )
     }
     row: dict[str, Any] = later | {
+        "who": calc.backend.split(",")[0].split(":")[0],
         "atoms": n,
         "compilation, s": first["mean, s"] - later["mean, s"],
     }
@@ -95,10 +117,31 @@ def measure(repeat: int, rounds: int) -> dict[str, Any]:
     return row | {"record, MB": calc.force_constants(atoms).nbytes / 1e6}
 
 
-def seconds(task: Callable[[], Any]) -> float:
-    start = time.process_time()
+def peer_row(name: str, clock: str) -> dict[str, Any]:
+    """The Hessian of a peer by its own method, and finite differences of its forces, on one cell."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from peers import PEERS
+
+    atoms: Any = read(CELL)
+    atoms.rattle(0.01, seed=0)
+    calc = PEERS[name]()
+    calc.get_forces(atoms)
+
+    def some_forces() -> None:
+        for k in range(5):
+            atoms.positions[k, 0] += 1e-3
+            calc.get_forces(atoms)
+
+    differences = seconds(some_forces, clock) * 6 * len(atoms) / 5
+    hessian = seconds(lambda: calc.get_hessian(atoms=atoms), clock)
+    row = {"who": name, "atoms": len(atoms), "differences, s": differences, "mean, s": hessian}
+    return row | {"mean / differences": hessian / differences}
+
+
+def seconds(task: Callable[[], Any], clock: str) -> float:
+    start = CLOCKS[clock]()
     task()
-    return time.process_time() - start
+    return CLOCKS[clock]() - start
 
 
 def peak_memory(repeat: int) -> float:
@@ -114,10 +157,11 @@ def peak_memory(repeat: int) -> float:
 def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for row in rows:
-        cells = (format(row[name], style) for name, style in COLUMNS.items())
+        cells = (format(row[name], style) if name in row else "" for name, style in COLUMNS.items())
         lines.append("| " + " | ".join(cells) + " |")
-    if len(rows) > 1:
-        logs = (np.log([row[name] for row in rows]) for name in ("atoms", "mean, s"))
+    ours = [row for row in rows if "record, MB" in row]
+    if len(ours) > 1:
+        logs = (np.log([row[name] for row in ours]) for name in ("atoms", "mean, s"))
         lines += ["", f"Slope of log(seconds) over log(atoms): {np.polyfit(*logs, 1)[0]:.2f}."]
     return "\n".join(lines) + "\n"
 
