@@ -34,7 +34,8 @@ FORCES_TIMED = 30
 CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
 COLUMNS = {
     "who": "s", "atoms": "d", "differences, s": ".2f", "mean, s": ".2f", "all members, s": ".2f",
-    "compilation, s": ".1f", "mean / differences": ".3f", "members / mean": ".2f", "record, MB": ".1f", "peak, MB": ".0f",
+    "compilation, s": ".1f", "mean / differences": ".3f", "members / mean": ".2f", "record, MB": ".1f",
+    "peak, MB": ".0f",
 }  # fmt: skip
 
 
