@@ -3,8 +3,8 @@
     python tests/benchmarks/error_bars.py copper --output error_bars
     python tests/benchmarks/error_bars.py ean --output error_bars
 
-``copper``: the ensemble of md_examples/train.py, which learns strained and rattled crystals from EMT; each quantity is
-computed with ASE alone for the teacher, and with ``response`` for the ensemble. ``ean``: the shipped model against
+``copper``: an ensemble that learnt strained and rattled crystals from EMT, as md_examples/train.py does; each quantity
+is computed with ASE alone for the teacher, and with ``response`` for the ensemble. ``ean``: the shipped model against
 its own teacher, GFN1-xTB (needs tblite), for one ion pair in vacuum.
 
 Every member relaxes by itself (``propagate``). For each quantity: value, error bar, teacher, and error over error bar.
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ase import Atoms, units
 from ase.build import bulk, fcc111
+from ase.calculators.emt import EMT
 from ase.filters import FrechetCellFilter
 from ase.io import read
 from ase.optimize import BFGS
@@ -86,8 +87,6 @@ def table(quantities: list[Quantity]) -> str:
 
 
 def copper(model: Path, epochs: int) -> Iterator[Quantity]:
-    from ase.calculators.emt import EMT
-
     if not model.exists():
         train(copper_frames(), model, members=8, epochs=epochs)
     calc = NeuralILCalculator(model, dtype="float64")
@@ -117,12 +116,18 @@ def copper(model: Path, epochs: int) -> Iterator[Quantity]:
 
 
 def copper_frames() -> list[Atoms]:
-    import sys
-
-    sys.path.insert(0, str(EXAMPLES))
-    from train import FRAMES, labelled  # type: ignore[import-not-found]
-
-    return [labelled(k) for k in range(FRAMES)]
+    """As in md_examples/train.py: strained crystals with displaced atoms; no vacancy, surface or other lattice."""
+    frames = []
+    for number in range(60):
+        rng = np.random.default_rng(number)
+        atoms = bulk("Cu", cubic=True) * (2, 2, 2)
+        atoms.set_cell(atoms.cell @ (np.eye(3) + rng.normal(0, 0.015, (3, 3))), scale_atoms=True)
+        atoms.rattle(rng.uniform(0.02, 0.2), rng=rng)  # Å
+        atoms.calc = EMT()
+        atoms.get_forces()
+        atoms.get_stress()
+        frames.append(atoms)
+    return frames
 
 
 def relaxed_crystal(atoms: Atoms) -> Atoms:
