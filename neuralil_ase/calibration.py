@@ -160,6 +160,16 @@ class Calibration:
         floor = self.energy_floor * np.sqrt(n_atoms)
         return float(np.hypot(self.energy_scale * self._combined(spread, aleatoric), floor))
 
+    def scale_of_spread(self, symbols: Sequence[str]) -> float:
+        """Error over spread of what follows from the energy (a frequency, a barrier), where only a spread is known.
+
+        The factor that held-out forces show: root mean square over the atoms of the scales fitted to spreads alone. At
+        least 1, for members that disagree cannot all be right. The scale of energies is no substitute: it rests on
+        few frames, and where spreads do not rank their errors, the fit puts everything into the floor.
+        """
+        scales = self.force_scale_of_spread or self.force_scale
+        return float(np.maximum(np.sqrt(np.mean(_of(scales, symbols) ** 2)), 1.0))
+
     def _combined(self, spread: Any, aleatoric: Any) -> Any:
         """What the error bars were fitted to."""
         if aleatoric is None or not self.uses_aleatoric:

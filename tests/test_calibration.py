@@ -134,6 +134,17 @@ def fitted() -> Calibration:
     return fit_calibration(held_out(spreads(0.05, 1), spreads(0.2, 2)), {"H-N": 1.0}, "test")
 
 
+def test_the_scale_of_derived_quantities_is_that_of_spreads_alone() -> None:
+    """Root mean square over the atoms; never below one; not known for elements that were not held out."""
+    elements = {"H": 3.0, "N": 1.0}
+    record = Calibration(dict.fromkeys(elements, 0.1), elements, elements, elements)
+    assert record.scale_of_spread(["H", "H", "H", "N"]) == pytest.approx(np.sqrt(7))
+    alone = Calibration(elements, elements)
+    assert alone.scale_of_spread(["H", "N"]) == pytest.approx(np.sqrt(5))
+    assert replace(alone, force_scale=dict.fromkeys(elements, 0.2)).scale_of_spread("HN") == 1
+    assert np.isnan(record.scale_of_spread(["O"]))
+
+
 def test_the_record_survives_json() -> None:
     record = fitted()
     data = record.to_dict()

@@ -86,6 +86,13 @@ def test_neb(tmp_path: Path) -> None:
     assert number(", image NUMBER of 8", output) == 4
 
 
+def test_proton_transfer(tmp_path: Path) -> None:
+    """Some tenths of an eV, and known better than that."""
+    output = example("proton_transfer", tmp_path, "40")
+    assert 0.05 < number("barrier NUMBER ±", output) < 2
+    assert 0 < number("± NUMBER eV", output) < 0.5
+
+
 def test_vibrations(tmp_path: Path) -> None:
     """The ion pair is at rest: no mode is imaginary, and the fastest are those of X-H bonds."""
     output = example("vibrations", tmp_path)

@@ -35,9 +35,11 @@ VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 @lru_cache
 def calibrated() -> Potential:
-    """Error bars of energies are three spreads, of forces two."""
-    scales, floors = dict.fromkeys("CHNO", 2.0), dict.fromkeys("CHNO", 0.1)
-    calibration = Calibration(scales, floors, energy_scale=3.0, energy_floor=0.0)
+    """Error bars are two spreads, whatever the scales of spread and aleatoric deviation together, and of energies."""
+    twice, floors = dict.fromkeys("CHNO", 2.0), dict.fromkeys("CHNO", 0.1)
+    calibration = Calibration(
+        dict.fromkeys("CHNO", 0.5), floors, twice, floors, 1e-8, 0.1, uses_aleatoric=True
+    )
     return replace(ensemble(), calibration=calibration)
 
 
@@ -376,11 +378,11 @@ def test_propagation_of_a_linear_quantity_is_the_direct_formula() -> None:
     np.testing.assert_allclose(found.members, expected, rtol=0, atol=1e-10)
     assert found.value == pytest.approx(expected.mean(), abs=1e-10)
     assert found.std == pytest.approx(expected.std(ddof=1), abs=1e-10)
-    assert found.error_bar == pytest.approx(3 * found.std)
+    assert found.error_bar == pytest.approx(2 * found.std)
     assert "±" in str(found)
     assert str(found).endswith("eV")
-    like_forces = propagate(lambda x: x.get_forces(), first, calc, like="forces", progress=False)
-    np.testing.assert_allclose(like_forces.error_bar, 2 * like_forces.std)
+    forces = propagate(lambda x: x.get_forces(), first, calc, progress=False)
+    np.testing.assert_allclose(forces.error_bar, 2 * forces.std)
     assert first.calc is None, "what is passed in stays as it was"
 
 
@@ -391,8 +393,6 @@ def test_estimates_say_what_they_lack() -> None:
         _ = found.error_bar
     with pytest.raises(UncertaintyError, match="one member"):
         _ = Estimate(1.0, np.array([1.0]), "eV").std
-    with pytest.raises(ConfigError, match="unknown like="):
-        propagate(lambda x: 1.0, atoms, calculator(), like="force", progress=False)  # type: ignore[arg-type] # the point
     shapes = iter([1, 2, 2, 2])
     with pytest.raises(ConfigError, match="different shapes"):
         propagate(lambda x: np.zeros(next(shapes)), atoms, calculator(), progress=False)
@@ -433,7 +433,7 @@ def test_calibration_scales_members_before_they_reweigh() -> None:
     x2, energies = harmonic_run(np.array([0.99, 1.0, 1.01]))
     plain = thermal_average(x2, [], ensemble(), 300, member_energies=energies)
     scaled = thermal_average(x2, [], calibrated(), 300, member_energies=energies)
-    assert scaled.cumulant.std == pytest.approx(3 * plain.cumulant.std)
+    assert scaled.cumulant.std == pytest.approx(2 * plain.cumulant.std)
     assert scaled.cumulant.error_bar == scaled.cumulant.std
 
 

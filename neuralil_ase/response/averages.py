@@ -21,7 +21,7 @@ from scipy.special import logsumexp
 from neuralil_ase.errors import DataError, UncertaintyError
 from neuralil_ase.farm import predict_many
 from neuralil_ase.model.potential import Potential
-from neuralil_ase.response.estimate import Estimate
+from neuralil_ase.response.estimate import Estimate, error_scale
 
 FEWEST = 0.1
 """Share of the frames that must carry the weight, on average over members, for direct reweighting to be trusted."""
@@ -120,8 +120,7 @@ def thermal_average(
             f"{len(values)} values along the run and member energies of shape {energies.shape} do not belong together; "
             f"give at least two frames, and energies of shape (frames, {potential.n_members})"
         )
-    calibration = potential.calibration
-    scale = None if calibration is None else calibration.energy_scale
+    scale = error_scale(potential, potential.elements)
     found = _reweighted(values, energies, units.kB * temperature, scale, unit)
     if found.method == "cumulant":
         warnings.warn(

@@ -101,7 +101,7 @@ def elastic_constants(atoms: Atoms, calculator: NeuralILCalculator) -> ElasticCo
         )
     constants = calculator.force_constants(atoms, members=True)
     volume, stresses = atoms.cell.volume, np.asarray(prediction.member_stresses)
-    scale = error_scale(calculator, atoms.get_chemical_symbols(), "energy")
+    scale = error_scale(calculator.potential, atoms.get_chemical_symbols())
 
     def both(part: ForceConstants, stress: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mixed = strain_coupling(part, atoms)
@@ -220,7 +220,7 @@ def equation_of_state(
     volumes = np.array([structure.cell.volume for structure in scaled])
     energies = np.array([prediction.energy for prediction in predictions])
     members = np.array([np.asarray(p.member_energies) for p in predictions]).T
-    scale = error_scale(calculator, atoms.get_chemical_symbols(), "energy")
+    scale = error_scale(calculator.potential, atoms.get_chemical_symbols())
     fitted = Estimate(energies, members, "eV", scale).map(lambda e: _fit(volumes, e, eos), "")
     volume, energy, bulk = (
         Estimate(fitted.value[k], fitted.members[:, k], unit, scale)

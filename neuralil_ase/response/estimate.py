@@ -1,15 +1,13 @@
 """A quantity computed with the mean of an ensemble and with each member, and its error bar."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from neuralil_ase.calculator import NeuralILCalculator
-from neuralil_ase.errors import ConfigError, UncertaintyError
-
-Like = Literal["energy", "forces"]
+from neuralil_ase.errors import UncertaintyError
+from neuralil_ase.model.potential import Potential
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,8 @@ class Estimate:
     def error_bar(self) -> Any:
         """Calibrated error bar, one standard deviation: ``scale`` times the spread.
 
-        The scale was fitted to errors of energies or forces of held-out structures. Errors that all members share, and
-        errors of the reference method, are not in it.
+        The scale is that of held-out forces, see ``Calibration.scale_of_spread``, whatever the quantity. Errors of the
+        reference method are not in it.
 
         Raises
         ------
@@ -79,22 +77,7 @@ class Estimate:
         return f"{self.value:.6g}{bar} {self.unit}" if bar else f"{self.value} {self.unit}"
 
 
-def error_scale(calculator: NeuralILCalculator, symbols: Any, like: Like) -> float | None:
-    """Error bar over spread for quantities that err as energies or as forces do; None without calibration.
-
-    For forces it is the root mean square of the elements' scales over the atoms.
-
-    Raises
-    ------
-    ConfigError
-        If ``like`` is neither.
-    """
-    if like not in ("energy", "forces"):
-        raise ConfigError(f"unknown like={like!r}; choose 'energy' or 'forces'")
-    calibration = calculator.potential.calibration
-    if calibration is None:
-        return None
-    if like == "energy":
-        return calibration.energy_scale
-    scales = [calibration.force_scale.get(symbol, np.nan) for symbol in symbols]
-    return float(np.sqrt(np.mean(np.square(scales))))
+def error_scale(potential: Potential, symbols: Sequence[str]) -> float | None:
+    """Error bar over spread for these atoms; None without calibration."""
+    calibration = potential.calibration
+    return None if calibration is None else calibration.scale_of_spread(symbols)

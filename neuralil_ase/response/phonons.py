@@ -103,7 +103,7 @@ class Phonons:
         self.force_constants = calculator.force_constants(atoms, members=True)
         self._mean = self.force_constants.mean()
         self.acoustic_residual = self._mean.translation_residual()
-        self._scale = error_scale(calculator, atoms.get_chemical_symbols(), "forces")
+        self._scale = error_scale(calculator.potential, atoms.get_chemical_symbols())
         root = np.repeat(np.sqrt(atoms.get_masses()), 3)
         self._root_masses = np.outer(root, root)
 

@@ -9,7 +9,7 @@ from ase import Atoms
 from neuralil_ase.calculator import NeuralILCalculator
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.progress import Progress
-from neuralil_ase.response.estimate import Estimate, Like, error_scale
+from neuralil_ase.response.estimate import Estimate, error_scale
 
 
 def propagate(
@@ -18,7 +18,6 @@ def propagate(
     calculator: NeuralILCalculator,
     *,
     unit: str = "",
-    like: Like = "energy",
     progress: bool = True,
 ) -> Estimate:
     """Run a workflow with the mean potential and with every member.
@@ -45,9 +44,6 @@ def propagate(
         The ensemble.
     unit
         Of what ``function`` returns.
-    like
-        Whether the quantity errs as energies do (energies, barriers, moduli) or as forces do (geometries, frequencies,
-        force constants): whose calibration scales the spread.
     progress
         Show a bar.
 
@@ -81,4 +77,4 @@ def propagate(
         )
     symbols = [symbol for structure in structures for symbol in structure.get_chemical_symbols()]
     value = results[0].item() if results[0].ndim == 0 else results[0]
-    return Estimate(value, np.stack(results[1:]), unit, error_scale(calculator, symbols, like))
+    return Estimate(value, np.stack(results[1:]), unit, error_scale(calculator.potential, symbols))

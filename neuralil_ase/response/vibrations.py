@@ -97,7 +97,7 @@ def vibrations(
     constants = calculator.force_constants(atoms, members=True)
     hessians = constants.hessian()[:, chosen][:, :, :, chosen]
     hessian = hessians.mean(axis=0)
-    scale = error_scale(calculator, atoms.symbols[chosen], "forces")
+    scale = error_scale(calculator.potential, atoms.symbols[chosen])
     masses = atoms.get_masses()[chosen]
     members = np.array([mode_energies(_weighted(member, masses)) for member in hessians])
     energies = Estimate(mode_energies(_weighted(hessian, masses)), members, "eV", scale)
