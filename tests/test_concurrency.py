@@ -1,6 +1,7 @@
 """One calculator in several threads, and calculators in processes of all kinds."""
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from ase import Atoms
 from ase.build import molecule
 from systems import ensemble
 
-from neuralil_ase import NeuralILCalculator, Replicas
-from neuralil_ase.engine import native
+from neuralil_ase import NeuralILCalculator, Replicas, train
+from neuralil_ase.engine import concurrency, native
+from neuralil_ase.errors import ProcessError
 
 
 def structures(count: int) -> list[Atoms]:
@@ -139,6 +141,7 @@ def test_processes_forked_at_any_time_compute_with_the_compiled_core(when: str) 
     assert forked("compiled", when) == "equal"
 
 
+@pytest.mark.slow
 def test_a_process_forked_before_jax_is_used_computes_with_it() -> None:
     assert forked("jax", "before") == "equal"
 
@@ -147,3 +150,42 @@ def test_a_process_forked_after_jax_was_used_says_so_at_once() -> None:
     """It waited for ever, for threads that a forked process does not have."""
     assert "forked from one that had used JAX" in forked("jax", "after")
     assert "spawn" in forked("jax", "after")
+
+
+def test_training_in_a_process_forked_after_jax_was_used_says_so_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(concurrency, "_jax_process", os.getppid())
+    with pytest.raises(ProcessError, match="forked from one that had used JAX"):
+        train([])
+
+
+POOL = """
+import multiprocessing
+import sys
+sys.path.insert(0, TESTS)
+from systems import ensemble, structure
+from neuralil_ase import NeuralILCalculator
+
+def energy(name):
+    atoms = structure(name)
+    atoms.calc = NeuralILCalculator(ensemble())
+    return atoms.get_potential_energy()
+
+if __name__ == "__main__":
+    names = ["molecule", "tiny"]
+    here = [energy(name) for name in names]
+    with multiprocessing.get_context(METHOD).Pool(2) as pool:
+        print(pool.map(energy, names) == here)
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_pools_of_fresh_processes_compute(tmp_path: Path, method: str) -> None:
+    script = tmp_path / "pool.py"
+    tests = str(Path(__file__).parent)
+    script.write_text(f"TESTS, METHOD = {tests!r}, {method!r}\n{POOL}")
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.strip() == "True", done.stderr[-2000:]

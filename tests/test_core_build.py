@@ -7,15 +7,20 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ensembles import random_potential
 
 import neuralil_ase
 from neuralil_ase import load_potential
 from neuralil_ase.engine import native
 from neuralil_ase.engine.compiled import core_model
+from neuralil_ase.errors import ModelFileError
+from neuralil_ase.files.model_file import save_potential
+from neuralil_ase.model.potential import cast_params
 
 ROOT = Path(neuralil_ase.__file__).parents[1]
 CORE = ROOT / "neuralil_ase" / "core"
@@ -54,6 +59,22 @@ def test_the_library_reads_model_files_as_python_does(path: Path) -> None:
 
 
 @needs_core
+@needs_core
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_one_changed_bit_is_noticed(tmp_path: Path, dtype: str) -> None:
+    """As in Python: the file says what was written to it."""
+    made = random_potential()
+    potential = replace(made, params=cast_params(made.params, dtype))
+    save_potential(potential, tmp_path / "model.safetensors")
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    assert native.CoreModel(bytes(content), "float32").n_members == potential.n_members
+    for place in (len(content) - 1, len(content) - 500):
+        changed = content.copy()
+        changed[place] ^= 1
+        with pytest.raises(ModelFileError, match="other numbers than were written"):
+            native.CoreModel(bytes(changed), "float32")
+
+
 def test_the_header_agrees_with_the_declarations_in_python() -> None:
     """Fields of structures, one by one: nothing else would notice that they moved."""
     header = (CORE / "include" / "neuralil.h").read_text()

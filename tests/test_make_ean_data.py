@@ -353,6 +353,7 @@ def test_quick_writes_data_that_ase_reads_and_a_card(quick_run):
     assert not list(quick_run.parent.rglob("partial-*"))
 
 
+@pytest.mark.slow
 def test_a_second_run_takes_finished_seeds_and_makes_the_missing_ones(quick_run):
     parts = quick_run.with_name("tiny_parts")
     kept, lost = parts / "seed_00000.json", parts / "seed_02000.json"
@@ -388,6 +389,7 @@ def test_a_file_that_is_no_model_is_refused_by_the_package(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(tmp_path):
     pytest.importorskip("tblite", reason="the labels need tblite")
     output = tmp_path / "stopped.extxyz.xz"

@@ -89,7 +89,7 @@ def test_round_trip_keeps_everything(tmp_path: Path, dtype: str) -> None:
     assert_same(load_potential(tmp_path / "model.safetensors"), potential)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     elements=st.sets(st.sampled_from(["Al", "C", "H", "O", "Ti"]), min_size=1),
     members=st.integers(1, 3),

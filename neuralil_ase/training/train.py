@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from neuralil_ase.engine.concurrency import claim_jax
 from neuralil_ase.errors import DataError, OutputError
 from neuralil_ase.evaluation.calibration import calibrate_potential
 from neuralil_ase.evaluation.dataset import (
@@ -120,7 +121,10 @@ def train(
         If a file cannot be written, or another run writes to the same output.
     ModelFileError
         If ``start_from`` or the checkpoint cannot be read.
+    ProcessError
+        If this process was forked from one in which JAX has computed.
     """
+    claim_jax()
     chosen = (settings or TrainingSettings()).updated(options)
     inputs = _inputs(data, chosen, start_from)
     with nullcontext() if output is None else Output(output, inputs, report) as files:

@@ -66,6 +66,15 @@ def test_a_model_cut_short(tmp_path: Path, environment) -> None:
     assert "Usually the file was cut short" in failure(text, tmp_path, environment)
 
 
+def test_a_model_with_one_changed_bit(tmp_path: Path, environment) -> None:
+    model = saved(ensemble(), tmp_path)
+    text = setup_text(in_box(structure("triclinic")), model) + SPREAD
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.write_bytes(content)
+    assert "other numbers than were written" in failure(text, tmp_path, environment)
+
+
 def test_models_that_the_core_has_no_code_for(tmp_path: Path, environment) -> None:
     for n_max, activation, message in (
         (9, "swish", "has code for n_max 1 to 8, and the model has n_max 9"),

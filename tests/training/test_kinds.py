@@ -31,7 +31,7 @@ def short_run(train_frames: list[Frame], validation: list[Frame], **options: Any
     "options",
     [
         pytest.param({"network": "resnet"}, marks=pytest.mark.slow),
-        {"shared_layers": 1, "bootstrap": True},
+        pytest.param({"shared_layers": 1, "bootstrap": True}, marks=pytest.mark.slow),
         {"optimizer": "muon"},
         {"optimizer": "schedule-free"},
         pytest.param({"optimizer": "adam", "loss": "huber", "members": 1}, marks=pytest.mark.slow),

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "failure.h"
+#include "sha256.h"
 
 namespace neuralil {
 namespace {
@@ -90,6 +91,19 @@ void check_version(const Json::Object& header) {
                   std::to_string(kNewestFormat) + ". Upgrade neuralil-ase");
 }
 
+// As checksum() in files/model_file.py: names, types and shapes as NumPy writes them, and the bytes.
+std::string checksum(const std::map<std::string, Array>& arrays) {
+  Sha256 digest;
+  for (const auto& [name, array] : arrays) {
+    std::string shape;
+    for (const std::int64_t length : array.shape) shape += (shape.empty() ? "" : ", ") + std::to_string(length);
+    if (array.shape.size() == 1) shape += ",";
+    digest.update(name + " <f" + std::to_string(array.item_size()) + " (" + shape + ")\n");
+    digest.update(array.data);
+  }
+  return digest.digest();
+}
+
 }  // namespace
 
 double Array::operator[](std::int64_t i) const {
@@ -140,6 +154,9 @@ ModelFile parse_model_file(std::string content) {
   file.header = Json::parse(file.description);
   if (!file.header.object()) foreign("its description is no table");
   check_version(*file.header.object());
+  const Json* sum = find(*file.header.object(), "sha256");  // files of the first releases have none
+  if (sum && (!sum->string() || *sum->string() != checksum(file.arrays)))
+    damaged("it holds other numbers than were written to it");
   return file;
 }
 
