@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
+from interruptions import interrupted_at
 
 from neuralil_ase.errors import NeuralILError, OutputError
+from neuralil_ase.files import atomic
 from neuralil_ase.files.atomic import (
     append_record,
     cut_tail,
@@ -139,6 +141,22 @@ def test_an_interrupt_inside_a_write_is_cut_back_and_passed_on(
     with pytest.raises(KeyboardInterrupt):
         append_record(path, b"two\n", sync=True)
     assert path.read_bytes() == b"one\n"
+
+
+# Between the last line of a block and its end, only the garbage collector closes the file.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_at_any_line_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    path, line, outcomes = tmp_path / "a", 0, set()
+    reached = True
+    while reached:
+        line += 1
+        write_atomically(path, b"old")
+        with interrupted_at(line, within=atomic) as interruption:
+            write_atomically(path, b"new")
+        reached = interruption.reached
+        outcomes.add(path.read_bytes())
+        assert list(tmp_path.iterdir()) == [path]
+    assert outcomes == {b"old", b"new"}
 
 
 def test_the_end_of_a_file_is_moved_to_a_file_of_its_own(tmp_path: Path) -> None:

@@ -1,12 +1,10 @@
 """Pair lists against ASE's own, while atoms and cells move."""
 
 import resource
-import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from ase.geometry import cellpar_to_cell
 from ase.neighborlist import primitive_neighbor_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interruptions import interrupted_at
 
 from neuralil_ase.engine import native
 from neuralil_ase.engine.neighbors import NeighborList, Pairs
@@ -393,34 +392,13 @@ def test_an_interruption_at_any_line_leaves_a_list_that_works(kind: type[BaseExc
         neighbor_list = NeighborList(R_CUT, 0.5)
         neighbor_list.pairs(positions, cell, PERIODIC, types)
         lines += 1
-        sys.settrace(interrupt_at(lines, kind))
-        try:
+        with interrupted_at(lines, kind, native) as interruption:
             neighbor_list.pairs(positions, cells[0], PERIODIC, types)
-            finished = True
-        except kind:
-            pass
-        finally:
-            sys.settrace(None)
+        finished = not interruption.reached
         for k in (0, 1, 0):
             found = neighbor_list.pairs(positions, cells[k], PERIODIC, types)
             np.testing.assert_array_equal(found.neighbors, expected[k].neighbors)
     assert lines > 50
-
-
-def interrupt_at(line: int, kind: type[BaseException]) -> Callable[..., Any]:
-    """A tracing function that raises when the given number of lines of the pair list were run."""
-    count = 0
-
-    def trace(frame: Any, event: str, _: object) -> Any:
-        nonlocal count
-        if Path(frame.f_code.co_filename).parent != Path(native.__file__).parent:
-            return None
-        count += event == "line"
-        if count == line and event == "line":
-            raise kind
-        return trace
-
-    return trace
 
 
 @compiled

@@ -106,9 +106,10 @@ def _check_part(part: Part, keys: Keys) -> None:
             raise DataError(f"{text}. Several names are given as in {_several(label, lacking)}")
         logger.warning("%s", text)
     if bare:
+        lost = Counter(name for found in bare for name in found.names.values())
         logger.warning(
-            "%d of the %d frames of %s have neither energy nor forces and are left out",
-            len(bare), n_frames, part.name,
+            "%d of the %d frames of %s have neither energy nor forces and are left out%s",
+            len(bare), n_frames, part.name, f", with their {_listed(lost)}" if lost else "",
         )  # fmt: skip
 
 

@@ -17,8 +17,10 @@ from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from interruptions import interrupted_at
 from lj_ensemble import LJEnsemble, argon
 
+from neuralil_ase import monitor as monitor_room
 from neuralil_ase.errors import MonitorError
 from neuralil_ase.monitor import ExtrapolationMonitor, MaxEnergySpread, MaxForceSpread, read_log
 from neuralil_ase.monitor.restart import matching_step
@@ -374,3 +376,35 @@ def test_a_structure_at_rest_goes_on_at_its_latest_row():
     log |= {"step": np.arange(4.0), "image": -np.ones(4)}
     row = {"image": -1, "energy_eV": 2.0, "energy_std_eV": 0.1}
     assert matching_step([row], log, 3) == 3
+
+
+def saved_steps():
+    return [atoms.info["monitor_step"] for atoms in read("flagged.extxyz", ":")]
+
+
+@pytest.mark.parametrize("count", [5, pytest.param(200, marks=pytest.mark.slow)])
+def test_ctrl_c_at_any_line_of_a_check_leaves_files_that_a_restart_goes_on_with(
+    count, tmp_path, monkeypatch
+):
+    """Interrupted anywhere, then continued from the last frame of the trajectory to step 60."""
+    watched = {"threshold": 1e-9, "save": "flagged.extxyz", "warn": False, "min_distance": 0}
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    monkeypatch.chdir(whole)
+    with interrupted_at(0, within=monitor_room) as uninterrupted:
+        part(argon(), verlet, 60, **watched)
+    expected, energies = saved_steps(), read_log("md.log")["energy_eV"]
+    assert expected == steps() == list(range(0, 61, 10))
+    for line in np.linspace(1, uninterrupted.lines, count).astype(int):
+        folder = tmp_path / str(line)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        with interrupted_at(line, within=monitor_room) as interruption:
+            part(argon(), verlet, 60, **watched)
+        assert interruption.reached
+        kept = len(read(FRAMES, ":")) if FRAMES.exists() and FRAMES.stat().st_size else 0
+        rest = 60 - 20 * (kept - 1) if kept else 60
+        part(last_frame() if kept else argon(), verlet, rest, **watched)
+        assert steps() == expected, line
+        np.testing.assert_allclose(read_log("md.log")["energy_eV"], energies, atol=1e-9)
+        assert sorted(set(saved_steps())) == expected, line

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interruptions import interrupted_at
 from small_runs import TINY, alloy, frames, losses, recorder, shared_trainer, trainer_for
 
 from neuralil_ase import load_potential
@@ -86,6 +87,35 @@ def test_sigint_leaves_a_model_and_resuming_equals_an_uninterrupted_run(
     for a, b in zip(jax.tree.leaves(final.params), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert final.provenance["ended"] == "finished"
+
+
+@pytest.mark.parametrize("count", [6, pytest.param(150, marks=pytest.mark.slow)])
+def test_ctrl_c_at_any_line_loses_nothing_that_resuming_does_not_bring_back(
+    count: int, tmp_path: Path
+) -> None:
+    """At moments spread over the whole run, most of them not where Ctrl-C is expected."""
+    whole = run_to_the_end(None)
+    expected = jax.tree.leaves(shared_trainer().potential(whole.best).params)
+    with interrupted_at(0) as uninterrupted:
+        run_to_the_end(tmp_path / "first.safetensors")
+    for number, line in enumerate(np.linspace(1, uninterrupted.lines - 100, count).astype(int)):
+        path = tmp_path / f"{number}.safetensors"
+        with interrupted_at(line) as interruption:
+            run_to_the_end(path)
+        assert interruption.reached
+        if path.exists():
+            assert load_potential(path).provenance["ended"] in (
+                "unfinished",
+                "interrupted",
+                "finished",
+            )
+        resumed = run_to_the_end(path, resume=True)
+        assert losses(resumed.history) == losses(whole.history), line
+        for a, b in zip(jax.tree.leaves(load_potential(path).params), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+        lines = Path(f"{path}.log").read_text().splitlines()
+        assert [json.loads(row)["epoch"] for row in lines] == [1, 2, 3, 4]
+    assert not list(tmp_path.glob(".neuralil*.tmp"))
 
 
 def test_an_interrupt_before_the_first_validation_keeps_the_latest_state(
