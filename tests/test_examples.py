@@ -1,9 +1,13 @@
 """Every example runs as a newcomer would run it, in short form; the README's Python blocks too."""
 
+import io
 import re
+import runpy
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from ase.io import read
@@ -22,11 +26,22 @@ def run(code_or_path: list[str], folder: Path) -> str:
 
 
 def example(name: str, folder: Path, *arguments: str) -> str:
-    """Its output, given these arguments; it must draw the picture that it promises."""
-    output = run([str(EXAMPLES / f"{name}.py"), *arguments], folder)
+    """Its output, given these arguments; it must draw the picture that it promises.
+
+    Examples run in this process, where the package has been imported and much of it is compiled.
+    """
+    path, output = str(EXAMPLES / f"{name}.py"), io.StringIO()
+    with (
+        chdir(folder),
+        patch.object(sys, "argv", [path, *arguments]),
+        patch.object(sys, "path", [str(EXAMPLES), *sys.path]),
+        redirect_stdout(output),
+        redirect_stderr(io.StringIO()),  # progress
+    ):
+        runpy.run_path(path, run_name="__main__")
     if f"{name}.png" in (EXAMPLES / f"{name}.py").read_text(encoding="utf-8"):
         assert (folder / f"{name}.png").stat().st_size > 5_000
-    return output
+    return output.getvalue()
 
 
 def number(pattern: str, output: str) -> float:

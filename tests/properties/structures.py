@@ -179,6 +179,8 @@ def reference_pairs(structure: Structure, margin: float) -> tuple[np.ndarray, np
     """Keys (i, j, three integers) and exact vectors of all pairs shorter than the cutoff and a margin, one by one."""
     positions, n_atoms = structure.positions, len(structure.types)
     lattice = np.where(structure.pbc[:, None], structure.lattice, 0)
+    given = np.where(structure.pbc[:, None], structure.cell, 0).astype(np.longdouble)
+    in_given = _in_given_vectors(structure)
     near = images(structure)
     keys, vectors = [np.empty((0, 5), np.int64)], [np.empty((0, 3), np.longdouble)]
     for i in range(n_atoms):
@@ -191,7 +193,7 @@ def reference_pairs(structure: Structure, margin: float) -> tuple[np.ndarray, np
         exact = (
             positions[j].astype(np.longdouble)
             - positions[i]
-            + integers.astype(np.longdouble) @ lattice.astype(np.longdouble)
+            + (integers.astype(np.longdouble) @ in_given) @ given
         )
         keep = (np.linalg.norm(exact.astype(float), axis=1) < R_CUT + margin) & (
             (j != i) | integers.any(axis=1)
@@ -199,6 +201,15 @@ def reference_pairs(structure: Structure, margin: float) -> tuple[np.ndarray, np
         keys.append(np.column_stack([np.full(len(j), i), j, integers])[keep].astype(np.int64))
         vectors.append(exact[keep])
     return np.concatenate(keys), np.concatenate(vectors)
+
+
+def _in_given_vectors(structure: Structure) -> np.ndarray:
+    """The vectors of the lattice as whole multiples of those of the cell, whose rounding is part of what was asked."""
+    pbc, multiples = structure.pbc, np.zeros((3, 3), np.longdouble)
+    if pbc.any():
+        whole = np.rint(_fractional(structure.cell[pbc], structure)[:, pbc])
+        multiples[np.ix_(pbc, pbc)] = np.rint(np.linalg.inv(whole))
+    return multiples
 
 
 def _fractional(vectors: np.ndarray, structure: Structure) -> np.ndarray:
@@ -218,7 +229,10 @@ def rounding(structure: Structure) -> float:
     size = np.abs(structure.positions).max(initial=0)
     longest = np.abs(structure.cell[structure.pbc]).max(initial=0)
     shortest = np.linalg.norm(structure.lattice[structure.pbc], axis=1).min(initial=np.inf)
-    return 1e-9 + 2e-15 * (size + longest + longest**2 / shortest)
+    oblique = max(
+        1.0, longest / shortest
+    )  # vectors of the cell nearly cancel where they are summed
+    return 1e-9 + 2e-15 * (size + longest) * oblique
 
 
 def compare(structure: Structure, found: Pairs) -> str:

@@ -90,6 +90,7 @@ def check(first: int, last: int) -> Counter[str]:
     for answer in attempts(first, last):
         outcomes[answer["outcome"]] += 1
         if answer["wrong"] or answer["seconds"] > 1:
+            print(answer, flush=True)
             wrong.append(answer)
     assert sum(outcomes.values()) == last - first
     assert not wrong, f"{len(wrong)} of {last - first}: {wrong[:10]}"
