@@ -51,3 +51,11 @@ class MonitorError(NeuralILError, RuntimeError):
 
 class ProcessError(NeuralILError, RuntimeError):
     """A process cannot compute, because of the way it was started."""
+
+
+class TeacherError(NeuralILError, RuntimeError):
+    """The calculator that labels frames cannot be used, or has failed for one of them."""
+
+
+class QueryLimitError(NeuralILError, RuntimeError):
+    """A run needs one more label than its budget allows; all labels and the model are on disk."""

@@ -126,7 +126,7 @@ def label(
     """
     folder, given = Path(folder), list(frames)
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{_digest(atoms)}.extxyz" for atoms in given]
+    files = [folder / f"{digest(atoms)}.extxyz" for atoms in given]
     missing = {file: atoms for file, atoms in zip(files, given, strict=True) if not file.exists()}
     reasons: dict[Path, str] = {}
     for file, outcome in _outcomes(missing, calculator_factory, executor):
@@ -213,6 +213,7 @@ def _label_one(atoms: Atoms, factory: Callable[[], Any]) -> _Label | str:
     """What a worker does for one frame: it never raises, so that one bad frame costs no other."""
     try:
         atoms = atoms.copy()
+        atoms.set_constraint()  # labels are forces on all atoms, those that a run holds fixed, too
         atoms.calc = factory()
         found = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
         if atoms.cell.rank == 3:
@@ -224,15 +225,16 @@ def _label_one(atoms: Atoms, factory: Callable[[], Any]) -> _Label | str:
     return f"not finite: {', '.join(wrong)}" if wrong else found
 
 
-def _digest(atoms: Atoms) -> str:
-    digest = hashlib.sha256()
+def digest(atoms: Atoms) -> str:
+    """What :func:`label` names the file of a structure by: a hash of the exact geometry."""
+    found = hashlib.sha256()
     for array in (
         atoms.numbers.astype("<i8"), atoms.positions.astype("<f8"), atoms.cell.array.astype("<f8"),
         atoms.pbc.astype("u1"), atoms.get_initial_charges().astype("<f8"),
         atoms.get_initial_magnetic_moments().astype("<f8"),
     ):  # fmt: skip
-        digest.update(repr(array.shape).encode() + array.tobytes())
-    return digest.hexdigest()[:32]
+        found.update(repr(array.shape).encode() + array.tobytes())
+    return found.hexdigest()[:32]
 
 
 def _keep(file: Path, atoms: Atoms, found: _Label) -> None:

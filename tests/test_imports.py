@@ -24,7 +24,7 @@ FLOORS = (
     ("bias", "farm", "replicas", "hosts"),
     ("evaluation", "response"),
     ("monitor", "training"),
-    ("options",),
+    ("learning", "options"),
     ("cli",),
 )
 """Rooms from the ground up; a room knows those below it, and no other on its own floor."""
@@ -42,6 +42,7 @@ ALLOWED = {
         "response",
         "monitor",
         "training",
+        "learning",
         "cli",
         "ase_plugin",
     },

@@ -79,12 +79,20 @@ class Run:
 
 
 class Trainer:
-    """Runs epochs of one task."""
+    """Runs epochs of one task, or single steps.
 
-    def __init__(self, task: Task) -> None:
+    Parameters
+    ----------
+    task
+        What is learnt.
+    n_steps
+        Length of the cycle of the learning rate in steps; by default that of all epochs.
+    """
+
+    def __init__(self, task: Task, n_steps: int | None = None) -> None:
         self.task = task
         self.steps_per_epoch = -(-len(task.train) // task.settings.batch_size)
-        self._objective = objective_of(task, self.steps_per_epoch * task.settings.epochs)
+        self._objective = objective_of(task, n_steps or self.steps_per_epoch * task.settings.epochs)
 
     def start(self) -> Run:
         """A run with the parameters of the potential to go on from, or with fresh ones."""
@@ -111,7 +119,7 @@ class Trainer:
         state, losses, sums, norms = self._pass(run)
         epoch = run.epoch + 1
         loss = _finite_mean(losses, epoch)
-        _check_finite(state, epoch)
+        check_finite(state, f"epoch {epoch}")
         record: dict[str, Any] = {"epoch": epoch, "step": int(state.step), "loss": loss}
         if norms.energy:
             record["energy_mae"] = float(np.mean(sums.energy_error)) / norms.energy
@@ -359,6 +367,7 @@ def _finite_mean(losses: Sequence[jax.Array], epoch: int) -> float:
     return float(array.mean())
 
 
-def _check_finite(state: State, epoch: int) -> None:
+def check_finite(state: State, when: str) -> None:
+    """A TrainingError if the parameters are no longer finite."""
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.average))):
-        raise TrainingError(f"the parameters are no longer finite after epoch {epoch}. {_DIVERGED}")
+        raise TrainingError(f"the parameters are no longer finite after {when}. {_DIVERGED}")

@@ -48,6 +48,10 @@ ZBL_BLOCK = 256
 """Close pairs evaluated together, whatever the frame: one shape, compiled once."""
 
 
+FEATURE_BLOCK = 256
+"""Atoms described together, likewise."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A training problem.
@@ -143,7 +147,7 @@ def prepare(
     samples = _samples(config, settings, frames, types, pairs, reference, slots, progress)
     samples = _weighted(samples, [frame.weight for frame in frames], n_train)
     packer = packer_for(config, slots, [len(t) for t in types], settings.batch_size)
-    scaling = _scaling(packer, samples[:n_train])
+    scaling = scaling_of_samples(packer, samples[:n_train])
     counts = np.ones((settings.members, n_train + len(alone)))
     counts[:, :n_train] = _counts(settings, n_train)
     return Task(
@@ -284,15 +288,25 @@ def _samples(
     return samples
 
 
-def _scaling(packer: Packer, samples: Sequence[Sample]) -> Scaling:
-    """From at most 64 samples, spread over the data."""
+def scaling_of_samples(packer: Packer, samples: Sequence[Sample]) -> Scaling:
+    """Scales of descriptor and energy, from at most 64 samples, spread over the data."""
     chosen = samples[:: max(1, len(samples) // 64)]
     density = np.concatenate([(s.arrays or packer.arrays(s)).density for s in chosen])
-    describe = jax.jit(power_spectrum, static_argnums=0)
-    features = np.asarray(describe(packer.config.descriptor, density))
+    features = _features(packer.config.descriptor, density)
     forces = np.concatenate([sample.labels.forces for sample in samples])
     finite = forces[np.isfinite(forces)]
     return scaling_of(features, float(np.sqrt(np.mean(finite**2))) if finite.size else np.nan)
+
+
+def _features(config: DescriptorConfig, density: np.ndarray) -> np.ndarray:
+    """Descriptors of many atoms, in blocks of one shape."""
+    padding = -len(density) % FEATURE_BLOCK
+    padded = np.concatenate([density, np.zeros((padding, *density.shape[1:]), density.dtype)])
+    blocks = np.split(padded, len(padded) // FEATURE_BLOCK)
+    return np.concatenate([np.asarray(_describe(config, b)) for b in blocks])[: len(density)]
+
+
+_describe = jax.jit(power_spectrum, static_argnums=0)
 
 
 def _counts(settings: TrainingSettings, n_samples: int) -> np.ndarray:

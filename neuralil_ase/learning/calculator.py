@@ -1,0 +1,272 @@
+"""The calculator: returns the model's results where it is sure, and asks the teacher where it is not."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+
+from neuralil_ase.calculator import NeuralILCalculator
+from neuralil_ase.errors import (
+    ConfigError,
+    PredictionError,
+    StructureError,
+    TeacherError,
+    UncertaintyError,
+)
+from neuralil_ase.learning.decision import Decision, decide, largest_force
+from neuralil_ase.learning.learner import Learner, Request
+from neuralil_ase.learning.records import Kind
+from neuralil_ase.model.potential import Potential
+from neuralil_ase.monitor.criteria import Criterion
+from neuralil_ase.prediction import Prediction, Uncertainty
+
+FIT = 0.2
+"""Part of an optimiser's fmax that training may leave on the frames it has just been told."""
+OnQuery = Literal["teacher", "model"]
+
+
+class LearningCalculator(Calculator):
+    """Learns from any ASE calculator while a run goes on, and soon no longer asks it.
+
+    >>> from ase.build import bulk
+    >>> from ase.calculators.emt import EMT
+    >>> from neuralil_ase import LearningCalculator
+    >>> atoms = bulk("Cu", cubic=True) * (2, 2, 2)
+    >>> atoms.calc = LearningCalculator(EMT(), folder="learned")  # doctest: +SKIP
+
+    For MD, optimisers, cell filters and NEB. Each structure is predicted by an ensemble. If the error bar of the force
+    on every atom is within the tolerance, the results of the model are returned. If not, the teacher is asked: its label
+    is written to the folder, the model is trained on from its last parameters for some seconds, and the run goes on. The
+    same script with the same folder goes on with all that was learnt.
+
+    Parameters
+    ----------
+    teacher, folder
+        As for :class:`Learner`, which also takes all further ``options``: ``model``, ``data``, ``tolerance``,
+        ``rattled``, ``max_queries``, ``queries_per_hour``, ``retries``, ``background``, ``executor``, ``check_teacher``,
+        ``settings``, ``seed``.
+    learner
+        One that other calculators use, too; in place of teacher, folder and options.
+    on_query
+        What is returned where the teacher was asked: "teacher", its own results, or "model", those of the model
+        after it has learnt them. Energies and forces jump there, by the error that the record of the query names.
+    confirm
+        For optimisers: their ``fmax`` in eV/Å. Where the largest force of the model falls below it, the teacher is
+        asked, and only its own results can end the optimisation (a cell's stress counts where it is relaxed). On the
+        way, an error bar may be as large as the largest force.
+    criteria
+        Further criteria of the monitor; the teacher is asked where any of them objects.
+    check_every
+        A spot check: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
+        more, and so on; it is held out from training and judges updates and error bars. 0: never. Not with ``confirm``.
+
+    Attributes
+    ----------
+    learner
+        What has been learnt; ``learner.records`` are the queries.
+    evaluations
+        Evaluations so far, those with the teacher included.
+
+    Raises
+    ------
+    TeacherError
+        If the teacher cannot be used, or fails.
+    QueryLimitError
+        If a label is needed and the budget is used up.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 - ASE's convention
+    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 - ASE's convention
+    name = "neuralil-learning"
+
+    def __init__(
+        self,
+        teacher: Any = None,
+        folder: str | Path = "learned",
+        *,
+        learner: Learner | None = None,
+        on_query: OnQuery = "teacher",
+        confirm: float | None = None,
+        criteria: Sequence[Criterion] = (),
+        check_every: int = 200,
+        **options: Any,
+    ) -> None:
+        if on_query not in get_args(OnQuery):
+            raise ConfigError(f"on_query = {on_query!r}: give {' or '.join(get_args(OnQuery))}")
+        if confirm is not None and not (np.isfinite(confirm) and confirm > 0):
+            raise ConfigError(f"confirm = {confirm!r}: give the fmax of the optimiser in eV/Å")
+        if learner is not None and (teacher is not None or options):
+            raise ConfigError(
+                f"a learner that is given has its own {'teacher' if teacher is not None else ', '.join(options)}: give "
+                "either, not both"
+            )
+        super().__init__()
+        self.learner = Learner(teacher, folder, **options) if learner is None else learner
+        self.on_query, self.confirm, self.criteria = on_query, confirm, tuple(criteria)
+        self.check_every = check_every
+        self.evaluations = 0
+        self._trusted_in_a_row, self._next_check = 0, check_every
+        self._model: NeuralILCalculator | None = None
+        self._last_trusted: Atoms | None = None
+
+    @property
+    def potential(self) -> Potential | None:
+        """The present model; None before the first evaluation."""
+        return self.learner.potential
+
+    def prediction(
+        self, atoms: Atoms | None = None, uncertainty: Uncertainty | None = None
+    ) -> Prediction:
+        """What the present model says of a structure, for a monitor; see :class:`NeuralILCalculator`.
+
+        Raises
+        ------
+        UncertaintyError
+            If there is no model yet.
+        """
+        model = self._present()
+        if model is None:
+            raise UncertaintyError(
+                "there is no model yet: evaluate the atoms once (atoms.get_forces()), and the teacher gives the first "
+                "labels"
+            )
+        return model.prediction(self.atoms if atoms is None else atoms, uncertainty)
+
+    check_state = NeuralILCalculator.check_state
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Decide and evaluate; called by ASE."""
+        self.results = {}  # should this fail, those of another structure must not be left
+        if atoms is not None:
+            self.atoms = atoms.copy()
+        if self.atoms is None:
+            raise StructureError("no structure has been given yet: pass atoms")
+        atoms, with_stress = self.atoms, "stress" in properties
+        if with_stress and atoms.cell.rank < 3:
+            raise PropertyNotImplementedError(
+                "stress needs a cell with a volume; give the structure three lattice vectors"
+            )
+        self.evaluations += 1
+        self.learner.catch_up()
+        decision = self._decide(atoms, with_stress)
+        if decision.kind is not None and self.learner.is_training:
+            self.learner.settle()  # what is being learnt may be what is missing here
+            decision = self._decide(atoms, with_stress)
+        if decision.kind is None:
+            assert decision.prediction is not None
+            self._trusted_in_a_row += 1
+            self._last_trusted = atoms
+            self.results = _from_prediction(decision.prediction)
+        else:
+            self.results = self._asked(atoms, decision.kind, decision, with_stress)
+
+    def roll_back(self, atoms: Atoms) -> None:
+        """Put positions, cell and momenta of the last trusted structure back, after a ``TeacherError``.
+
+        Raises
+        ------
+        TeacherError
+            If no structure of these atoms was trusted.
+        """
+        trusted = self._last_trusted
+        if trusted is None or not np.array_equal(trusted.numbers, atoms.numbers):
+            raise TeacherError("there is nothing to roll back to: no structure was trusted yet")
+        atoms.cell[:] = trusted.cell
+        atoms.positions[:] = trusted.positions
+        if trusted.has("momenta"):
+            atoms.set_array("momenta", trusted.arrays["momenta"].copy())
+
+    def _decide(self, atoms: Atoms, with_stress: bool) -> Decision:
+        model = self._present()
+        if model is None:
+            return Decision("first", "there is no model yet")
+        unknown = sorted(set(atoms.symbols) - set(model.potential.elements))
+        if unknown:
+            return Decision("first", f"the model knows no {', '.join(unknown)}")
+        try:
+            prediction = model.prediction(atoms, "forces")
+        except PredictionError as error:
+            return Decision("unsure", str(error))
+        found = decide(
+            atoms, prediction, self.learner.tolerance, self.confirm, self.criteria, with_stress
+        )
+        if found.kind is None and self._is_check_due():
+            return found._replace(kind="check", reason="a spot check of a trusted frame")
+        return found
+
+    def _asked(
+        self, atoms: Atoms, kind: Kind, decision: Decision, with_stress: bool
+    ) -> dict[str, Any]:
+        """Ask the teacher, and choose what to return."""
+        # After a spot check the next one comes later; after doubts they begin anew.
+        self._trusted_in_a_row = 0
+        self._next_check = 2 * self._next_check if kind == "check" else self.check_every
+        prediction, half = decision.prediction, self.learner.tolerance / 2
+        target = half if self.confirm is None else min(half, FIT * self.confirm)
+        request = Request(
+            atoms, kind, decision.reason, prediction, self.evaluations, _temperature(atoms), target
+        )
+        label = self.learner.begin(request) if kind == "first" else self.learner.ask([request])[0]
+        if kind == "check" and prediction is not None:
+            return _from_prediction(prediction)
+        if self.on_query == "model":
+            self.learner.settle()
+        model = self._present()
+        assert model is not None
+        if self.on_query == "teacher":
+            return _from_label(label, model)
+        learnt = model.prediction(atoms, "forces")
+        if self.confirm is None or largest_force(atoms, learnt, with_stress) >= self.confirm:
+            return _from_prediction(learnt)
+        return _from_label(label, model)  # the model's own results must not end the optimisation
+
+    def _is_check_due(self) -> bool:
+        if not self.check_every or self.confirm is not None:
+            return False
+        return self._trusted_in_a_row + 1 >= self._next_check
+
+    def _present(self) -> NeuralILCalculator | None:
+        """The calculator of the present model."""
+        potential = self.learner.potential
+        if potential is None:
+            return None
+        if self._model is None or self._model.potential is not potential:
+            self._model = NeuralILCalculator(potential, uncertainty="forces")
+        return self._model
+
+
+def _from_prediction(prediction: Prediction) -> dict[str, Any]:
+    results: dict[str, Any] = {
+        "energy": prediction.energy,
+        "free_energy": prediction.energy,
+        "forces": prediction.forces.copy(),
+    }
+    if prediction.volume is not None:
+        results["stress"] = prediction.stress.copy()
+    return results
+
+
+def _from_label(label: Atoms, model: NeuralILCalculator) -> dict[str, Any]:
+    """The teacher's results; stress, where it has none, is the derivative of the model's energy."""
+    energy = float(label.get_potential_energy())
+    results: dict[str, Any] = {
+        "energy": energy,
+        "free_energy": energy,
+        "forces": label.get_forces(),
+    }
+    if label.cell.rank == 3:
+        has_stress = label.calc is not None and "stress" in label.calc.results
+        results["stress"] = label.get_stress() if has_stress else model.prediction(label).stress
+    return results
+
+
+def _temperature(atoms: Atoms) -> float | None:
+    return float(atoms.get_temperature()) if atoms.has("momenta") else None

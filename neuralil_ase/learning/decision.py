@@ -1,0 +1,96 @@
+"""Trust the model, or ask the teacher?"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms
+
+from neuralil_ase.learning.records import Kind
+from neuralil_ase.monitor.criteria import Criterion, MaxForceErrorBar
+from neuralil_ase.monitor.patience import Band
+from neuralil_ase.prediction import Prediction
+
+
+class Decision(NamedTuple):
+    """What to do with a structure.
+
+    Attributes
+    ----------
+    kind
+        Why the teacher is asked; None where the model is trusted.
+    reason
+        The same in words.
+    prediction
+        What the model says, with uncertainty "forces"; None where it says nothing.
+    """
+
+    kind: Kind | None
+    reason: str = ""
+    prediction: Prediction | None = None
+
+
+def decide(
+    atoms: Atoms,
+    prediction: Prediction,
+    tolerance: float,
+    confirm: float | None = None,
+    criteria: Sequence[Criterion] = (),
+    with_stress: bool = False,
+) -> Decision:
+    """Compare what the model does not know with what is tolerated.
+
+    Parameters
+    ----------
+    atoms
+        The structure; atoms that its constraints hold fixed do not count.
+    prediction
+        With uncertainty "forces", of a calibrated model.
+    tolerance
+        Largest error bar of a force that is trusted, eV/Å.
+    confirm
+        The ``fmax`` of an optimiser in eV/Å: forces below it are confirmed by the teacher, and on the way to it error
+        bars may be as large as the largest force.
+    criteria
+        Further ones; any objection counts.
+    with_stress
+        Whether the cell is relaxed, too: its stress must then be small for an optimisation to end.
+    """
+    moving = movable(atoms)
+    if confirm is not None:
+        largest = largest_force(atoms, prediction, with_stress)
+        if largest < confirm:
+            return Decision(
+                "confirm", f"largest force {largest:.4f} eV/Å, below {confirm:g}", prediction
+            )
+        tolerance = max(tolerance, largest)
+    all_criteria: list[Criterion] = [*criteria]
+    if moving.size:
+        all_criteria.insert(0, MaxForceErrorBar(low=tolerance, indices=moving.tolist()))
+    for criterion in all_criteria:
+        reading = criterion.resolved(prediction.calibration).read(atoms, prediction)
+        if reading.band != Band.TRUSTED:
+            return Decision("unsure", reading.describe(atoms), prediction)
+    return Decision(None, "", prediction)
+
+
+def movable(atoms: Atoms) -> np.ndarray:
+    """Indices of the atoms that constraints leave some freedom."""
+    return np.flatnonzero(np.abs(constrained(atoms, np.ones((len(atoms), 3)))).sum(axis=1) > 1e-12)
+
+
+def largest_force(atoms: Atoms, prediction: Prediction, with_stress: bool) -> float:
+    """What an optimiser compares with its fmax, eV/Å: of the atoms, and of the cell as ASE's filters count it."""
+    forces = constrained(atoms, prediction.forces.copy())
+    largest = float(np.linalg.norm(forces, axis=1).max(initial=0))
+    if with_stress and prediction.volume is not None:
+        largest = max(largest, prediction.volume * float(np.abs(prediction.stress).max()))
+    return largest
+
+
+def constrained(atoms: Atoms, forces: np.ndarray) -> np.ndarray:
+    """The forces that constraints leave."""
+    for constraint in atoms.constraints:
+        if hasattr(constraint, "adjust_forces"):
+            constraint.adjust_forces(atoms, forces)
+    return forces

@@ -1,0 +1,467 @@
+"""The learner: asks the teacher, keeps what it says, trains, and knows how far the model can be trusted."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from neuralil_ase import __version__
+from neuralil_ase.errors import ConfigError, QueryLimitError, TeacherError
+from neuralil_ase.evaluation.model_card import describe
+from neuralil_ase.farm import digest
+from neuralil_ase.files.model_file import as_potential
+from neuralil_ase.learning.pupil import LEARNING, Pupil
+from neuralil_ase.learning.records import LEARNT, Folder, Kind, Record
+from neuralil_ase.learning.stream import stream_calibration, with_thresholds
+from neuralil_ase.learning.teacher import check_offers, check_units
+from neuralil_ase.model.potential import Potential
+from neuralil_ase.prediction import Prediction
+from neuralil_ase.training.settings import TrainingSettings
+from neuralil_ase.training.train import TrainingResult, train
+from neuralil_ase.training.warm_start import start_of
+
+logger = logging.getLogger(__name__)
+RELATIVE_TOLERANCE, LEAST_TOLERANCE = 0.25, 0.05
+"""Default tolerance: this part of the root mean square force, and no less than so many eV/Å."""
+RATTLE = 0.05
+"""Å: standard deviation of each coordinate of a rattled frame."""
+HOUR = 3600.0
+TEACHER = "taught_by"
+"""Key in the provenance of the model: class of the teacher."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A frame that a calculator wants to have labelled.
+
+    Attributes
+    ----------
+    atoms
+        The structure.
+    kind, reason
+        Why.
+    prediction
+        What the model says of it, with uncertainty "forces"; None without a model.
+    evaluation, temperature
+        For the record.
+    target
+        Root mean square force error in eV/Å to which the frame is to be learnt.
+    """
+
+    atoms: Atoms
+    kind: Kind
+    reason: str
+    prediction: Prediction | None = None
+    evaluation: int = 0
+    temperature: float | None = None
+    target: float = np.inf
+
+
+class Learner:
+    """A model that learns from a teacher; several calculators may share one.
+
+    Parameters
+    ----------
+    teacher
+        An ASE calculator with energies and forces, or a function without arguments that makes one (an ``executor`` of
+        processes needs that, and one that pickles).
+    folder
+        Where labels, records and the model are kept; a second run with the same folder goes on from them.
+    model
+        A model file or potential to begin with, where the folder has none; None begins from nothing.
+    data
+        Labelled frames (with calculator results) that are learnt with the others from the beginning.
+    tolerance
+        Largest error bar of the force on any atom that is trusted, in eV/Å. None: a quarter of the root mean square
+        force of the labelled frames, but at least 0.05 eV/Å.
+    rattled
+        Rattled copies of the first frame that are labelled with it. At least one is needed to check the teacher's units.
+    max_queries, queries_per_hour
+        Most calls of the teacher: of all runs with this folder, and in any hour. More end the run with a
+        ``QueryLimitError``.
+    retries
+        How often a failed calculation is tried again.
+    background
+        Train in another thread while the run goes on with the old model; it waits only where that is unsure again. Runs
+        are then not repeated exactly.
+    executor
+        A ``concurrent.futures.Executor`` whose workers call the teacher; None: this process.
+    check_teacher
+        Compare two labels with each other before the first result is returned.
+    settings
+        Of the model and its training; by default four members without aleatoric layers.
+    seed
+        Of the initial parameters and of the order in which frames are learnt.
+
+    Raises
+    ------
+    TeacherError
+        If the teacher lacks energies or forces, or is no calculator.
+    ConfigError
+        If an option is not valid, or the folder holds labels of another teacher.
+    OutputError
+        If the folder cannot be written, or another process uses it.
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        folder: str | Path = "learned",
+        *,
+        model: str | Path | Potential | None = None,
+        data: Sequence[Atoms] = (),
+        tolerance: float | None = None,
+        rattled: int = 1,
+        max_queries: int | None = None,
+        queries_per_hour: int | None = None,
+        retries: int = 1,
+        background: bool = False,
+        executor: Executor | None = None,
+        check_teacher: bool = True,
+        settings: TrainingSettings = LEARNING,
+        seed: int = 0,
+    ) -> None:
+        _check_options(tolerance, rattled, retries, settings)
+        self._factory, offered = _factory(teacher)
+        check_offers(offered)
+        self._teacher_name = type(offered).__name__
+        self.folder = Folder(folder)
+        self._rattled, self._retries, self._seed = rattled, retries, seed
+        self._limits = max_queries, queries_per_hour
+        self._executor, self._check_teacher = executor, check_teacher
+        self._background = ThreadPoolExecutor(1, "learning") if background else None
+        self._pending: Future[None] | None = None
+        self._lock = RLock()
+        given = None if model is None else _with_error_bars(start_of(as_potential(model)).potential)
+        self._prior = None if given is None else given.calibration
+        self._tolerance = tolerance or (_usual_error_bar(given) if given is not None else None)
+        self._potential = self.folder.load() or given
+        _check_same_teacher(self._potential, self._teacher_name, self.folder)
+        self._pupil = Pupil(self._potential, replace(settings, seed=seed))
+        self._data: list[Atoms] = list(data)
+        self._taken: set[str] = set()
+        self._caught_up = False
+        self._force_size = 0.0
+        self._seconds = 0.0
+
+    @property
+    def potential(self) -> Potential | None:
+        """The present model; None before the first labels."""
+        return self._potential
+
+    @property
+    def tolerance(self) -> float:
+        """Largest error bar of a force that is trusted at present, eV/Å."""
+        return self._tolerance or max(RELATIVE_TOLERANCE * self._force_size, LEAST_TOLERANCE)
+
+    @property
+    def records(self) -> list[Record]:
+        """All queries so far."""
+        return self.folder.records
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a better model is being made in the background."""
+        return self._pending is not None
+
+    def settle(self) -> None:
+        """Wait for training in the background; errors that it met are raised here."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def catch_up(self) -> None:
+        """Learn, once, what is on disk and in ``data`` and not in the model: an earlier run was killed, say."""
+        with self._lock:
+            if self._caught_up:
+                return
+            self._caught_up = True
+            learnt = self._potential.provenance.get(LEARNT, ()) if self._potential else ()
+            names = {record.digest for record in self.folder.answered}
+            missing = len(names - set(learnt)) + len(self._data)
+            self._take()
+            if len(self._pupil) and (missing or self._potential is None):
+                self._learn(missing)
+
+    def begin(self, request: Request) -> Atoms:
+        """Label the first frame and its rattled copies, check the teacher, and make the first model.
+
+        Returns
+        -------
+        Atoms
+            The frame with energy and forces.
+
+        Raises
+        ------
+        TeacherError
+            If the teacher fails, or its numbers cannot be energies in eV and forces in eV/Å.
+        QueryLimitError
+            If the budget does not suffice.
+        """
+        rng = np.random.default_rng(self._seed)
+        requests = [replace(request, reason="there is no model yet")]
+        for _ in range(self._rattled):
+            copy = bare(request.atoms)
+            copy.positions += rng.normal(0, RATTLE, copy.positions.shape)
+            requests.append(Request(copy, "rattled", "a rattled copy of the first"))
+        is_checked = self._check_teacher and self._rattled > 0
+        return self.ask(requests, _check_first_two if is_checked else None)[0]
+
+    def ask(
+        self,
+        requests: Sequence[Request],
+        check: Callable[[Sequence[Atoms]], None] | None = None,
+    ) -> list[Atoms]:
+        """Labels of frames, which are then learnt.
+
+        Parameters
+        ----------
+        requests
+            The frames and the reasons.
+        check
+            Called with the labelled frames before they are taken; if it raises, they are forgotten.
+
+        Returns
+        -------
+        list of Atoms
+            The frames with energy and forces, as they are on disk.
+
+        Raises
+        ------
+        TeacherError
+            If the teacher fails for one of them, and again when it is tried again.
+        QueryLimitError
+            If the budget does not suffice.
+        """
+        with self._lock:
+            frames = [bare(request.atoms) for request in requests]
+            self._check_budget(sum(not self.folder.has(frame) for frame in frames))
+            failure = self._label(frames, requests)
+            if check is not None and failure is None:
+                self._check(frames, check)
+            for request, frame in zip(requests, frames, strict=True):
+                if self.folder.has(frame):
+                    self._keep(request, digest(frame))
+            if failure is not None:
+                raise failure
+            self._take()
+            labelled = [self.folder.read(digest(frame)) for frame in frames]
+        new = sum(request.kind != "check" for request in requests)
+        self._learn_soon(new, min(request.target for request in requests))
+        return labelled
+
+    def retrain(self, output: str | Path, **options: Any) -> TrainingResult:
+        """A model from all labels by ``neuralil_ase.train``, of any size; options as there.
+
+        The same in a terminal: ``neuralil-ase train FOLDER/labels/*.extxyz -o OUTPUT``.
+        """
+        names = sorted(record.digest for record in self.folder.answered)
+        return train([str(self.folder.file(name)) for name in names], output, **options)
+
+    def card(self) -> str:
+        """What the present model is, in words."""
+        return "no model yet" if self._potential is None else describe(self._potential)
+
+    def _label(self, frames: Sequence[Atoms], requests: Sequence[Request]) -> TeacherError | None:
+        """Until all are labelled, or the teacher has failed too often."""
+        for attempt in range(self._retries + 1):
+            missing = [k for k, frame in enumerate(frames) if not self.folder.has(frame)]
+            began = time.perf_counter()
+            found = self.folder.label([frames[k] for k in missing], self._factory, self._executor)
+            self._seconds = (time.perf_counter() - began) / max(len(missing), 1)
+            for place, reason in found.failures.items():
+                number = missing[place]
+                self.folder.append(
+                    self._record(requests[number], digest(frames[number]), failure=reason)
+                )
+            if not found.failures:
+                return None
+            if attempt < self._retries:
+                self._check_budget(len(found.failures))
+        place, reason = next(iter(found.failures.items()))
+        return TeacherError(
+            f"the teacher failed {self._retries + 1} times for a frame ({requests[missing[place]].reason}): {reason}. "
+            f"All labels and the model are in {self.folder.path}. See what the calculator says of this frame, or go on "
+            "from an earlier one: calc.roll_back(atoms) puts back the last that was trusted"
+        )
+
+    def _check(self, frames: Sequence[Atoms], check: Callable[[Sequence[Atoms]], None]) -> None:
+        """Labels that cannot be right must not be learnt, by a later run either."""
+        try:
+            check([self.folder.read(digest(frame)) for frame in frames])
+        except TeacherError:
+            for frame in frames:
+                self.folder.file(digest(frame)).unlink()
+            raise
+
+    def _keep(self, request: Request, name: str) -> None:
+        """The record of a label; nothing if it has one."""
+        if not any(r.digest == name and r.failure is None for r in self.records):
+            self.folder.append(self._record(request, name, self.folder.read(name)))
+
+    def _record(
+        self, request: Request, name: str, label: Atoms | None = None, failure: str | None = None
+    ) -> Record:
+        record = Record(
+            name,
+            request.kind,
+            request.reason,
+            request.evaluation,
+            time=time.time(),
+            seconds=round(self._seconds, 3),
+            held_out=request.kind == "check",
+            failure=failure,
+            tolerance=None if self._potential is None else round(self.tolerance, 5),
+            temperature=request.temperature,
+        )
+        prediction = request.prediction
+        if prediction is None or label is None:
+            return record
+        return replace(record, **_test(prediction, label))
+
+    def _check_budget(self, wanted: int) -> None:
+        most, per_hour = self._limits
+        if most is not None and self.folder.calls + wanted > most:
+            raise QueryLimitError(
+                f"one more label would be call {self.folder.calls + wanted} of the teacher, and max_queries is {most}. "
+                f"All labels and the model are in {self.folder.path}: raise max_queries to go on, or use the model as "
+                "it is with NeuralILCalculator"
+            )
+        recent = sum(r.is_call and r.time > time.time() - HOUR for r in self.records)
+        if per_hour is not None and recent + wanted > per_hour:
+            raise QueryLimitError(
+                f"the teacher was called {recent} times within the last hour, and queries_per_hour is {per_hour}. All "
+                f"labels and the model are in {self.folder.path}: run the same script again later"
+            )
+
+    def _take(self) -> None:
+        """Hand the frames that the pupil does not have yet to it, those of the user first."""
+        for atoms in self._data:
+            self._pupil.add(atoms, held_out=False)
+        self._data = []
+        for record in self.folder.answered:
+            if record.digest not in self._taken:
+                self._pupil.add(self.folder.read(record.digest), record.held_out)
+                self._taken.add(record.digest)
+        self._force_size = self._pupil.force_size
+
+    def _learn_soon(self, new: int, target: float) -> None:
+        """Now, or in the background where there is a model to go on with."""
+        self.settle()
+        if self._background is None or self._potential is None:
+            self._learn(new, target)
+        else:
+            self._pending = self._background.submit(self._learn, new, target)
+
+    def _learn(self, new: int, target: float = np.inf) -> None:
+        """Train where there are new frames to learn; calibrate; put the model on disk."""
+        with self._lock:
+            if new or self._potential is None:
+                lesson = self._pupil.lesson(new, min(target, self.tolerance / 2))
+                logger.info(
+                    "%d frames, %d cycles, force error %.4f to %.4f eV/Å%s",
+                    len(self._pupil), lesson.cycles, lesson.before, lesson.after, "" if lesson.kept else ": refused",
+                )  # fmt: skip
+            calibration = stream_calibration(
+                self.folder.answered, *self._pupil.floors(), self._prior
+            )
+            calibration = with_thresholds(calibration, self.tolerance)
+            potential = self._pupil.calibrate(calibration, self._provenance())
+            self.folder.save(potential)
+            self._potential = potential
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "program": f"neuralil-ase {__version__}",
+            TEACHER: self._teacher_name,
+            "teacher_calls": self.folder.calls,
+            "training_frames": len(self._pupil) - self._pupil.n_held_out,
+            "held_out_frames": self._pupil.n_held_out,
+            LEARNT: [record.digest for record in self.folder.answered],
+        }
+
+
+def bare(atoms: Atoms) -> Atoms:
+    """What the teacher gets: no constraints, no calculator, no momenta."""
+    return Atoms(
+        atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc,
+        charges=atoms.get_initial_charges(), magmoms=atoms.get_initial_magnetic_moments(),
+    )  # fmt: skip
+
+
+def _test(prediction: Prediction, label: Atoms) -> dict[str, Any]:
+    """Errors and error bars of a frame that was predicted before it was labelled."""
+    errors = np.linalg.norm(prediction.forces - label.get_forces(), axis=1)
+    return {
+        "symbols": prediction.symbols.tolist(),
+        "errors": np.round(errors, 5).tolist(),
+        "spreads": np.round(prediction.forces_std, 6).tolist(),
+        "bars": np.round(prediction.forces_error_bar, 5).tolist(),
+        "energy_error": prediction.energy - label.get_potential_energy(),
+        "energy_spread": prediction.energy_std,
+    }
+
+
+def _check_first_two(frames: Sequence[Atoms]) -> None:
+    check_units(frames[0], frames[1])
+
+
+def _factory(teacher: Any) -> tuple[Callable[[], Any], Any]:
+    """A function that makes the calculator, and one calculator."""
+    if hasattr(teacher, "get_property") or not callable(teacher) or isinstance(teacher, type):
+        return lambda: teacher, teacher
+    return teacher, teacher()
+
+
+def _with_error_bars(potential: Potential) -> Potential:
+    """The potential, with error bars to begin with where it has none."""
+    if potential.n_members < 2:
+        raise ConfigError(
+            "the model to begin with has one member, and learning needs the spread of an ensemble: train one with "
+            "members=4 or more"
+        )
+    if potential.calibration is not None:
+        return potential
+    floors = dict.fromkeys(potential.elements, 0.0)
+    return replace(potential, calibration=stream_calibration([], floors, 0.0))
+
+
+def _usual_error_bar(potential: Potential) -> float | None:
+    """The error bar at the lower threshold of the model's own calibration, eV/Å."""
+    record = potential.calibration
+    if record is None or not record.thresholds:
+        return None
+    scales = record.force_scale_of_spread or record.force_scale
+    floors = record.force_floor_of_spread or record.force_floor
+    low = record.thresholds["low"]
+    return max(float(np.hypot(scales[e] * low, floors[e])) for e in scales)
+
+
+def _check_same_teacher(potential: Potential | None, name: str, folder: Folder) -> None:
+    before = None if potential is None else potential.provenance.get(TEACHER)
+    if before not in (None, name):
+        raise ConfigError(
+            f"the labels in {folder.path} are by {before}, and the teacher is now {name}: their energies and forces do "
+            "not go together. Choose another folder, or give the teacher of before"
+        )
+
+
+def _check_options(
+    tolerance: float | None, rattled: int, retries: int, settings: TrainingSettings
+) -> None:
+    if tolerance is not None and not (np.isfinite(tolerance) and tolerance > 0):
+        raise ConfigError(f"tolerance = {tolerance!r}: give an error bar in eV/Å above 0, or None")
+    for name, value in (("rattled", rattled), ("retries", retries)):
+        if value < 0:
+            raise ConfigError(f"{name} = {value}: give 0 or more")
+    if settings.members < 2:
+        raise ConfigError(
+            "learning needs the spread of an ensemble: give settings with members=2 or more"
+        )

@@ -1,0 +1,254 @@
+"""The pupil: a potential that is trained again whenever there are new labels, in seconds.
+
+It begins from nothing with the architecture that the first frames ask for, or goes on from a given potential. An
+element that it does not know makes it begin anew, with all frames.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers, covalent_radii
+
+from neuralil_ase.calibration import Calibration
+from neuralil_ase.evaluation.dataset import (
+    Frame,
+    elements_of,
+    frames_from_atoms,
+    pairs_of,
+    types_of,
+)
+from neuralil_ase.model.potential import Potential
+from neuralil_ase.training.continuation import Continuation
+from neuralil_ase.training.normalisation import first_params
+from neuralil_ase.training.prepare import model_config, neighbour_distance
+from neuralil_ase.training.reference import energy_reference
+from neuralil_ase.training.settings import TrainingSettings
+from neuralil_ase.training.warm_start import Start, reference_for
+
+logger = logging.getLogger(__name__)
+CORE = 0.7
+"""Part of the sum of the covalent radii below which pairs are repelled by themselves (ZBL)."""
+STEPS = 100
+"""Steps of one cycle of training."""
+CYCLES = 4
+"""Most cycles of one update; twice as many for the first."""
+WORSE = 1.1
+"""By how much the error on held-out frames may grow in an update that is kept; an update moves it by some per cent either
+way, and what was asked about last is not among the held-out frames."""
+JUDGES = 32
+"""Frames, the latest ones, that errors are averaged over."""
+BATCH_ATOMS = 240
+"""Atoms of one step."""
+LEARNING = TrainingSettings(members=4, head_widths=(), ema=0.9)
+"""Four members, and no layers for an aleatoric part, of which few frames say nothing."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What an update did.
+
+    Attributes
+    ----------
+    kept
+        Whether the new parameters were taken.
+    cycles
+        Cycles of training.
+    before, after
+        Root mean square norm of the force errors in eV/Å on the judging frames: those held out, or else all learnt.
+    """
+
+    kept: bool
+    cycles: int
+    before: float
+    after: float
+
+
+class Pupil:
+    """A potential, the frames that it learns from, and those that judge it.
+
+    Parameters
+    ----------
+    potential
+        To go on from; None to begin from nothing.
+    settings
+        Options of training.
+
+    Attributes
+    ----------
+    potential
+        The present one; None before the first lesson.
+    """
+
+    def __init__(self, potential: Potential | None, settings: TrainingSettings) -> None:
+        self.potential = potential
+        self.settings = settings
+        self._frames: list[Frame] = []
+        self._held: set[int] = set()
+        self._continuation: Continuation | None = None
+        self._compositions: set[str] = set()
+        self._lessons = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def add(self, atoms: Atoms, held_out: bool) -> None:
+        """Take a labelled frame in; it is learnt with the next lesson, or held out."""
+        (frame,) = frames_from_atoms([atoms])
+        if held_out and self._knows(frame):
+            self._held.add(len(self._frames))
+        self._frames.append(frame)
+        if self._continuation is not None and self._knows(frame):
+            self._continuation.add(frame)
+        else:
+            self._continuation = None
+
+    def lesson(self, new: int, target: float) -> Lesson:
+        """Train until the newest frames are learnt, or for some cycles.
+
+        Parameters
+        ----------
+        new
+            How many of the frames are new; they are drawn more often.
+        target
+            Root mean square force error on the new frames at which training ends, in eV/Å.
+        """
+        is_first = self._begin()
+        self._move_reference(*self._ready())
+        continuation, potential = self._ready()
+        learnt = self._learnt
+        judges = sorted(self._held)[-JUDGES:] or learnt[-JUDGES:]
+        before = _rms(continuation, potential, judges)
+        trained, cycles = potential, 0
+        newest = learnt[-max(new, 1) :]
+        while cycles < CYCLES * (1 + is_first):
+            seed = self.settings.seed + 7919 * self._lessons + cycles
+            trained = continuation.update(trained, learnt, _chances(len(learnt), new), seed)
+            cycles += 1
+            if _rms(continuation, trained, newest) <= target:
+                break
+        self._lessons += 1
+        after = _rms(continuation, trained, judges)
+        # Without held-out frames the new ones judge, too: an error that was large and is less now.
+        kept = is_first or not self._held or after <= WORSE * before
+        if kept:
+            self.potential = replace(trained, calibration=potential.calibration)
+        return Lesson(kept, cycles, before, after)
+
+    def floors(self) -> tuple[dict[str, float], float]:
+        """What training left on the learnt frames: root mean square norm of the force residuals by element in eV/Å, and
+        that of the energy in eV per sqrt(atoms)."""
+        continuation, potential = self._ready()
+        squares: dict[str, list[float]] = {symbol: [] for symbol in potential.elements}
+        energies = []
+        learnt = self._learnt[-JUDGES:]
+        for number, left in zip(learnt, continuation.residuals(potential, learnt), strict=True):
+            symbols = self._frames[number].symbols.tolist()
+            for symbol, square in zip(symbols, (left.forces**2).sum(axis=1), strict=True):
+                squares[symbol].append(float(square))
+            energies.append(len(symbols) * left.energy**2)
+        largest = max((np.mean(values) for values in squares.values() if values), default=0.0)
+        found = {s: float(np.sqrt(np.mean(v) if v else largest)) for s, v in squares.items()}
+        return found, float(np.sqrt(np.nanmean(energies)))
+
+    def calibrate(self, calibration: Calibration, provenance: dict[str, Any]) -> Potential:
+        """The present potential with error bars and provenance."""
+        _, potential = self._ready()
+        self.potential = replace(potential, calibration=calibration, provenance=provenance)
+        return self.potential
+
+    @property
+    def force_size(self) -> float:
+        """Root mean square norm of all labelled forces in eV/Å."""
+        squares = [(f.forces**2).sum(axis=1) for f in self._frames if f.forces is not None]
+        return float(np.sqrt(np.mean(np.concatenate(squares)))) if squares else 0.0
+
+    @property
+    def n_held_out(self) -> int:
+        """How many frames judge updates."""
+        return len(self._held)
+
+    @property
+    def _learnt(self) -> list[int]:
+        return [k for k in range(len(self._frames)) if k not in self._held]
+
+    def _knows(self, frame: Frame) -> bool:
+        return self.potential is not None and set(frame.symbols.tolist()) <= set(
+            self.potential.elements
+        )
+
+    def _ready(self) -> tuple[Continuation, Potential]:
+        assert self._continuation is not None
+        assert self.potential is not None
+        return self._continuation, self.potential
+
+    def _begin(self) -> bool:
+        """Whether the potential is a new one; makes what updates share."""
+        if self._continuation is not None:
+            return False
+        is_new = not all(map(self._knows, self._frames))
+        if is_new:
+            if self.potential is not None:
+                logger.warning(
+                    "a new element: the model begins anew, with all %d frames", len(self)
+                )
+            self._held.clear()
+            self.potential = first_potential(self._frames, self.settings)
+            self._compositions = {_composition(frame) for frame in self._frames}
+        assert self.potential is not None
+        largest = max(len(frame.symbols) for frame in self._frames)
+        batch_size = int(np.clip(BATCH_ATOMS // largest, 1, 4))
+        settings = self.settings.updated({"batch_size": batch_size})
+        self._continuation = Continuation(self.potential, settings, STEPS)
+        for frame in self._frames:
+            self._continuation.add(frame)
+        return is_new
+
+    def _move_reference(self, continuation: Continuation, potential: Potential) -> None:
+        """A composition that is met for the first time may count energies from elsewhere."""
+        met = {_composition(frame) for frame in self._frames}
+        if met <= self._compositions:
+            return
+        self._compositions = met
+        frames = [self._frames[k] for k in self._learnt]
+        reference = reference_for(Start(potential, "the model so far"), frames)
+        if not np.array_equal(reference, potential.energy_reference):
+            continuation.move_reference(reference)
+            self.potential = replace(potential, energy_reference=reference)
+
+
+def first_potential(frames: Sequence[Frame], settings: TrainingSettings) -> Potential:
+    """A potential with random parameters whose architecture suits the frames."""
+    elements = elements_of(frames)
+    settings = settings.with_descriptor(neighbour_distance(frames, elements))
+    types = [types_of(frame, elements) for frame in frames]
+    pairs = [pairs_of(f, t, settings.r_cut) for f, t in zip(frames, types, strict=True)]
+    config = model_config(settings, elements, pairs, types)
+    if config.pair_term == "zbl":
+        # A few frames do not know the shortest distances: repulsion begins below those of bonds.
+        radii = covalent_radii[[atomic_numbers[symbol] for symbol in elements]]
+        core = CORE * (radii[:, None] + radii[None, :])[np.triu_indices(len(elements))]
+        config = replace(config, zbl_radii=tuple(core.round(4).tolist()))
+    parameters = first_params(config, settings.seed)
+    return Potential(config, parameters, energy_reference(frames, elements))
+
+
+def _chances(count: int, new: int) -> np.ndarray:
+    """New frames together as often as all others."""
+    chances = np.ones(count)
+    if 0 < new < count:
+        chances[-new:] = max(1.0, (count - new) / new)
+    return chances
+
+
+def _rms(continuation: Continuation, potential: Potential, numbers: Sequence[int]) -> float:
+    left = [(r.forces**2).sum(axis=1) for r in continuation.residuals(potential, numbers)]
+    return float(np.sqrt(np.mean(np.concatenate(left))))
+
+
+def _composition(frame: Frame) -> str:
+    symbols, counts = np.unique(frame.symbols, return_counts=True)
+    return " ".join(f"{s}{n}" for s, n in zip(symbols, counts, strict=True))

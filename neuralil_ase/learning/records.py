@@ -1,0 +1,219 @@
+"""What a learner keeps on disk: labels, one record of each query, the present model. Each is whole or not there.
+
+``labels/DIGEST.extxyz`` is a labelled frame, written by :func:`neuralil_ase.label` before anything uses it.
+``queries.jsonl`` holds a line of JSON for each query, in their order. ``model.safetensors`` says in its provenance from
+which labels it has learnt, so that a model and its state are one file.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ase import Atoms
+from ase.io import read
+
+from neuralil_ase.errors import DataError, OutputError
+from neuralil_ase.farm import Labelled, digest, label
+from neuralil_ase.files.atomic import append_record, cut_tail
+from neuralil_ase.files.lock import Lock
+from neuralil_ase.files.model_file import load_potential, save_potential
+from neuralil_ase.model.potential import Potential
+
+logger = logging.getLogger(__name__)
+Kind = Literal["first", "rattled", "unsure", "confirm", "check", "found"]
+"""Why a frame was labelled: there was no model; a rattled copy of the first; the error bar or a criterion; the end of
+an optimisation; a spot check of a trusted frame; a label on disk without a record."""
+LEARNT = "learnt_from"
+"""Key in the provenance of the model: digests of the labels that it has learnt from."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One query.
+
+    Attributes
+    ----------
+    digest
+        Of the geometry, which names the file of the label.
+    kind, reason
+        Why the teacher was asked, and the same in words.
+    evaluation
+        How many evaluations the calculator had done by then.
+    time
+        Seconds since 1970.
+    seconds
+        What the label took; for frames labelled together, their share.
+    held_out
+        Whether the frame is kept out of training, to judge updates.
+    failure
+        What the teacher said if it failed; else None.
+    tolerance
+        Largest error bar in eV/Å that was trusted at that moment; None without a model.
+    temperature
+        In K; None for atoms at rest.
+    symbols, errors, spreads, bars
+        Of each atom, before the frame was learnt: norm of the force error, spread and error bar in eV/Å. Empty without
+        a model.
+    energy_error, energy_spread
+        In eV; None without a model.
+    """
+
+    digest: str
+    kind: Kind
+    reason: str = ""
+    evaluation: int = 0
+    time: float = 0.0
+    seconds: float = 0.0
+    held_out: bool = False
+    failure: str | None = None
+    tolerance: float | None = None
+    temperature: float | None = None
+    symbols: list[str] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    spreads: list[float] = field(default_factory=list)
+    bars: list[float] = field(default_factory=list)
+    energy_error: float | None = None
+    energy_spread: float | None = None
+
+    @property
+    def is_call(self) -> bool:
+        """Whether the teacher was called for it."""
+        return self.kind != "found"
+
+
+class Folder:
+    """The files of one learner, locked until the process ends.
+
+    Parameters
+    ----------
+    path
+        Made if it is not there.
+
+    Attributes
+    ----------
+    records
+        All queries so far, in their order, those of earlier runs first.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written, or another process uses it.
+    DataError
+        If a record cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.labels, self.model = self.path / "labels", self.path / "model.safetensors"
+        self.log = self.path / "queries.jsonl"
+        try:
+            self.labels.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise OutputError(
+                f"cannot make the folder {self.labels}: {problem.strerror}. Choose another folder for what is learnt"
+            ) from problem
+        self._lock = Lock(self.model, take_over=True)
+        self.records = [*_read_records(self.log)]
+        self._adopt()
+
+    @property
+    def calls(self) -> int:
+        """How often the teacher was asked, failures included."""
+        return sum(record.is_call for record in self.records)
+
+    @property
+    def answered(self) -> list[Record]:
+        """The queries that have a label, each frame once."""
+        return [*{r.digest: r for r in self.records if r.failure is None}.values()]
+
+    def has(self, atoms: Atoms) -> bool:
+        """Whether the label of exactly this structure is on disk."""
+        return self.file(digest(atoms)).exists()
+
+    def file(self, name: str) -> Path:
+        """The file of the label with this digest."""
+        return self.labels / f"{name}.extxyz"
+
+    def label(
+        self, frames: Sequence[Atoms], factory: Callable[[], Any], executor: Executor | None
+    ) -> Labelled:
+        """Labels of frames; only those that are not on disk are computed."""
+        self._lock.check()
+        return label(frames, factory, executor, self.labels)
+
+    def read(self, name: str) -> Atoms:
+        """The labelled frame with this digest, as it is on disk.
+
+        Raises
+        ------
+        DataError
+            If it cannot be read.
+        """
+        try:
+            found = read(self.file(name), format="extxyz")
+        except Exception as problem:  # ASE's reader raises what it likes
+            raise DataError(
+                f"the label {self.file(name)} cannot be read ({problem}); remove the file, and the frame is labelled "
+                "anew when it is met again"
+            ) from problem
+        assert isinstance(found, Atoms)
+        return found
+
+    def append(self, record: Record) -> None:
+        """Keep the record of a query.
+
+        Raises
+        ------
+        OutputError
+            If the disk refuses; the label stays.
+        """
+        self._lock.check()
+        append_record(self.log, (json.dumps(asdict(record)) + "\n").encode(), sync=True)
+        self.records.append(record)
+
+    def save(self, potential: Potential) -> None:
+        """Put the model in the place of the one before, in one step."""
+        self._lock.check()
+        save_potential(potential, self.model)
+
+    def load(self) -> Potential | None:
+        """The model of an earlier run; None if there is none."""
+        return load_potential(self.model) if self.model.exists() else None
+
+    def _adopt(self) -> None:
+        """Labels without a record (the run was killed in between) get one, so that they are learnt."""
+        known = {record.digest for record in self.records if record.failure is None}
+        for file in sorted(self.labels.glob("*.extxyz")):
+            if file.stem not in known:
+                logger.warning("%s has no record; it is learnt like the others", file)
+                self.append(
+                    Record(file.stem, "found", "on disk without a record", time=time.time())
+                )
+
+
+def _read_records(path: Path) -> list[Record]:
+    """The records of earlier runs; half a line, left by a kill, is moved aside."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        aside = cut_tail(path, whole)
+        logger.warning("%s ended with half a line, which is kept as %s", path, aside.name)
+    lines = content[:whole].decode(errors="replace").splitlines()
+    return [_record(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _record(path: Path, number: int, line: str) -> Record:
+    try:
+        return Record(**json.loads(line))
+    except (TypeError, ValueError) as problem:
+        raise DataError(
+            f"line {number} of {path} is no record of a query ({problem}). Usually the file was edited by hand: restore "
+            "it, or move it away, and all labels are learnt as if they had been found"
+        ) from problem

@@ -1,0 +1,100 @@
+"""Error bars from the stream of labels: every frame was predicted before it was learnt, which is an honest test.
+
+The force error of an atom with spread s is taken as Gaussian with σ² = (scale · s)² + floor², as everywhere
+(``neuralil_ase.calibration``). The floor of an element is what training left on the frames that were learnt. The scale
+comes from the recent tests, each of which says by what factor its errors exceeded its spreads:
+
+    scale² = (n₀ prior² + Σ_k r_k²) / (n₀ + n),   r_k² = Σ_i (error_i² - floor²) / Σ_i s_i²  (≥ 0)
+
+over the last n tests k and their atoms i of the element. The prior counts as n₀ tests, so that a few lucky ones do not
+make it confident.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from neuralil_ase.calibration import Calibration
+from neuralil_ase.learning.records import Record
+
+RECENT = 12
+"""Tests that count: older ones were of a model that knew less."""
+PRIOR_SCALE, PRIOR_WEIGHT = 2.0, 2.0
+"""Error over spread where nothing is known yet, and how many tests that is worth."""
+TINY = 1e-12
+
+Floors = Mapping[str, float]
+"""Root mean square norm of the force residuals of each element on the learnt frames, eV/Å."""
+
+
+def stream_calibration(
+    records: Sequence[Record],
+    floors: Floors,
+    energy_floor: float,
+    prior: Calibration | None = None,
+) -> Calibration:
+    """Error bars of the present model.
+
+    Parameters
+    ----------
+    records
+        Queries in their order; those without errors are passed over.
+    floors
+        For every element of the model.
+    energy_floor
+        Root mean square residual of the energy in eV per sqrt(atoms).
+    prior
+        The calibration that the model came with; its scales then stand for the prior.
+    """
+    tests = [record for record in records if record.errors][-RECENT:]
+    scale = {
+        symbol: _scale([_ratio(test, symbol, floor) for test in tests], _prior(prior, symbol))
+        for symbol, floor in floors.items()
+    }
+    energy_scale = _scale([_energy_ratio(test) for test in tests], PRIOR_SCALE)
+    return Calibration(
+        force_scale=scale,
+        force_floor=dict(floors),
+        energy_scale=energy_scale,
+        energy_floor=energy_floor,
+        data=f"{len(tests)} frames, each predicted before it was learnt",
+        n_frames=len(tests),
+        n_atoms=sum(len(test.symbols) for test in tests),
+    )
+
+
+def with_thresholds(calibration: Calibration, tolerance: float) -> Calibration:
+    """With thresholds for a monitor: the spread that makes the tolerance (eV/Å) of an error bar, and twice that."""
+    largest = max(calibration.force_scale.values())
+    low = tolerance / max(largest, TINY)
+    return replace(calibration, thresholds={"low": low, "high": 2 * low})
+
+
+def _scale(ratios: Sequence[float | None], prior: float) -> float:
+    known = [ratio for ratio in ratios if ratio is not None]
+    total = PRIOR_WEIGHT * prior**2 + sum(known)
+    return float(np.sqrt(total / (PRIOR_WEIGHT + len(known))))
+
+
+def _ratio(test: Record, symbol: str, floor: float) -> float | None:
+    """Squared error over squared spread; None if the frame has no such atom, or too little spread to say."""
+    chosen = np.array(test.symbols) == symbol
+    errors, spreads = np.array(test.errors)[chosen], np.array(test.spreads)[chosen]
+    square = float((spreads**2).sum())
+    if square <= TINY:
+        return None
+    return max(float((errors**2).sum()) - chosen.sum() * floor**2, 0.0) / square
+
+
+def _energy_ratio(test: Record) -> float | None:
+    if test.energy_error is None or not test.energy_spread:
+        return None
+    return (test.energy_error / test.energy_spread) ** 2
+
+
+def _prior(prior: Calibration | None, symbol: str) -> float:
+    if prior is None:
+        return PRIOR_SCALE
+    table = prior.force_scale_of_spread or prior.force_scale
+    return float(table.get(symbol, PRIOR_SCALE))

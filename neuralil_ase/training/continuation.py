@@ -1,0 +1,189 @@
+"""Short trainings one after another, while the data grow: all of them share what was compiled for the first.
+
+Compilation takes longer than such a training. So architecture, number of steps, and the shapes of microbatches stay:
+room for neighbours is made with some to spare, and microbatches hold as many atoms as the largest frame asks for.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+
+from neuralil_ase.engine.concurrency import claim_jax
+from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
+from neuralil_ase.model.graph import bucket
+from neuralil_ase.model.potential import Potential
+from neuralil_ase.training.batches import Packer, Sample, neighbour_counts, packer_for
+from neuralil_ase.training.loop import Trainer, check_finite
+from neuralil_ase.training.prepare import Task, make_labels, scaling_of_samples
+from neuralil_ase.training.settings import TrainingSettings
+from neuralil_ase.training.warm_start import Start
+
+SPARE = 1.2
+"""Room for neighbours of each element over what the frames need when it is made."""
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Prediction minus label of one frame, for the mean over members.
+
+    Attributes
+    ----------
+    energy
+        In eV/atom; NaN without a label.
+    forces
+        In eV/Å, shape (N, 3); empty without labels.
+    """
+
+    energy: float
+    forces: np.ndarray
+
+
+class Continuation:
+    """Trains a potential again and again.
+
+    Parameters
+    ----------
+    potential
+        Whose architecture and energy reference all updates keep.
+    settings
+        Those of the loss and of the optimiser, ``batch_size``, ``seed`` and ``memory_budget`` count.
+    steps
+        Steps of one update: a whole cycle of the learning rate.
+    """
+
+    def __init__(self, potential: Potential, settings: TrainingSettings, steps: int) -> None:
+        self.config, self.reference = potential.config, potential.energy_reference
+        self.settings, self.steps = settings, steps
+        self._frames: list[Frame] = []
+        self._samples: list[Sample] = []
+        self._slots: tuple[int, ...] = (0,) * len(potential.elements)
+        self._sizes: tuple[int, int] = (0, 0)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def add(self, frame: Frame) -> int:
+        """Take a labelled frame in; returns its number.
+
+        Raises
+        ------
+        DataError
+            If the potential does not know one of its elements.
+        """
+        elements = self.config.descriptor.elements
+        types = types_of(frame, elements)
+        pairs = pairs_of(frame, types, self.config.descriptor.r_cut)
+        self._make_room(neighbour_counts(pairs, types, len(elements)).max(axis=0), len(types))
+        labels = make_labels(self.config, frame, types, pairs, self.reference)
+        sample = Sample(types, pairs, frame.volume or 1.0, labels, None)
+        self._frames.append(frame)
+        self._samples.append(self._with_arrays(sample))
+        return len(self._samples) - 1
+
+    def move_reference(self, reference: np.ndarray) -> None:
+        """Count energies from another zero: energy of every element in eV, shape (elements,)."""
+        self.reference = reference
+        self._samples = [
+            replace(s, labels=make_labels(self.config, f, s.types, s.pairs, reference))
+            for f, s in zip(self._frames, self._samples, strict=True)
+        ]
+
+    def update(
+        self, potential: Potential, learnt: Sequence[int], chances: np.ndarray, seed: int
+    ) -> Potential:
+        """The potential after one more training.
+
+        Parameters
+        ----------
+        potential
+            To go on from.
+        learnt
+            Numbers of the frames to learn from.
+        chances
+            How often each of them is drawn, relative to the others, same length.
+        seed
+            Of the order in which frames are drawn.
+
+        Raises
+        ------
+        TrainingError
+            If the parameters are no longer finite.
+        """
+        claim_jax()
+        trainer = self._trainer(potential, learnt)
+        state = trainer.start().state
+        for chosen in _draws(chances, self.settings.batch_size, self.steps, seed):
+            state, *_ = trainer.step(state, chosen)
+        check_finite(state, "an update")
+        trained = trainer.potential(state.average)
+        return replace(potential, params=trained.params, energy_reference=self.reference)
+
+    def residuals(self, potential: Potential, numbers: Sequence[int]) -> list[Residuals]:
+        """How far the potential is from the labels of these frames."""
+        claim_jax()
+        trainer = self._trainer(potential, numbers)
+        samples = trainer.task.train
+        energies, forces, _ = trainer.residuals(trainer.start().state.params, samples)
+        of_energy, of_forces = iter(energies.tolist()), iter(forces)
+        return [
+            Residuals(
+                next(of_energy) if np.isfinite(sample.labels.energy) else np.nan,
+                _rows(of_forces, sample),
+            )
+            for sample in samples
+        ]
+
+    def _trainer(self, potential: Potential, learnt: Sequence[int]) -> Trainer:
+        samples = [self._samples[k] for k in learnt]
+        packer = self._packer()
+        task = Task(
+            config=self.config,
+            settings=self.settings.updated({"epochs": 1}),
+            reference=self.reference,
+            scaling=scaling_of_samples(packer, samples),
+            packer=packer,
+            train=samples,
+            validation=[],
+            counts=np.ones((self.config.n_members, len(samples))),
+            element_fractions={},
+            data={},
+            start=Start(potential, "the potential before"),
+        )
+        return Trainer(task, self.steps)
+
+    def _packer(self) -> Packer:
+        smallest, largest = self._sizes
+        return packer_for(self.config, self._slots, [smallest, largest], self.settings.batch_size)
+
+    def _make_room(self, counts: np.ndarray, size: int) -> None:
+        smallest, largest = self._sizes
+        smallest = min(smallest or size, size)
+        self._sizes = smallest, max(largest, bucket(size))
+        if (counts <= self._slots).all():
+            return
+        spare = np.where(counts > self._slots, np.ceil(SPARE * counts) + 2, self._slots)
+        self._slots = tuple(int(count) for count in spare)
+        self._samples = [self._with_arrays(replace(s, arrays=None)) for s in self._samples]
+
+    def _with_arrays(self, sample: Sample) -> Sample:
+        packer = self._packer()
+        held = sum(s.arrays.slopes.nbytes for s in self._samples if s.arrays is not None)
+        if held > self.settings.memory_budget:
+            return sample
+        return replace(sample, arrays=packer.arrays(sample))
+
+
+def _draws(chances: np.ndarray, batch_size: int, steps: int, seed: int) -> list[np.ndarray]:
+    """Samples of every step, drawn without replacement as far as there are enough."""
+    rng = np.random.default_rng((seed, 4))
+    size = min(batch_size, len(chances))
+    return [rng.choice(len(chances), size, False, chances / chances.sum()) for _ in range(steps)]
+
+
+def _rows(forces: Iterator[np.ndarray], sample: Sample) -> np.ndarray:
+    """Those of the next sample."""
+    has_forces = np.isfinite(sample.labels.forces).all()
+    rows = [*islice(forces, len(sample.types))] if has_forces else []
+    return np.array(rows).reshape(-1, 3)
