@@ -15,7 +15,7 @@ class Progress:
     Parameters
     ----------
     total
-        Units of work.
+        Units of work; None where nobody knows how many there will be.
     unit
         What they are: "epoch", "frame".
     title
@@ -24,7 +24,7 @@ class Progress:
         False to stay silent.
     """
 
-    def __init__(self, total: int, unit: str, title: str, shown: bool) -> None:
+    def __init__(self, total: int | None, unit: str, title: str, shown: bool) -> None:
         self._total, self._unit, self._title = total, unit, title
         self._done, self._text = 0, ""
         self._began = self._said = time.monotonic()
@@ -54,7 +54,8 @@ class Progress:
 
     def _say(self) -> None:
         self._said, self._said_done = time.monotonic(), self._done
-        parts = [f"{self._title}: {self._unit} {self._done} of {self._total}"]
+        of = "" if self._total is None else f" of {self._total}"
+        parts = [f"{self._title}: {self._unit} {self._done}{of}"]
         parts += [f"{self._said - self._began:.0f} s", self._text]
         sys.stderr.write(", ".join(part for part in parts if part) + "\n")
         sys.stderr.flush()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from ase import Atoms
@@ -16,14 +16,22 @@ from neuralil_ase.errors import (
     TeacherError,
     UncertaintyError,
 )
-from neuralil_ase.learning.decision import Decision, decide, largest_force
-from neuralil_ase.learning.learner import Learner, Request
-from neuralil_ase.learning.records import Kind
+from neuralil_ase.learning.decision import Decision, decide, largest_force, movable
+from neuralil_ase.learning.learner import Learner
+from neuralil_ase.learning.records import Kind, Record
+from neuralil_ase.learning.report import Evaluation, draw, progress_text, summary_text
+from neuralil_ase.learning.request import Request, Teaching
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.monitor.criteria import Criterion
 from neuralil_ase.prediction import Prediction, Uncertainty
+from neuralil_ase.progress import Progress
 
-FIT = 0.2
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REACH = 0.3
+"""Å: how far an optimiser may go from all labelled frames."""
+FIT = 0.1
 """Part of an optimiser's fmax that training may leave on the frames it has just been told."""
 OnQuery = Literal["teacher", "model"]
 
@@ -38,16 +46,16 @@ class LearningCalculator(Calculator):
     >>> atoms.calc = LearningCalculator(EMT(), folder="learned")  # doctest: +SKIP
 
     For MD, optimisers, cell filters and NEB. Each structure is predicted by an ensemble. If the error bar of the force
-    on every atom is within the tolerance, the results of the model are returned. If not, the teacher is asked: its label
-    is written to the folder, the model is trained on from its last parameters for some seconds, and the run goes on. The
-    same script with the same folder goes on with all that was learnt.
+    on every atom is within the tolerance, the results of the model are returned. If not, the teacher is asked: its
+    label is written to the folder, the model is trained on from its last parameters for some seconds, and the run goes
+    on. The same script with the same folder goes on with all that was learnt.
 
     Parameters
     ----------
     teacher, folder
         As for :class:`Learner`, which also takes all further ``options``: ``model``, ``data``, ``tolerance``,
-        ``rattled``, ``max_queries``, ``queries_per_hour``, ``retries``, ``background``, ``executor``, ``check_teacher``,
-        ``settings``, ``seed``.
+        ``rattled``, ``max_queries``, ``queries_per_hour``, ``retries``, ``background``, ``executor``,
+        ``check_teacher``, ``settings``, ``seed``.
     learner
         One that other calculators use, too; in place of teacher, folder and options.
     on_query
@@ -56,12 +64,15 @@ class LearningCalculator(Calculator):
     confirm
         For optimisers: their ``fmax`` in eV/Å. Where the largest force of the model falls below it, the teacher is
         asked, and only its own results can end the optimisation (a cell's stress counts where it is relaxed). On the
-        way, an error bar may be as large as the largest force.
+        way an error bar may be 0.3 times the largest force, and no atom may go farther than 0.3 Å from its place in
+        the nearest labelled frame.
     criteria
         Further criteria of the monitor; the teacher is asked where any of them objects.
     check_every
         A spot check: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
         more, and so on; it is held out from training and judges updates and error bars. 0: never. Not with ``confirm``.
+    progress
+        Show evaluations, queries, the present error bar and the last error on the standard error.
 
     Attributes
     ----------
@@ -69,6 +80,8 @@ class LearningCalculator(Calculator):
         What has been learnt; ``learner.records`` are the queries.
     evaluations
         Evaluations so far, those with the teacher included.
+    history
+        For each of them the largest error bar, what was tolerated, the temperature, and whether the teacher was asked.
 
     Raises
     ------
@@ -87,11 +100,12 @@ class LearningCalculator(Calculator):
         teacher: Any = None,
         folder: str | Path = "learned",
         *,
-        learner: Learner | None = None,
+        learner: Teaching | None = None,
         on_query: OnQuery = "teacher",
         confirm: float | None = None,
         criteria: Sequence[Criterion] = (),
         check_every: int = 200,
+        progress: bool = False,
         **options: Any,
     ) -> None:
         if on_query not in get_args(OnQuery):
@@ -104,11 +118,13 @@ class LearningCalculator(Calculator):
                 "either, not both"
             )
         super().__init__()
-        self.learner = Learner(teacher, folder, **options) if learner is None else learner
+        self.learner: Teaching = Learner(teacher, folder, **options) if learner is None else learner
         self.on_query, self.confirm, self.criteria = on_query, confirm, tuple(criteria)
         self.check_every = check_every
         self.evaluations = 0
         self._trusted_in_a_row, self._next_check = 0, check_every
+        self.history: list[Evaluation] = []
+        self._progress = Progress(None, "evaluation", "learning", True) if progress else None
         self._model: NeuralILCalculator | None = None
         self._last_trusted: Atoms | None = None
 
@@ -156,17 +172,30 @@ class LearningCalculator(Calculator):
             )
         self.evaluations += 1
         self.learner.catch_up()
-        decision = self._decide(atoms, with_stress)
-        if decision.kind is not None and self.learner.is_training:
-            self.learner.settle()  # what is being learnt may be what is missing here
-            decision = self._decide(atoms, with_stress)
-        if decision.kind is None:
-            assert decision.prediction is not None
-            self._trusted_in_a_row += 1
-            self._last_trusted = atoms
-            self.results = _from_prediction(decision.prediction)
-        else:
-            self.results = self._asked(atoms, decision.kind, decision, with_stress)
+        decision, results = self._answer(atoms, with_stress)
+        while results is None:  # another frame was learnt in place of this one
+            decision, results = self._answer(atoms, with_stress)
+        self.results = results
+        self._note(atoms, decision)
+
+    @property
+    def records(self) -> list[Record]:
+        """All queries so far, those of earlier runs with this folder included."""
+        return self.learner.records
+
+    def summary(self) -> str:
+        """Queries by reason, errors against what had been promised, in words."""
+        return summary_text(self.records, self.evaluations, self.learner.tolerance)
+
+    def plot(self, path: str | Path | None = None) -> "Figure":
+        """Queries and error bars over the evaluations of this run, errors against error bars, temperature.
+
+        Raises
+        ------
+        MonitorError
+            If nothing was evaluated yet.
+        """
+        return draw(self.history, self.records, path)
 
     def roll_back(self, atoms: Atoms) -> None:
         """Put positions, cell and momenta of the last trusted structure back, after a ``TeacherError``.
@@ -184,6 +213,33 @@ class LearningCalculator(Calculator):
         if trusted.has("momenta"):
             atoms.set_array("momenta", trusted.arrays["momenta"].copy())
 
+    def _answer(self, atoms: Atoms, with_stress: bool) -> tuple[Decision, dict[str, Any] | None]:
+        decision = self._decide(atoms, with_stress)
+        if decision.kind is not None and self.learner.is_training:
+            self.learner.settle()  # what is being learnt may be what is missing here
+            decision = self._decide(atoms, with_stress)
+        if decision.kind is not None:
+            return decision, self._asked(atoms, decision.kind, decision, with_stress)
+        assert decision.prediction is not None
+        self._trusted_in_a_row += 1
+        self._last_trusted = atoms
+        return decision, _from_prediction(decision.prediction)
+
+    def _note(self, atoms: Atoms, decision: Decision) -> None:
+        """One more evaluation, for the picture and whoever looks on."""
+        asked = decision.kind is not None
+        temperature = _temperature(atoms)
+        self.history.append(
+            Evaluation(
+                decision.bar,
+                decision.allowed,
+                np.nan if temperature is None else temperature,
+                asked,
+            )
+        )
+        if self._progress is not None:
+            self._progress.update(self.evaluations, progress_text(self.history, self.records))
+
     def _decide(self, atoms: Atoms, with_stress: bool) -> Decision:
         model = self._present()
         if model is None:
@@ -198,23 +254,37 @@ class LearningCalculator(Calculator):
         found = decide(
             atoms, prediction, self.learner.tolerance, self.confirm, self.criteria, with_stress
         )
+        if found.kind is None and self.confirm is not None:
+            moved = self.learner.moved(atoms, movable(atoms))
+            if moved > REACH:
+                reason = f"an atom is {moved:.2f} Å from its place in the nearest labelled frame"
+                return found._replace(kind="unsure", reason=reason)
         if found.kind is None and self._is_check_due():
             return found._replace(kind="check", reason="a spot check of a trusted frame")
         return found
 
     def _asked(
         self, atoms: Atoms, kind: Kind, decision: Decision, with_stress: bool
-    ) -> dict[str, Any]:
-        """Ask the teacher, and choose what to return."""
+    ) -> dict[str, Any] | None:
+        """Ask the teacher, and choose what to return; None where it has labelled another frame."""
         # After a spot check the next one comes later; after doubts they begin anew.
         self._trusted_in_a_row = 0
         self._next_check = 2 * self._next_check if kind == "check" else self.check_every
         prediction, half = decision.prediction, self.learner.tolerance / 2
         target = half if self.confirm is None else min(half, FIT * self.confirm)
         request = Request(
-            atoms, kind, decision.reason, prediction, self.evaluations, _temperature(atoms), target
+            atoms,
+            kind,
+            decision.reason,
+            prediction,
+            self.evaluations,
+            _temperature(atoms),
+            target,
+            decision.bar,
         )
         label = self.learner.begin(request) if kind == "first" else self.learner.ask([request])[0]
+        if label is None:
+            return None
         if kind == "check" and prediction is not None:
             return _from_prediction(prediction)
         if self.on_query == "model":

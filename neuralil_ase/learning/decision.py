@@ -11,6 +11,9 @@ from neuralil_ase.monitor.criteria import Criterion, MaxForceErrorBar
 from neuralil_ase.monitor.patience import Band
 from neuralil_ase.prediction import Prediction
 
+DOWNHILL = 0.3
+"""Error bar over the largest force that an optimiser is allowed on its way: a step then goes roughly its way."""
+
 
 class Decision(NamedTuple):
     """What to do with a structure.
@@ -23,11 +26,15 @@ class Decision(NamedTuple):
         The same in words.
     prediction
         What the model says, with uncertainty "forces"; None where it says nothing.
+    bar, allowed
+        Largest error bar of a force on a movable atom, and what was tolerated here, eV/Å.
     """
 
     kind: Kind | None
     reason: str = ""
     prediction: Prediction | None = None
+    bar: float = np.inf
+    allowed: float = np.nan
 
 
 def decide(
@@ -50,28 +57,29 @@ def decide(
         Largest error bar of a force that is trusted, eV/Å.
     confirm
         The ``fmax`` of an optimiser in eV/Å: forces below it are confirmed by the teacher, and on the way to it error
-        bars may be as large as the largest force.
+        bars may be 0.3 times the largest force.
     criteria
         Further ones; any objection counts.
     with_stress
         Whether the cell is relaxed, too: its stress must then be small for an optimisation to end.
     """
     moving = movable(atoms)
+    bar = float(prediction.forces_error_bar[moving].max(initial=0))
+    allowed = tolerance
     if confirm is not None:
         largest = largest_force(atoms, prediction, with_stress)
+        allowed = max(tolerance, DOWNHILL * largest)
         if largest < confirm:
-            return Decision(
-                "confirm", f"largest force {largest:.4f} eV/Å, below {confirm:g}", prediction
-            )
-        tolerance = max(tolerance, largest)
+            reason = f"largest force {largest:.4f} eV/Å, below {confirm:g}"
+            return Decision("confirm", reason, prediction, bar, allowed)
     all_criteria: list[Criterion] = [*criteria]
     if moving.size:
-        all_criteria.insert(0, MaxForceErrorBar(low=tolerance, indices=moving.tolist()))
+        all_criteria.insert(0, MaxForceErrorBar(low=allowed, indices=moving.tolist()))
     for criterion in all_criteria:
         reading = criterion.resolved(prediction.calibration).read(atoms, prediction)
         if reading.band != Band.TRUSTED:
-            return Decision("unsure", reading.describe(atoms), prediction)
-    return Decision(None, "", prediction)
+            return Decision("unsure", reading.describe(atoms), prediction, bar, allowed)
+    return Decision(None, "", prediction, bar, allowed)
 
 
 def movable(atoms: Atoms) -> np.ndarray:
@@ -80,11 +88,16 @@ def movable(atoms: Atoms) -> np.ndarray:
 
 
 def largest_force(atoms: Atoms, prediction: Prediction, with_stress: bool) -> float:
-    """What an optimiser compares with its fmax, eV/Å: of the atoms, and of the cell as ASE's filters count it."""
+    """What an optimiser compares with its fmax, eV/Å: of the atoms, and of the cell as ASE's filters count it.
+
+    By default these divide the virial by the number of atoms.
+    """
     forces = constrained(atoms, prediction.forces.copy())
     largest = float(np.linalg.norm(forces, axis=1).max(initial=0))
     if with_stress and prediction.volume is not None:
-        largest = max(largest, prediction.volume * float(np.abs(prediction.stress).max()))
+        xx, yy, zz, yz, xz, xy = prediction.volume * prediction.stress / len(atoms)
+        virial = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+        largest = max(largest, float(np.linalg.norm(virial, axis=1).max()))
     return largest
 
 

@@ -1,10 +1,9 @@
 """The learner: asks the teacher, keeps what it says, trains, and knows how far the model can be trusted."""
 
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -13,55 +12,32 @@ import numpy as np
 from ase import Atoms
 
 from neuralil_ase import __version__
-from neuralil_ase.errors import ConfigError, QueryLimitError, TeacherError
+from neuralil_ase.errors import ConfigError
 from neuralil_ase.evaluation.model_card import describe
-from neuralil_ase.farm import digest
 from neuralil_ase.files.model_file import as_potential
+from neuralil_ase.learning.desk import Check, Desk
 from neuralil_ase.learning.pupil import LEARNING, Pupil
-from neuralil_ase.learning.records import LEARNT, Folder, Kind, Record
-from neuralil_ase.learning.stream import stream_calibration, with_thresholds
-from neuralil_ase.learning.teacher import check_offers, check_units
+from neuralil_ase.learning.records import LEARNT, Folder, Record
+from neuralil_ase.learning.request import Request, bare
+from neuralil_ase.learning.stream import (
+    stream_calibration,
+    usual_error_bar,
+    with_error_bars,
+    with_thresholds,
+)
+from neuralil_ase.learning.teacher import check_units
 from neuralil_ase.model.potential import Potential
-from neuralil_ase.prediction import Prediction
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.train import TrainingResult, train
 from neuralil_ase.training.warm_start import start_of
 
 logger = logging.getLogger(__name__)
-RELATIVE_TOLERANCE, LEAST_TOLERANCE = 0.25, 0.05
+RELATIVE_TOLERANCE, LEAST_TOLERANCE = 0.4, 0.05
 """Default tolerance: this part of the root mean square force, and no less than so many eV/Å."""
 RATTLE = 0.05
 """Å: standard deviation of each coordinate of a rattled frame."""
-HOUR = 3600.0
 TEACHER = "taught_by"
 """Key in the provenance of the model: class of the teacher."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A frame that a calculator wants to have labelled.
-
-    Attributes
-    ----------
-    atoms
-        The structure.
-    kind, reason
-        Why.
-    prediction
-        What the model says of it, with uncertainty "forces"; None without a model.
-    evaluation, temperature
-        For the record.
-    target
-        Root mean square force error in eV/Å to which the frame is to be learnt.
-    """
-
-    atoms: Atoms
-    kind: Kind
-    reason: str
-    prediction: Prediction | None = None
-    evaluation: int = 0
-    temperature: float | None = None
-    target: float = np.inf
 
 
 class Learner:
@@ -79,10 +55,11 @@ class Learner:
     data
         Labelled frames (with calculator results) that are learnt with the others from the beginning.
     tolerance
-        Largest error bar of the force on any atom that is trusted, in eV/Å. None: a quarter of the root mean square
-        force of the labelled frames, but at least 0.05 eV/Å.
+        Largest error bar of the force on any atom that is trusted, in eV/Å. None: 0.4 times the root mean square force
+        of the labelled frames, but at least 0.05 eV/Å (the typical error is then some per cent of the typical force);
+        for a ``model`` with a calibration of its own, the error bar at its lower threshold.
     rattled
-        Rattled copies of the first frame that are labelled with it. At least one is needed to check the teacher's units.
+        Rattled copies of the first frame that are labelled with it. The check of the teacher's units needs one.
     max_queries, queries_per_hour
         Most calls of the teacher: of all runs with this folder, and in any hour. More end the run with a
         ``QueryLimitError``.
@@ -129,27 +106,22 @@ class Learner:
         seed: int = 0,
     ) -> None:
         _check_options(tolerance, rattled, retries, settings)
-        self._factory, offered = _factory(teacher)
-        check_offers(offered)
-        self._teacher_name = type(offered).__name__
         self.folder = Folder(folder)
-        self._rattled, self._retries, self._seed = rattled, retries, seed
-        self._limits = max_queries, queries_per_hour
-        self._executor, self._check_teacher = executor, check_teacher
+        self._desk = Desk(teacher, self.folder, executor, retries, max_queries, queries_per_hour)
+        self._rattled, self._seed, self._check_teacher = rattled, seed, check_teacher
         self._background = ThreadPoolExecutor(1, "learning") if background else None
         self._pending: Future[None] | None = None
         self._lock = RLock()
-        given = None if model is None else _with_error_bars(start_of(as_potential(model)).potential)
+        given = None if model is None else with_error_bars(start_of(as_potential(model)).potential)
         self._prior = None if given is None else given.calibration
-        self._tolerance = tolerance or (_usual_error_bar(given) if given is not None else None)
+        self._tolerance = tolerance or (usual_error_bar(given) if given is not None else None)
         self._potential = self.folder.load() or given
-        _check_same_teacher(self._potential, self._teacher_name, self.folder)
+        _check_same_teacher(self._potential, self._desk.teacher_name, self.folder)
         self._pupil = Pupil(self._potential, replace(settings, seed=seed))
         self._data: list[Atoms] = list(data)
         self._taken: set[str] = set()
         self._caught_up = False
         self._force_size = 0.0
-        self._seconds = 0.0
 
     @property
     def potential(self) -> Potential | None:
@@ -170,6 +142,10 @@ class Learner:
     def is_training(self) -> bool:
         """Whether a better model is being made in the background."""
         return self._pending is not None
+
+    def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
+        """Largest displacement in Å of these atoms from the nearest labelled frame; infinite without one."""
+        return self._pupil.moved(atoms, indices)
 
     def settle(self) -> None:
         """Wait for training in the background; errors that it met are raised here."""
@@ -217,7 +193,7 @@ class Learner:
     def ask(
         self,
         requests: Sequence[Request],
-        check: Callable[[Sequence[Atoms]], None] | None = None,
+        check: Check | None = None,
     ) -> list[Atoms]:
         """Labels of frames, which are then learnt.
 
@@ -241,18 +217,9 @@ class Learner:
             If the budget does not suffice.
         """
         with self._lock:
-            frames = [bare(request.atoms) for request in requests]
-            self._check_budget(sum(not self.folder.has(frame) for frame in frames))
-            failure = self._label(frames, requests)
-            if check is not None and failure is None:
-                self._check(frames, check)
-            for request, frame in zip(requests, frames, strict=True):
-                if self.folder.has(frame):
-                    self._keep(request, digest(frame))
-            if failure is not None:
-                raise failure
+            tolerance = None if self._potential is None else self.tolerance
+            labelled = self._desk.label(requests, tolerance, check)
             self._take()
-            labelled = [self.folder.read(digest(frame)) for frame in frames]
         new = sum(request.kind != "check" for request in requests)
         self._learn_soon(new, min(request.target for request in requests))
         return labelled
@@ -268,78 +235,6 @@ class Learner:
     def card(self) -> str:
         """What the present model is, in words."""
         return "no model yet" if self._potential is None else describe(self._potential)
-
-    def _label(self, frames: Sequence[Atoms], requests: Sequence[Request]) -> TeacherError | None:
-        """Until all are labelled, or the teacher has failed too often."""
-        for attempt in range(self._retries + 1):
-            missing = [k for k, frame in enumerate(frames) if not self.folder.has(frame)]
-            began = time.perf_counter()
-            found = self.folder.label([frames[k] for k in missing], self._factory, self._executor)
-            self._seconds = (time.perf_counter() - began) / max(len(missing), 1)
-            for place, reason in found.failures.items():
-                number = missing[place]
-                self.folder.append(
-                    self._record(requests[number], digest(frames[number]), failure=reason)
-                )
-            if not found.failures:
-                return None
-            if attempt < self._retries:
-                self._check_budget(len(found.failures))
-        place, reason = next(iter(found.failures.items()))
-        return TeacherError(
-            f"the teacher failed {self._retries + 1} times for a frame ({requests[missing[place]].reason}): {reason}. "
-            f"All labels and the model are in {self.folder.path}. See what the calculator says of this frame, or go on "
-            "from an earlier one: calc.roll_back(atoms) puts back the last that was trusted"
-        )
-
-    def _check(self, frames: Sequence[Atoms], check: Callable[[Sequence[Atoms]], None]) -> None:
-        """Labels that cannot be right must not be learnt, by a later run either."""
-        try:
-            check([self.folder.read(digest(frame)) for frame in frames])
-        except TeacherError:
-            for frame in frames:
-                self.folder.file(digest(frame)).unlink()
-            raise
-
-    def _keep(self, request: Request, name: str) -> None:
-        """The record of a label; nothing if it has one."""
-        if not any(r.digest == name and r.failure is None for r in self.records):
-            self.folder.append(self._record(request, name, self.folder.read(name)))
-
-    def _record(
-        self, request: Request, name: str, label: Atoms | None = None, failure: str | None = None
-    ) -> Record:
-        record = Record(
-            name,
-            request.kind,
-            request.reason,
-            request.evaluation,
-            time=time.time(),
-            seconds=round(self._seconds, 3),
-            held_out=request.kind == "check",
-            failure=failure,
-            tolerance=None if self._potential is None else round(self.tolerance, 5),
-            temperature=request.temperature,
-        )
-        prediction = request.prediction
-        if prediction is None or label is None:
-            return record
-        return replace(record, **_test(prediction, label))
-
-    def _check_budget(self, wanted: int) -> None:
-        most, per_hour = self._limits
-        if most is not None and self.folder.calls + wanted > most:
-            raise QueryLimitError(
-                f"one more label would be call {self.folder.calls + wanted} of the teacher, and max_queries is {most}. "
-                f"All labels and the model are in {self.folder.path}: raise max_queries to go on, or use the model as "
-                "it is with NeuralILCalculator"
-            )
-        recent = sum(r.is_call and r.time > time.time() - HOUR for r in self.records)
-        if per_hour is not None and recent + wanted > per_hour:
-            raise QueryLimitError(
-                f"the teacher was called {recent} times within the last hour, and queries_per_hour is {per_hour}. All "
-                f"labels and the model are in {self.folder.path}: run the same script again later"
-            )
 
     def _take(self) -> None:
         """Hand the frames that the pupil does not have yet to it, those of the user first."""
@@ -380,7 +275,7 @@ class Learner:
     def _provenance(self) -> dict[str, Any]:
         return {
             "program": f"neuralil-ase {__version__}",
-            TEACHER: self._teacher_name,
+            TEACHER: self._desk.teacher_name,
             "teacher_calls": self.folder.calls,
             "training_frames": len(self._pupil) - self._pupil.n_held_out,
             "held_out_frames": self._pupil.n_held_out,
@@ -388,60 +283,8 @@ class Learner:
         }
 
 
-def bare(atoms: Atoms) -> Atoms:
-    """What the teacher gets: no constraints, no calculator, no momenta."""
-    return Atoms(
-        atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc,
-        charges=atoms.get_initial_charges(), magmoms=atoms.get_initial_magnetic_moments(),
-    )  # fmt: skip
-
-
-def _test(prediction: Prediction, label: Atoms) -> dict[str, Any]:
-    """Errors and error bars of a frame that was predicted before it was labelled."""
-    errors = np.linalg.norm(prediction.forces - label.get_forces(), axis=1)
-    return {
-        "symbols": prediction.symbols.tolist(),
-        "errors": np.round(errors, 5).tolist(),
-        "spreads": np.round(prediction.forces_std, 6).tolist(),
-        "bars": np.round(prediction.forces_error_bar, 5).tolist(),
-        "energy_error": prediction.energy - label.get_potential_energy(),
-        "energy_spread": prediction.energy_std,
-    }
-
-
 def _check_first_two(frames: Sequence[Atoms]) -> None:
     check_units(frames[0], frames[1])
-
-
-def _factory(teacher: Any) -> tuple[Callable[[], Any], Any]:
-    """A function that makes the calculator, and one calculator."""
-    if hasattr(teacher, "get_property") or not callable(teacher) or isinstance(teacher, type):
-        return lambda: teacher, teacher
-    return teacher, teacher()
-
-
-def _with_error_bars(potential: Potential) -> Potential:
-    """The potential, with error bars to begin with where it has none."""
-    if potential.n_members < 2:
-        raise ConfigError(
-            "the model to begin with has one member, and learning needs the spread of an ensemble: train one with "
-            "members=4 or more"
-        )
-    if potential.calibration is not None:
-        return potential
-    floors = dict.fromkeys(potential.elements, 0.0)
-    return replace(potential, calibration=stream_calibration([], floors, 0.0))
-
-
-def _usual_error_bar(potential: Potential) -> float | None:
-    """The error bar at the lower threshold of the model's own calibration, eV/Å."""
-    record = potential.calibration
-    if record is None or not record.thresholds:
-        return None
-    scales = record.force_scale_of_spread or record.force_scale
-    floors = record.force_floor_of_spread or record.force_floor
-    low = record.thresholds["low"]
-    return max(float(np.hypot(scales[e] * low, floors[e])) for e in scales)
 
 
 def _check_same_teacher(potential: Potential | None, name: str, folder: Folder) -> None:

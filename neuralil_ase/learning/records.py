@@ -135,6 +135,10 @@ class Folder:
         """Whether the label of exactly this structure is on disk."""
         return self.file(digest(atoms)).exists()
 
+    def knows(self, name: str) -> bool:
+        """Whether the label with this digest has a record."""
+        return any(r.digest == name and r.failure is None for r in self.records)
+
     def file(self, name: str) -> Path:
         """The file of the label with this digest."""
         return self.labels / f"{name}.extxyz"
@@ -214,6 +218,6 @@ def _record(path: Path, number: int, line: str) -> Record:
         return Record(**json.loads(line))
     except (TypeError, ValueError) as problem:
         raise DataError(
-            f"line {number} of {path} is no record of a query ({problem}). Usually the file was edited by hand: restore "
-            "it, or move it away, and all labels are learnt as if they had been found"
+            f"line {number} of {path} is no record of a query ({problem}). Usually the file was edited by hand: "
+            "restore it, or move it away, and all labels are learnt as if they had been found"
         ) from problem

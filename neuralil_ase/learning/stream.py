@@ -16,7 +16,9 @@ from dataclasses import replace
 import numpy as np
 
 from neuralil_ase.calibration import Calibration
+from neuralil_ase.errors import ConfigError
 from neuralil_ase.learning.records import Record
+from neuralil_ase.model.potential import Potential
 
 RECENT = 12
 """Tests that count: older ones were of a model that knew less."""
@@ -69,6 +71,30 @@ def with_thresholds(calibration: Calibration, tolerance: float) -> Calibration:
     largest = max(calibration.force_scale.values())
     low = tolerance / max(largest, TINY)
     return replace(calibration, thresholds={"low": low, "high": 2 * low})
+
+
+def with_error_bars(potential: Potential) -> Potential:
+    """The potential, with error bars to begin with where it has none."""
+    if potential.n_members < 2:
+        raise ConfigError(
+            "the model to begin with has one member, and learning needs the spread of an ensemble: train one with "
+            "members=4 or more"
+        )
+    if potential.calibration is not None:
+        return potential
+    floors = dict.fromkeys(potential.elements, 0.0)
+    return replace(potential, calibration=stream_calibration([], floors, 0.0))
+
+
+def usual_error_bar(potential: Potential) -> float | None:
+    """The error bar at the lower threshold of the model's own calibration, eV/Å."""
+    record = potential.calibration
+    if record is None or not record.thresholds:
+        return None
+    scales = record.force_scale_of_spread or record.force_scale
+    floors = record.force_floor_of_spread or record.force_floor
+    low = record.thresholds["low"]
+    return max(float(np.hypot(scales[e] * low, floors[e])) for e in scales)
 
 
 def _scale(ratios: Sequence[float | None], prior: float) -> float:

@@ -90,8 +90,8 @@ def check_units(first: Atoms, rattled: Atoms) -> None:
 def usual_stiffness(atoms: Atoms, step: np.ndarray) -> float:
     """Second derivative of the energy along a displacement in eV/Å², after the stretches of Lindh's model Hessian.
 
-    k = 0.45 exp(α (r₀² - r²)) in atomic units for every pair, α and r₀ by row of the periodic table: Lindh, Bernhardsson,
-    Karlström and Malmqvist, Chem. Phys. Lett. 241, 423 (1995).
+    k = 0.45 exp(α (r₀² - r²)) in atomic units for every pair, α and r₀ by row of the periodic table: Lindh,
+    Bernhardsson, Karlström and Malmqvist, Chem. Phys. Lett. 241, 423 (1995).
     """
     types = np.searchsorted(ROWS, atoms.numbers, side="right") - 1
     found = NeighborList(6.0, skin=0).pairs(

@@ -22,6 +22,8 @@ from neuralil_ase.training.warm_start import Start
 
 SPARE = 1.2
 """Room for neighbours of each element over what the frames need when it is made."""
+ROUND = 8
+"""It is made in such steps, so that like systems share what is compiled."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ class Continuation:
         self._sizes = smallest, max(largest, bucket(size))
         if (counts <= self._slots).all():
             return
-        spare = np.where(counts > self._slots, np.ceil(SPARE * counts) + 2, self._slots)
+        roomy = ROUND * np.ceil(SPARE * counts / ROUND)
+        spare = np.where(counts > self._slots, roomy, self._slots)
         self._slots = tuple(int(count) for count in spare)
         self._samples = [self._with_arrays(replace(s, arrays=None)) for s in self._samples]
 

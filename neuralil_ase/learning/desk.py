@@ -1,0 +1,177 @@
+"""Where the teacher is asked: within the budget, again after a failure, and with a record of each query."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from neuralil_ase.errors import QueryLimitError, TeacherError
+from neuralil_ase.farm import digest
+from neuralil_ase.learning.records import Folder, Record
+from neuralil_ase.learning.request import Request, bare
+from neuralil_ase.learning.teacher import check_offers
+from neuralil_ase.prediction import Prediction
+
+HOUR = 3600.0
+Check = Callable[[Sequence[Atoms]], None]
+
+
+class Desk:
+    """Turns requests into labelled frames.
+
+    Parameters
+    ----------
+    teacher
+        An ASE calculator, or a function that makes one.
+    folder
+        Where labels and records go.
+    executor
+        Whose workers call the teacher; None: this process.
+    retries
+        How often a failed calculation is tried again.
+    max_queries, queries_per_hour
+        The budget; None for no limit.
+
+    Attributes
+    ----------
+    teacher_name
+        Class of the calculator.
+
+    Raises
+    ------
+    TeacherError
+        If it is no calculator, or lacks energies or forces.
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        folder: Folder,
+        executor: Executor | None,
+        retries: int,
+        max_queries: int | None,
+        queries_per_hour: int | None,
+    ) -> None:
+        self._factory: Callable[[], Any] = teacher if callable(teacher) else lambda: teacher
+        offered = self._factory()
+        check_offers(offered)
+        self.teacher_name = type(offered).__name__
+        self._folder, self._executor, self._retries = folder, executor, retries
+        self._most, self._per_hour = max_queries, queries_per_hour
+
+    def label(
+        self, requests: Sequence[Request], tolerance: float | None, check: Check | None = None
+    ) -> list[Atoms]:
+        """Labelled frames, as they are on disk; each has a record then.
+
+        Parameters
+        ----------
+        requests
+            What to label.
+        tolerance
+            In force, for the records, eV/Å; None without a model.
+        check
+            Called with the labelled frames before they are taken; if it raises a TeacherError, they are removed.
+
+        Raises
+        ------
+        TeacherError
+            If the teacher fails for one of them, and again when it is tried again; the others are kept.
+        QueryLimitError
+            If the budget does not suffice.
+        """
+        frames = [bare(request.atoms) for request in requests]
+        names = [digest(frame) for frame in frames]
+        self._check_budget(sum(not self._folder.file(name).exists() for name in names))
+        seconds, failure = self._ask(frames, requests, tolerance)
+        if check is not None and failure is None:
+            self._check(names, check)
+        for request, name in zip(requests, names, strict=True):
+            if self._folder.file(name).exists() and not self._folder.knows(name):
+                record = _record(request, name, tolerance, seconds)
+                self._folder.append(_tested(record, request.prediction, self._folder.read(name)))
+        if failure is not None:
+            raise failure
+        return [self._folder.read(name) for name in names]
+
+    def _ask(
+        self, frames: Sequence[Atoms], requests: Sequence[Request], tolerance: float | None
+    ) -> tuple[float, TeacherError | None]:
+        """Until all are labelled, or the teacher has failed too often: seconds of a label, and what went wrong."""
+        for attempt in range(self._retries + 1):
+            missing = [k for k, frame in enumerate(frames) if not self._folder.has(frame)]
+            if attempt:
+                self._check_budget(len(missing))
+            began = time.perf_counter()
+            found = self._folder.label([frames[k] for k in missing], self._factory, self._executor)
+            seconds = (time.perf_counter() - began) / max(len(missing), 1)
+            for place, reason in found.failures.items():
+                request, name = requests[missing[place]], digest(frames[missing[place]])
+                record = _record(request, name, tolerance, seconds)
+                self._folder.append(replace(record, failure=reason))
+            if not found.failures:
+                return seconds, None
+        place, reason = next(iter(found.failures.items()))
+        return seconds, TeacherError(
+            f"the teacher failed {self._retries + 1} times for a frame ({requests[missing[place]].reason}): {reason}. "
+            f"All labels and the model are in {self._folder.path}. See what the calculator says of this frame, or go "
+            "on from an earlier one: calc.roll_back(atoms) puts back the last that was trusted"
+        )
+
+    def _check(self, names: Sequence[str], check: Check) -> None:
+        """Labels that cannot be right must not be learnt, by a later run either."""
+        try:
+            check([self._folder.read(name) for name in names])
+        except TeacherError:
+            for name in names:
+                self._folder.file(name).unlink()
+            raise
+
+    def _check_budget(self, wanted: int) -> None:
+        calls, path = self._folder.calls, self._folder.path
+        if self._most is not None and wanted and calls + wanted > self._most:
+            raise QueryLimitError(
+                f"one more label would be call {calls + wanted} of the teacher, and max_queries is {self._most}. All "
+                f"labels and the model are in {path}: raise max_queries to go on, or use the model as it is with "
+                "NeuralILCalculator"
+            )
+        recent = sum(r.is_call and r.time > time.time() - HOUR for r in self._folder.records)
+        if self._per_hour is not None and wanted and recent + wanted > self._per_hour:
+            raise QueryLimitError(
+                f"the teacher was called {recent} times within the last hour, and queries_per_hour is "
+                f"{self._per_hour}. All labels and the model are in {path}: run the same script again later"
+            )
+
+
+def _record(request: Request, name: str, tolerance: float | None, seconds: float) -> Record:
+    return Record(
+        name,
+        request.kind,
+        request.reason,
+        request.evaluation,
+        time=time.time(),
+        seconds=round(seconds, 3),
+        held_out=request.kind == "check",
+        tolerance=tolerance,
+        temperature=request.temperature,
+    )
+
+
+def _tested(record: Record, prediction: Prediction | None, label: Atoms) -> Record:
+    """With errors and error bars, where the frame was predicted before it was labelled."""
+    if prediction is None:
+        return record
+    errors = np.linalg.norm(prediction.forces - label.get_forces(), axis=1)
+    return replace(
+        record,
+        symbols=prediction.symbols.tolist(),
+        errors=np.round(errors, 5).tolist(),
+        spreads=np.round(prediction.forces_std, 6).tolist(),
+        bars=np.round(prediction.forces_error_bar, 5).tolist(),
+        energy_error=prediction.energy - label.get_potential_energy(),
+        energy_spread=prediction.energy_std,
+    )

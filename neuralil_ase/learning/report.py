@@ -1,0 +1,161 @@
+"""What a run has asked and learnt: in words, and as a picture."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from neuralil_ase.errors import MonitorError
+from neuralil_ase.learning.records import Kind, Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WORDS: dict[Kind, str] = {
+    "first": "without a model",
+    "rattled": "rattled",
+    "unsure": "unsure",
+    "confirm": "to confirm a minimum",
+    "check": "spot checks",
+    "found": "found on disk",
+}
+COLOURS: dict[Kind, str] = {"unsure": "#4477aa", "confirm": "#228833", "check": "#ee6677"}
+
+
+class Evaluation(NamedTuple):
+    """One evaluation of a calculator.
+
+    Attributes
+    ----------
+    bar, allowed
+        Largest error bar of a force, and what was tolerated, eV/Å; infinite and NaN without a model.
+    temperature
+        In K; NaN for atoms at rest.
+    asked
+        Whether the teacher was asked.
+    """
+
+    bar: float
+    allowed: float
+    temperature: float
+    asked: bool
+
+
+def summary_text(records: Sequence[Record], evaluations: int, tolerance: float) -> str:
+    """The run in a few lines.
+
+    Parameters
+    ----------
+    records
+        All queries.
+    evaluations
+        Of the calculator, in this run.
+    tolerance
+        In eV/Å, at present.
+    """
+    counts = Counter(record.kind for record in records if record.failure is None)
+    failures = sum(record.failure is not None for record in records)
+    kinds = ", ".join(f"{counts[kind]} {words}" for kind, words in WORDS.items() if counts[kind])
+    calls = sum(record.is_call for record in records)
+    seconds = sum(record.seconds for record in records)
+    lines = [
+        f"{evaluations} evaluations in this run; {calls} calls of the teacher in all ({kinds or 'none'}"
+        + (f", {failures} failed" if failures else "")
+        + f"), {seconds:.1f} s",
+        f"tolerance {tolerance:.4g} eV/Å for the error bar of the force on any atom",
+    ]
+    for kind in COLOURS:
+        tests = [r for r in records if r.kind == kind and r.errors]
+        if tests:
+            lines.append(_line(WORDS[kind], tests))
+    return "\n".join(lines)
+
+
+def progress_text(history: Sequence[Evaluation], records: Sequence[Record]) -> str:
+    """How it is going, on one line."""
+    last = history[-1]
+    parts = [f"{len(records)} queries"]
+    if np.isfinite(last.bar):
+        parts.append(f"error bar {last.bar:.3f} of {last.allowed:.3f} eV/Å")
+    tests = [record for record in records if record.errors]
+    if tests:
+        parts.append(f"last error {max(tests[-1].errors):.3f} (promised {max(tests[-1].bars):.3f})")
+    return ", ".join(parts)
+
+
+def draw(
+    history: Sequence[Evaluation], records: Sequence[Record], path: str | Path | None
+) -> "Figure":
+    """Queries and error bars over the evaluations, errors against error bars, and the temperature of MD.
+
+    Raises
+    ------
+    MonitorError
+        If nothing was evaluated yet.
+    """
+    from matplotlib.figure import Figure
+
+    if not history:
+        raise MonitorError("nothing to plot: the calculator has not evaluated anything yet")
+    temperatures = np.array([e.temperature for e in history])
+    with_temperature = bool(np.isfinite(temperatures).any())
+    figure = Figure(figsize=(9.6, 6.4 if with_temperature else 4.4), layout="constrained")
+    grid = figure.add_gridspec(2 if with_temperature else 1, 2, width_ratios=(2, 1.3))
+    left = figure.add_subplot(grid[0, 0])
+    _draw_queries(left, history)
+    _draw_errors(figure.add_subplot(grid[:, 1]), records)
+    if with_temperature:
+        below = figure.add_subplot(grid[1, 0], sharex=left)
+        below.plot(np.arange(1, len(history) + 1), temperatures, lw=0.8, color="#ccbb44")
+        below.set(xlabel="evaluation", ylabel="temperature (K)")
+    if path is not None:
+        figure.savefig(Path(path), dpi=150)
+    return figure
+
+
+def _draw_queries(axes: "Axes", history: Sequence[Evaluation]) -> None:
+    steps = np.arange(1, len(history) + 1)
+    bars = np.array([e.bar for e in history])
+    asked = np.array([e.asked for e in history])
+    shown = np.isfinite(bars)
+    axes.plot(steps[shown], bars[shown], lw=0.7, color="#4477aa", label="largest error bar")
+    axes.plot(steps, [e.allowed for e in history], lw=1, ls="--", color="black", label="tolerated")
+    axes.set(xlabel="evaluation", ylabel="force (eV/Å)", yscale="log")
+    counts = axes.twinx()
+    counts.step(steps, np.cumsum(asked), where="post", color="#ee6677", lw=1.5)
+    counts.set_ylabel("queries of this run", color="#ee6677")
+    axes.legend(frameon=False, fontsize="small", loc="upper right")
+
+
+def _draw_errors(axes: "Axes", records: Sequence[Record]) -> None:
+    """Of every frame that was predicted before it was labelled."""
+    for kind, colour in COLOURS.items():
+        tests = [r for r in records if r.kind == kind and r.errors]
+        if tests:
+            bars, errors = ([_rms(getattr(r, what)) for r in tests] for what in ("bars", "errors"))
+            axes.plot(bars, errors, ".", color=colour, label=WORDS[kind])
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="promised: rms error bar of a frame (eV/Å)",
+        ylabel="found: rms force error (eV/Å)",
+    )
+    if axes.lines:
+        axes.legend(frameon=False, fontsize="small")
+        axes.axline((0.1, 0.1), (1, 1), color="black", lw=0.8)
+
+
+def _line(name: str, tests: Sequence[Record]) -> str:
+    errors = np.concatenate([record.errors for record in tests])
+    bars = np.concatenate([record.bars for record in tests])
+    return (
+        f"{name}: {len(tests)} frames, rms error of a force {_rms(errors):.3f} eV/Å before they were learnt, "
+        f"{_rms(errors) / max(_rms(bars), 1e-12):.2f} of what the error bars had promised"
+    )
+
+
+def _rms(values: "Sequence[float] | np.ndarray") -> float:
+    return float(np.sqrt(np.mean(np.square(values))))

@@ -1,0 +1,161 @@
+"""Many runs at once on one learner: they wait for each other where they are unsure, and are answered together."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Condition
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from neuralil_ase.errors import ConfigError
+from neuralil_ase.learning.calculator import LearningCalculator
+from neuralil_ase.learning.learner import Learner
+from neuralil_ase.learning.records import Record
+from neuralil_ase.learning.request import Request
+from neuralil_ase.model.potential import Potential
+from neuralil_ase.monitor.novelty import NoveltyFilter, sorted_distances
+
+
+class Walkers:
+    """Runs of any kind (MD, optimisers) side by side, each in a thread of its own, that share what is learnt.
+
+    A run that needs a label waits until every other one needs one, too, or has ended. Of the frames that wait, those
+    are labelled that differ most from each other, by the workers of the learner's ``executor`` where it has one; then
+    the model is trained once, and all go on. A run whose frame was not labelled asks again if it is still unsure. What
+    comes out does not depend on the speed of the threads.
+
+    >>> walkers = Walkers(Learner(EMT, "learned"))  # doctest: +SKIP
+    >>> for atoms in structures:  # doctest: +SKIP
+    ...     atoms.calc = walkers.calculator()
+    >>> walkers.run([partial(VelocityVerlet(atoms, dt).run, 1000) for atoms in structures])  # doctest: +SKIP
+
+    Parameters
+    ----------
+    learner
+        What they share.
+    most
+        Most frames labelled together.
+    min_distance
+        How much a frame must differ from those chosen before it to be labelled with them, as for the monitor's
+        :class:`~neuralil_ase.NoveltyFilter`; environments are compared by sorted distances.
+    """
+
+    def __init__(self, learner: Learner, most: int = 4, min_distance: float = 0.05) -> None:
+        if most < 1:
+            raise ConfigError(
+                f"most = {most}: give the number of frames labelled together, 1 or more"
+            )
+        NoveltyFilter(min_distance)  # checks the number
+        self.learner, self.most, self.min_distance = learner, most, min_distance
+        self._gate = Condition()
+        self._active = 0
+        self._waiting: dict[int, Request] = {}
+        self._answers: dict[int, Atoms | BaseException | None] = {}
+        self._count = 0
+
+    def calculator(self, **options: Any) -> LearningCalculator:
+        """A calculator for one run; options as for :class:`LearningCalculator`."""
+        self._count += 1
+        return LearningCalculator(learner=_Seat(self, self._count), **options)
+
+    def run(self, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Do all jobs, each of which evaluates with one calculator of this object; their results, in order.
+
+        Raises
+        ------
+        Exception
+            What the first job that failed raised, when all have ended.
+        """
+        self._active = len(jobs)
+        with ThreadPoolExecutor(max(len(jobs), 1), "walker") as threads:
+            futures = [threads.submit(self._one, job) for job in jobs]
+        return [future.result() for future in futures]
+
+    def ask(self, number: int, request: Request) -> Atoms | None:
+        """The label, when all runs wait or have ended; None if another frame was labelled instead."""
+        with self._gate:
+            self._waiting[number] = request
+            self._answer_if_all_wait()
+            self._gate.wait_for(lambda: number in self._answers)
+            answer = self._answers.pop(number)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _one(self, job: Callable[[], Any]) -> Any:
+        try:
+            return job()
+        finally:
+            with self._gate:
+                self._active -= 1
+                self._answer_if_all_wait()
+
+    def _answer_if_all_wait(self) -> None:
+        if not self._waiting or len(self._waiting) < self._active:
+            return
+        waiting, self._waiting = dict(sorted(self._waiting.items())), {}
+        try:
+            chosen = self._choose(waiting)
+            if self.learner.potential is None:
+                chosen = chosen[:1]
+                labels = [self.learner.begin(waiting[chosen[0]])]
+            else:
+                labels = self.learner.ask([waiting[number] for number in chosen])
+            self.learner.settle()
+            found: dict[int, Any] = dict.fromkeys(waiting)
+            found |= dict(zip(chosen, labels, strict=True))
+        except Exception as problem:
+            found = dict.fromkeys(waiting, problem)
+        self._answers |= found
+        self._gate.notify_all()
+
+    def _choose(self, waiting: dict[int, Request]) -> list[int]:
+        """The frames with the largest error bars first, as far as they differ."""
+        novelty = NoveltyFilter(self.min_distance, sorted_distances)
+        order = sorted(waiting, key=lambda number: -waiting[number].bar)
+        chosen: list[int] = []
+        for number in order:
+            atoms = waiting[number].atoms
+            if len(chosen) < self.most and (not chosen or novelty.is_new(atoms)):
+                novelty.remember(atoms)
+                chosen.append(number)
+        return chosen
+
+
+class _Seat:
+    """The learner as one run sees it."""
+
+    def __init__(self, walkers: Walkers, number: int) -> None:
+        self._walkers, self._number = walkers, number
+
+    @property
+    def potential(self) -> Potential | None:
+        return self._walkers.learner.potential
+
+    @property
+    def tolerance(self) -> float:
+        return self._walkers.learner.tolerance
+
+    @property
+    def is_training(self) -> bool:
+        return False  # whoever asks waits for the training, too
+
+    @property
+    def records(self) -> list[Record]:
+        return self._walkers.learner.records
+
+    def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
+        return self._walkers.learner.moved(atoms, indices)
+
+    def catch_up(self) -> None:
+        self._walkers.learner.catch_up()
+
+    def settle(self) -> None:
+        self._walkers.learner.settle()
+
+    def begin(self, request: Request) -> Atoms | None:
+        return self._walkers.ask(self._number, request)
+
+    def ask(self, requests: Sequence[Request]) -> list[Atoms | None]:
+        return [self._walkers.ask(self._number, request) for request in requests]

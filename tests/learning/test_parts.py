@@ -1,0 +1,239 @@
+"""The parts: decisions, error bars from the stream, checks of the teacher, short trainings that share a compilation."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pupils import SMALL, crystal
+
+from neuralil_ase.errors import TeacherError
+from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
+from neuralil_ase.evaluation.evaluate import predict_frames
+from neuralil_ase.learning.decision import decide
+from neuralil_ase.learning.pupil import first_potential
+from neuralil_ase.learning.records import Record
+from neuralil_ase.learning.stream import PRIOR_SCALE, stream_calibration, with_thresholds
+from neuralil_ase.learning.teacher import check_units, usual_stiffness
+from neuralil_ase.prediction import Members, Prediction
+from neuralil_ase.training import loop
+from neuralil_ase.training.continuation import Continuation
+
+
+def prediction(spreads: np.ndarray, forces: np.ndarray) -> Prediction:
+    """Of two members that differ by these spreads along x, with error bars twice as large."""
+    half = np.zeros((len(spreads), 3))
+    half[:, 0] = spreads / np.sqrt(2)
+    n = len(spreads)
+    calibration = stream_calibration([], {"Cu": 0.0}, 0.0)
+    members = Members(np.zeros((2, n)), np.stack([forces + half, forces - half]))
+    return Prediction(
+        np.array(["Cu"] * n),
+        np.zeros(n),
+        forces,
+        np.zeros((n, 6)),
+        100.0,
+        members,
+        None,
+        calibration,
+    )
+
+
+ATOMS = bulk("Cu", cubic=True)
+
+
+def test_the_worst_atom_decides() -> None:
+    forces = np.zeros((4, 3))
+    spreads = np.array([0.01, 0.02, 0.06, 0.01])
+    assert decide(ATOMS, prediction(spreads, forces), PRIOR_SCALE * 0.061).kind is None
+    found = decide(ATOMS, prediction(spreads, forces), PRIOR_SCALE * 0.059)
+    assert found.kind == "unsure"
+    assert "atom 2 (Cu)" in found.reason
+    assert found.bar == pytest.approx(PRIOR_SCALE * 0.06)
+
+
+def test_atoms_held_fixed_do_not_count() -> None:
+    atoms = ATOMS.copy()
+    atoms.set_constraint(FixAtoms([2]))
+    spreads = np.array([0.01, 0.02, 5.0, 0.01])
+    assert decide(atoms, prediction(spreads, np.zeros((4, 3))), 0.1).kind is None
+    forces = np.zeros((4, 3))
+    forces[2] = 3.0
+    assert decide(atoms, prediction(np.zeros(4), forces), 0.1, confirm=0.05).kind == "confirm"
+
+
+def test_an_optimiser_may_be_less_sure_far_from_its_end() -> None:
+    forces = np.zeros((4, 3))
+    forces[0, 1] = 1.0
+    spreads = np.full(4, 0.12)
+    assert decide(ATOMS, prediction(spreads, forces), 0.1).kind == "unsure"
+    assert decide(ATOMS, prediction(spreads, forces), 0.1, confirm=0.05).kind is None
+    assert decide(ATOMS, prediction(spreads, 0.01 * forces), 0.1, confirm=0.05).kind == "confirm"
+
+
+def record(errors: np.ndarray, spreads: np.ndarray) -> Record:
+    symbols = ["Cu"] * len(errors)
+    return Record("", "unsure", symbols=symbols, errors=errors.tolist(), spreads=spreads.tolist())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.3, 10), st.floats(0, 0.2), st.integers(0, 10**6))
+def test_error_bars_become_as_large_as_the_errors(scale: float, floor: float, seed: int) -> None:
+    """Of many tests with errors that are Gaussian with the variance that is assumed."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for _ in range(12):
+        spreads = rng.uniform(0.1, 0.3, 200)
+        sigma = np.hypot(scale * spreads, floor)
+        records.append(
+            record(np.linalg.norm(rng.normal(0, 1, (200, 3)), axis=1) * sigma / np.sqrt(3), spreads)
+        )
+    found = stream_calibration(records, {"Cu": floor}, 0.0)
+    expected = np.sqrt((2 * PRIOR_SCALE**2 + 12 * scale**2) / 14)
+    assert found.force_scale["Cu"] == pytest.approx(expected, rel=0.1)
+
+
+def test_without_tests_the_prior_stands_and_one_lucky_test_changes_little() -> None:
+    assert stream_calibration([], {"Cu": 0.1}, 0.0).force_scale["Cu"] == PRIOR_SCALE
+    lucky = record(np.zeros(5), np.full(5, 0.1))
+    assert stream_calibration([lucky], {"Cu": 0.0}, 0.0).force_scale["Cu"] > 0.8 * PRIOR_SCALE
+
+
+def test_thresholds_of_a_monitor_belong_to_the_tolerance() -> None:
+    found = with_thresholds(stream_calibration([], {"Cu": 0.0}, 0.0), 0.3)
+    assert found.thresholds == pytest.approx({"low": 0.15, "high": 0.3})
+
+
+def pair(atoms: Atoms, calc: Any, energy: float = 1.0, forces: float = 1.0) -> list[Atoms]:
+    """Two labelled geometries, in units of one's choice."""
+    found = []
+    for rattle in (0.0, 0.05):
+        copy = atoms.copy()
+        copy.positions += np.random.default_rng(0).normal(0, rattle, copy.positions.shape)
+        copy.calc = calc
+        values = {
+            "energy": energy * copy.get_potential_energy(),
+            "forces": forces * copy.get_forces(),
+        }
+        copy.calc = SinglePointCalculator(copy, **values)
+        found.append(copy)
+    return found
+
+
+SOLIDS = {s: bulk(s, cubic=True) * (2, 2, 2) for s in ("Cu", "Al", "Au", "Pt")}
+
+
+@pytest.mark.parametrize("symbol", SOLIDS)
+def test_units_that_are_right_pass(symbol: str) -> None:
+    check_units(*pair(SOLIDS[symbol], EMT()))
+
+
+@pytest.mark.parametrize("symbol", SOLIDS)
+@pytest.mark.parametrize("factor", [1 / 27.2114, 23.06, 96.5])
+def test_other_units_are_found(symbol: str, factor: float) -> None:
+    with pytest.raises(TeacherError, match="stiffness"):
+        check_units(*pair(SOLIDS[symbol], EMT(), factor, factor))
+
+
+@pytest.mark.parametrize(
+    "factors", [(1.0, -1.0), (1 / 27.2114, 1.0), (1.0, 0.5291772), (-1.0, 1.0)]
+)
+def test_forces_that_are_no_slope_are_found(factors: tuple[float, float]) -> None:
+    with pytest.raises(TeacherError, match="not the slope of its energy"):
+        check_units(*pair(SOLIDS["Cu"], EMT(), *factors))
+
+
+def test_of_soft_matter_nothing_is_said() -> None:
+    argon = bulk("Ar", cubic=True, a=5.3) * (2, 2, 2)
+    check_units(*pair(argon, LennardJones(sigma=3.4, epsilon=0.0104, rc=8)))
+
+
+def test_the_rule_of_stiffness_is_that_of_bonds() -> None:
+    """A stretch of N2 by both atoms: k/2 Σ(Δr)² with k = 0.45 Eh/bohr² at its reference length of 2.87 bohr."""
+    nitrogen = molecule("N2")
+    nitrogen.positions[:] = [[0, 0, 0], [0, 0, 2.87 * 0.529177]]
+    step = np.array([[0, 0, -0.01], [0, 0, 0.01]])
+    assert usual_stiffness(nitrogen, step) == pytest.approx(
+        2 * 0.45 * 27.2114 / 0.529177**2, rel=1e-4
+    )
+
+
+def labelled(count: int) -> list[Frame]:
+    found = []
+    for seed in range(count):
+        atoms = crystal(seed)
+        atoms.calc = EMT()
+        values = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        atoms.calc = SinglePointCalculator(atoms, **values)
+        found.append(atoms)
+    return frames_from_atoms(found)
+
+
+def test_updates_learn_and_compile_once() -> None:
+    frames = labelled(6)
+    potential = first_potential(frames[:2], SMALL)
+    continuation = Continuation(potential, SMALL.updated({"batch_size": 2}), 50)
+    for frame in frames[:2]:
+        continuation.add(frame)
+
+    def size(numbers: list[int]) -> float:
+        left = continuation.residuals(potential, numbers)
+        return float(np.sqrt(np.mean([r.forces**2 for r in left])))
+
+    before = size([0, 1])
+    potential = continuation.update(potential, [0, 1], np.ones(2), 0)
+    size([0, 1])
+    compiled = (
+        loop._gradient._cache_size(),
+        loop._update._cache_size(),
+        loop._predicted._cache_size(),
+    )
+    assert size([0, 1]) < before / 2
+    for frame in frames[2:]:
+        continuation.add(frame)
+    potential = continuation.update(potential, [0, 1, 2, 4], np.array([1, 1, 5, 1]), 1)
+    size([3, 5])
+    assert compiled == (
+        loop._gradient._cache_size(), loop._update._cache_size(), loop._predicted._cache_size()
+    )  # fmt: skip
+
+
+def test_residuals_are_those_of_the_potential() -> None:
+    frames = labelled(3)
+    frames[1] = replace(frames[1], energy=None)
+    potential = first_potential(frames, SMALL)
+    continuation = Continuation(potential, SMALL, 10)
+    for frame in frames:
+        continuation.add(frame)
+    found = continuation.residuals(potential, [2, 1])
+    for left, frame, said in zip(
+        found,
+        (frames[2], frames[1]),
+        predict_frames(potential, [frames[2], frames[1]]),
+        strict=True,
+    ):
+        np.testing.assert_allclose(left.forces, said.forces - frame.forces, atol=2e-5)
+        if frame.energy is not None:
+            assert left.energy == pytest.approx((said.energy - frame.energy) / 16, abs=1e-5)
+    assert np.isnan(found[1].energy)
+
+
+def test_another_zero_of_energy_leaves_forces_alone() -> None:
+    frames = labelled(2)
+    potential = first_potential(frames, SMALL)
+    continuation = Continuation(potential, SMALL, 10)
+    continuation.add(frames[0])
+    (before,) = continuation.residuals(potential, [0])
+    continuation.move_reference(potential.energy_reference + 1.0)
+    moved = replace(potential, energy_reference=potential.energy_reference + 1.0)
+    (after,) = continuation.residuals(moved, [0])
+    np.testing.assert_allclose(before.forces, after.forces, atol=1e-6)
+    assert after.energy == pytest.approx(before.energy + 1.0, abs=1e-4)

@@ -1,0 +1,292 @@
+"""Runs of ASE with a calculator that learns: MD, optimisers, cells, what they return and what they leave."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import add_adsorbate, fcc111
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
+from ase.filters import FrechetCellFilter
+from ase.io import read
+from ase.md.velocitydistribution import thermalize_momenta
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
+from pupils import SMALL, Teacher, crystal
+
+from neuralil_ase import ExtrapolationMonitor, Learner, LearningCalculator, NeuralILCalculator
+from neuralil_ase.errors import ConfigError, UncertaintyError
+from neuralil_ase.learning.walkers import Walkers
+from neuralil_ase.monitor import ShortestDistance
+
+
+def md(atoms: Atoms, steps: int, T: float = 300, seed: int = 1) -> VelocityVerlet:
+    thermalize_momenta(atoms, temperature_K=T, rng=np.random.default_rng(seed))
+    dynamics = VelocityVerlet(atoms, 4 * units.fs)
+    dynamics.run(steps)
+    return dynamics
+
+
+def truth(atoms: Atoms) -> Atoms:
+    copy = atoms.copy()
+    copy.set_constraint()
+    copy.calc = EMT()
+    return copy
+
+
+def test_md_from_nothing_asks_seldom_and_is_right(folder: Path) -> None:
+    """Of 80 steps few are the teacher's; the error is small and near what is promised."""
+    atoms, teacher = crystal(rattle=0), Teacher()
+    atoms.calc = LearningCalculator(teacher, folder, settings=SMALL)
+    md(atoms, 80)
+    assert len(teacher.asked) == len(atoms.calc.records) < 30
+    errors = atoms.calc.prediction(atoms).forces - truth(atoms).get_forces()
+    rms = np.sqrt((errors**2).sum(axis=1).mean())
+    size = np.sqrt((truth(atoms).get_forces() ** 2).sum(axis=1).mean())
+    assert rms < 0.3 * size
+    assert rms < 2 * np.sqrt((atoms.calc.prediction(atoms).forces_error_bar ** 2).mean())
+    for record in atoms.calc.records:
+        frame = read(folder / "labels" / f"{record.digest}.extxyz")
+        np.testing.assert_allclose(frame.get_forces(), truth(frame).get_forces(), atol=1e-5)
+
+
+def test_what_is_returned_is_the_teachers_where_it_was_asked_and_else_the_models(
+    folder: Path,
+) -> None:
+    atoms = crystal(rattle=0.05)
+    atoms.calc = calc = LearningCalculator(Teacher(), folder, settings=SMALL)
+    np.testing.assert_allclose(atoms.get_forces(), truth(atoms).get_forces(), atol=1e-7)
+    assert calc.history[-1].asked
+    atoms.positions[0] += 1e-3
+    forces = atoms.get_forces()
+    assert not calc.history[-1].asked
+    model = NeuralILCalculator(folder / "model.safetensors")
+    np.testing.assert_allclose(forces, model.get_forces(atoms), atol=1e-6)
+    assert atoms.get_stress().shape == (6,)
+
+
+def test_the_models_results_where_they_are_wanted(folder: Path) -> None:
+    atoms = crystal()
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL, on_query="model")
+    forces = atoms.get_forces()
+    assert atoms.calc.history[-1].asked
+    np.testing.assert_allclose(forces, atoms.calc.prediction(atoms).forces, atol=1e-9)
+
+
+def slab() -> Atoms:
+    atoms = fcc111("Cu", (2, 2, 2), vacuum=6)
+    add_adsorbate(atoms, "O", 1.5, "fcc")
+    atoms.pbc = True
+    atoms.rattle(0.05, seed=3)
+    atoms.set_constraint(FixAtoms([a.index for a in atoms if a.tag == 2]))
+    return atoms
+
+
+@pytest.mark.parametrize("on_query", ["teacher", pytest.param("model", marks=pytest.mark.slow)])
+def test_an_optimisation_ends_where_the_teachers_own_would(folder: Path, on_query: Any) -> None:
+    """Forces below fmax by the teacher itself, in fewer calls than it needs alone."""
+    plain, alone = slab(), Teacher()
+    plain.calc = alone
+    BFGS(plain, logfile=None).run(fmax=0.05)
+    atoms, teacher = slab(), Teacher()
+    atoms.calc = LearningCalculator(
+        teacher, folder, settings=SMALL, confirm=0.05, on_query=on_query
+    )
+    assert BFGS(atoms, logfile=None).run(fmax=0.05, steps=300)
+    found = truth(atoms)
+    found.set_constraint(atoms.constraints)
+    assert np.linalg.norm(found.get_forces(), axis=1).max() < 0.05
+    assert found.get_potential_energy() == pytest.approx(plain.get_potential_energy(), abs=0.01)
+    assert len(teacher.asked) < len(alone.asked)
+    assert atoms.calc.records[-1].kind == "confirm"
+
+
+def test_a_cell_is_relaxed_to_the_teachers_stress(folder: Path) -> None:
+    atoms = crystal(rattle=0.05)
+    atoms.set_cell(1.02 * atoms.cell, scale_atoms=True)
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL, confirm=0.1)
+    assert BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.1, steps=300)
+    assert np.abs(truth(atoms).get_stress()).max() * atoms.get_volume() / len(atoms) < 0.1
+    assert atoms.calc.history[-1].asked
+
+
+def test_the_same_script_does_the_same_again(tmp_path: Path) -> None:
+    positions = []
+    for name in "ab":
+        atoms = crystal(rattle=0)
+        atoms.calc = LearningCalculator(Teacher(), tmp_path / name, settings=SMALL)
+        md(atoms, 30)
+        positions.append(atoms.positions)
+    np.testing.assert_array_equal(*positions)
+
+
+def test_a_later_run_goes_on_with_what_was_learnt(folder: Path) -> None:
+    atoms = crystal(rattle=0)
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL)
+    md(atoms, 60)
+    before = len(atoms.calc.records)
+    again, teacher = crystal(rattle=0), Teacher()
+    again.calc = LearningCalculator(teacher, folder, settings=SMALL)
+    md(again, 60)
+    assert len(teacher.asked) < before / 2
+    assert len(again.calc.records) == before + len(teacher.asked)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_given_is_trusted_where_it_knows(tmp_path: Path) -> None:
+    atoms = crystal(rattle=0)
+    atoms.calc = LearningCalculator(Teacher(), tmp_path / "first", settings=SMALL)
+    md(atoms, 60)
+    other, teacher = crystal(rattle=0.03), Teacher()
+    model = tmp_path / "first" / "model.safetensors"
+    data = [read(file) for file in sorted((tmp_path / "first" / "labels").glob("*"))]
+    other.calc = LearningCalculator(
+        teacher, tmp_path / "second", model=model, data=data, settings=SMALL
+    )
+    other.get_forces()
+    assert not teacher.asked
+
+
+@pytest.mark.slow
+def test_background_training_gives_the_same_kind_of_run(folder: Path) -> None:
+    atoms, teacher = crystal(rattle=0), Teacher()
+    atoms.calc = LearningCalculator(teacher, folder, settings=SMALL, background=True)
+    md(atoms, 60)
+    atoms.calc.learner.settle()
+    assert len(teacher.asked) < 40
+    names = atoms.calc.potential.provenance["learnt_from"]
+    assert len(names) == len(atoms.calc.records)
+
+
+def test_a_monitor_follows_as_ever(folder: Path) -> None:
+    atoms = crystal(rattle=0)
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL)
+    with pytest.raises(UncertaintyError, match="no model yet"):
+        atoms.calc.prediction(atoms)
+    atoms.get_forces()
+    dynamics = VelocityVerlet(atoms, 4 * units.fs)
+    monitor = ExtrapolationMonitor(dynamics, warn=False)
+    dynamics.attach(monitor, interval=5)
+    dynamics.run(10)
+    assert len(monitor.records["step"]) == 3
+
+
+def test_a_criterion_that_objects_is_heard(folder: Path) -> None:
+    atoms, teacher = crystal(rattle=0.01), Teacher()
+    too_near = ShortestDistance(low=1.0, reference={"Cu-Cu": 2.7})
+    atoms.calc = LearningCalculator(teacher, folder, settings=SMALL, criteria=[too_near])
+    atoms.get_forces()
+    atoms.positions[0] += 1e-3
+    atoms.get_forces()
+    assert "distance_fraction" in atoms.calc.records[-1].reason
+
+
+@pytest.mark.slow
+def test_a_new_element_begins_a_new_model(folder: Path) -> None:
+    copper, gold = crystal(), crystal()
+    gold.symbols[:4] = "Au"
+    calc = LearningCalculator(Teacher(), folder, settings=SMALL)
+    calc.get_potential_energy(copper)
+    calc.get_potential_energy(gold)
+    assert calc.potential.elements == ("Au", "Cu")
+    copper.positions[0] += 1e-3
+    energy = calc.get_potential_energy(copper)
+    assert energy == pytest.approx(truth(copper).get_potential_energy(), abs=0.1)
+
+
+def test_spot_checks_are_held_out_and_come_ever_later(folder: Path) -> None:
+    atoms = crystal(rattle=0)
+    atoms.calc = LearningCalculator(
+        Teacher(), folder, settings=SMALL, check_every=5, tolerance=50.0
+    )
+    md(atoms, 40)
+    checks = [r.evaluation for r in atoms.calc.records if r.kind == "check"]
+    assert checks == [6, 16, 36]
+    assert all(r.held_out == (r.kind == "check") for r in atoms.calc.records)
+    assert atoms.calc.potential.provenance["held_out_frames"] == 3
+
+
+def test_walkers_share_what_they_learn(tmp_path: Path) -> None:
+    """Together they need fewer labels than apart, and the threads' speed does not matter."""
+
+    def together(folder: Path) -> tuple[list[np.ndarray], int]:
+        walkers = Walkers(Learner(Teacher(), folder, settings=SMALL), most=2)
+        runs = [crystal(seed, rattle=0.02) for seed in range(3)]
+        for atoms in runs:
+            atoms.calc = walkers.calculator()
+        walkers.run([partial(md, atoms, 20, 300, seed) for seed, atoms in enumerate(runs)])
+        return [atoms.positions for atoms in runs], len(walkers.learner.records)
+
+    first, count = together(tmp_path / "a")
+    second, again = together(tmp_path / "b")
+    assert count == again < 40
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_walker_that_fails_does_not_hold_the_others(folder: Path) -> None:
+    walkers = Walkers(Learner(Teacher(), folder, settings=SMALL))
+    atoms = crystal()
+    atoms.calc = walkers.calculator()
+
+    def broken() -> None:
+        raise ValueError("of the user's own")
+
+    with pytest.raises(ValueError, match="of the user's own"):
+        walkers.run([broken, partial(md, atoms, 5)])
+    assert atoms.calc.evaluations >= 6
+
+
+def test_the_run_in_words_and_as_a_picture(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    atoms = crystal(rattle=0)
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL, progress=True)
+    md(atoms, 20)
+    assert "21 evaluations in this run" in atoms.calc.summary()
+    assert "rms error of a force" in atoms.calc.summary()
+    atoms.calc.plot(tmp_path / "run.png")
+    assert (tmp_path / "run.png").stat().st_size > 10_000
+    assert "taught_by" in atoms.calc.learner.card()
+
+
+@pytest.mark.slow
+def test_full_training_from_the_folder_is_that_of_train(folder: Path, tmp_path: Path) -> None:
+    from neuralil_ase import train
+
+    atoms = crystal(rattle=0)
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL)
+    md(atoms, 20)
+    options: dict[str, Any] = {"epochs": 2, "members": 2, "widths": (8,), "report": False}
+    ours = atoms.calc.learner.retrain(tmp_path / "ours.safetensors", **options).potential
+    files = sorted((folder / "labels").glob("*.extxyz"))
+    theirs = train(files, tmp_path / "theirs.safetensors", **options).potential
+    np.testing.assert_array_equal(
+        ours.params["network"]["body"]["Dense_0"]["kernel"],
+        theirs.params["network"]["body"]["Dense_0"]["kernel"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_query": "both"}, "on_query"),
+        ({"confirm": -1.0}, "fmax of the optimiser"),
+        ({"tolerance": 0.0}, "above 0"),
+        ({"rattled": -1}, "rattled = -1"),
+        ({"settings": SMALL.updated({"members": 1})}, "spread of an ensemble"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    folder: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LearningCalculator(Teacher(), folder, **options)
+
+
+def test_a_learner_comes_with_its_own_teacher(folder: Path) -> None:
+    learner = Learner(Teacher(), folder)
+    with pytest.raises(ConfigError, match="either, not both"):
+        LearningCalculator(Teacher(), learner=learner)
