@@ -63,7 +63,8 @@ class LearningCalculator(Calculator):
         after it has learnt them. Energies and forces jump there, by the error that the record of the query names.
     confirm
         For optimisers: their ``fmax`` in eV/Å. Where the largest force of the model falls below it, the teacher is
-        asked, and only its own results can end the optimisation (a cell's stress counts where it is relaxed). On the
+        asked, and only its own results can end the optimisation (a cell's stress counts where it is relaxed, as ASE's
+        filters count it by default, without a scalar pressure and for strains up to a fifth). On the
         way an error bar may be 0.3 times the largest force, and no atom may go farther than 0.3 Å from its place in
         the nearest labelled frame.
     criteria

@@ -13,6 +13,8 @@ from neuralil_ase.prediction import Prediction
 
 DOWNHILL = 0.3
 """Error bar over the largest force that an optimiser is allowed on its way: a step then goes roughly its way."""
+STRAINED = 1.2
+"""ASE's filters count forces in the cell of the start: by so much those of the present one may differ from them."""
 
 
 class Decision(NamedTuple):
@@ -69,7 +71,7 @@ def decide(
     if confirm is not None:
         largest = largest_force(atoms, prediction, with_stress)
         allowed = max(tolerance, DOWNHILL * largest)
-        if largest < confirm:
+        if largest < confirm * (STRAINED if with_stress else 1.0):
             reason = f"largest force {largest:.4f} eV/Å, below {confirm:g}"
             return Decision("confirm", reason, prediction, bar, allowed)
     all_criteria: list[Criterion] = [*criteria]
