@@ -1,5 +1,6 @@
 """The example of active learning: its parts, and the script as a newcomer runs it."""
 
+import io
 import json
 import os
 import shutil
@@ -7,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -35,14 +38,24 @@ def run(work: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(work, *options), capture_output=True, text=True, timeout=600)
 
 
+def run_here(work: Path, *options: str) -> str:
+    """What the script prints; it runs in this process, where much is compiled already."""
+    output = io.StringIO()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with patch.dict(os.environ), redirect_stdout(output), redirect_stderr(io.StringIO()):
+            script.main(["--quick", "--work", str(work), *options])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return output.getvalue()
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The work folder and the output of a whole short run."""
     pytest.importorskip("tblite", reason=NEEDS_TBLITE)
     work = tmp_path_factory.mktemp("active") / "work"
-    done = run(work)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return work, done.stdout
+    return work, run_here(work)
 
 
 def model(work: Path, folder: str) -> Path:
@@ -130,9 +143,7 @@ def test_the_loop_ends_when_nothing_is_flagged(quick: tuple[Path, str], tmp_path
     """The first model is taken over; only the thresholds are others."""
     work = tmp_path / "work"
     shutil.copytree(quick[0] / "round_0" / "both" / "training", work / "round_0/both/training")
-    done = run(work, "--threshold", "100", "200")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "0/3" in rows(done.stdout)[0]
+    assert "0/3" in rows(run_here(work, "--threshold", "100", "200"))[0]
     assert not (work / "round_1").exists()
     assert len(rows((work / "table.txt").read_text(encoding="utf-8"))) == 1
 
@@ -140,9 +151,8 @@ def test_the_loop_ends_when_nothing_is_flagged(quick: tuple[Path, str], tmp_path
 def test_a_folder_of_other_settings_is_refused(quick: tuple[Path, str]) -> None:
     work, _ = quick
     before = (work / "settings.json").read_bytes()
-    done = run(work, "--seed", "1")
-    assert done.returncode != 0
-    assert "another folder with --work" in done.stderr
+    with pytest.raises(SystemExit, match="another folder with --work"):
+        run_here(work, "--seed", "1")
     assert (work / "settings.json").read_bytes() == before
 
 
