@@ -19,11 +19,13 @@ from lammps_runs import (
     shipped,
     thermo,
 )
-from systems import STRUCTURES, ensemble, structure
+from systems import STRUCTURES, ensemble, random_atoms, structure
 
 from neuralil_ase import NeuralILCalculator
 from neuralil_ase.files.published_files import import_published
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
+from neuralil_ase.prediction import VOIGT
+from neuralil_ase.response.elasticity import elastic_constants
 from neuralil_ase.response.heat import heat_flux
 
 BAR = 6.241509074460763e-7  # eV/Å³
@@ -186,6 +188,40 @@ run 0
     np.testing.assert_allclose(found[:, :3], found[:, 3:], atol=1e-4 * np.abs(found).max())
     pressures, numeric = thermo(printed)[0, 1:7], thermo(printed)[0, 7:13]
     np.testing.assert_allclose(pressures, numeric, atol=1e-4 * np.abs(numeric).max())
+
+
+@pytest.mark.filterwarnings(
+    "ignore:a force of"
+)  # the atoms lie at random, only clamped ions are asked for
+def test_elastic_constants_by_differences_of_lammps(tmp_path: Path, environment) -> None:
+    """compute born/matrix is the second derivative by Lagrangian strain; ours is dσ/dε, of a box under stress."""
+    atoms = random_atoms(5, "CHNOCH", np.diag([4.5, 5.0, 5.5]), (True, True, True))
+    text = """
+compute virial all pressure NULL virial
+compute born all born/matrix numdiff 1e-4 virial
+thermo_style custom step vol c_born[*]
+thermo_modify format float %20.15g
+run 0
+"""
+    model = saved(ensemble(), tmp_path)
+    volume, *entries = thermo(output(setup_text(atoms, model) + text, tmp_path, environment))[0, 1:]
+    born, upper = np.zeros((6, 6)), np.triu_indices(6, 1)
+    born[np.diag_indices(6)], born[upper] = entries[:6], entries[6:]
+    born += np.triu(born, 1).T
+    atoms.calc = NeuralILCalculator(model, dtype="float64")
+    ours = elastic_constants(atoms, atoms.calc).clamped.value
+    stress, d = atoms.get_stress(voigt=False), np.eye(3)
+    change = (
+        sum(
+            np.einsum(k, d, stress)
+            for k in ("ik,jl->ijkl", "jk,il->ijkl", "il,jk->ijkl", "jl,ik->ijkl")
+        )
+        / 2
+    )
+    change = change - np.einsum("kl,ij->ijkl", d, stress)
+    i, j = np.array(VOIGT)
+    expected = ours - change[i[:, None], j[:, None], i, j]
+    np.testing.assert_allclose(born / volume, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
