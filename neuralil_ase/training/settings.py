@@ -36,16 +36,16 @@ class TrainingSettings:
     Attributes
     ----------
     energy_key, forces_key, stress_key, virial_key
-        Name of this label in the data, or several names, separated by commas, of which the first that a frame has
-        counts; without it, what ASE recognises as energy, forces and stress, and "virial" where there is no stress.
-        Energies and virials are in eV, forces in eV/Å.
+        Name of this label in the data. Give several names, separated by commas, if it differs between frames; the first
+        one that a frame has is used. By default the labels that ASE recognises are used, and "virial" where a frame has
+        no stress. Energies and virials are in eV, forces in eV/Å.
     stress_unit
         Unit of the stresses: "eV/A^3", "GPa" or "kB".
     stress_sign
-        1 if stresses are positive under tension, as in ASE, and virials under compression (virial = -V stress); -1 if
-        it is the other way round, as in VASP's output.
+        1 if stresses are positive under tension, as in ASE, and virials under compression (virial = -V stress). -1 if
+        the signs are reversed, as in the output of VASP.
     weight_key
-        Key in ``atoms.info`` of how much each frame counts; only ratios matter.
+        Key in ``atoms.info`` of the weight of each frame. Only the ratios of weights matter.
     validation_files
         Data sets to validate on. Without them ``validation_fraction`` of the data is held back.
     validation_fraction
@@ -56,8 +56,9 @@ class TrainingSettings:
     max_frames
         Train on a random subset of this many frames; 0 for all.
     isolated_atoms
-        Energy in eV of one atom of each element, by itself; frames of single atoms in the data give it, too. They are
-        learnt like frames, and decide how the energy is shared among elements where the compositions leave that open.
+        Energy in eV of an isolated atom of each element. Frames of single atoms in the data have the same effect. These
+        energies are learnt like frames. They also decide how the energy is shared among the elements where the
+        compositions of the other frames leave it open.
     max_force
         Frames with a force component above this, in eV/Å, are named and left out.
     network
@@ -65,21 +66,21 @@ class TrainingSettings:
     widths
         Widths of the layers.
     head_widths
-        Widths of the layers to the variances that members expect of their own errors (deep ensembles): from the first
-        layer of a core network, or of the three heads of a heteroscedastic one; () for a core without ("none" on the
-        command line). A "resnet" has none.
+        Widths of the layers that predict the variances of a member's own errors (deep ensembles). In a "core" network
+        they start from its first layer; in a "heteroscedastic" one they form its three heads. () gives a core network
+        without them ("none" on the command line). A "resnet" has none.
     activation
         Name of the activation function in jax.nn.
     embed_d
         Length of the trainable vector of each element.
     shared_layers
-        This many first layers are shared by all members; for the network "core".
+        Number of layers, counted from the first, that all members share. Only for the network "core".
     n_max
-        Largest radial index of the descriptor; 0 for one per ``RADIAL_SPACING`` of the cutoff.
+        Largest radial index of the descriptor. 0 chooses it from the cutoff.
     r_cut
-        Cutoff radius in Å; 0 for one that suits the distance between neighbours, see :meth:`with_descriptor`.
+        Cutoff radius in Å. 0 chooses it from the distances between neighbours in the data.
     cross_terms
-        Products of all radial functions in the descriptor, not only of equal ones.
+        Use the products of all pairs of radial functions in the descriptor, not only of equal ones.
     members
         Members of the ensemble; spreads and error bars need two or more.
     pair_term
@@ -89,13 +90,13 @@ class TrainingSettings:
     force_scale, energy_scale, stress_scale
         Residual at which log-cosh and Huber turn from quadratic to linear, in eV/Å, eV/atom and eV/Å³.
     force_weight, energy_weight, stress_weight
-        Weight of this part of the loss, measured in its own scale.
+        Weight of this part of the loss, whose residuals are divided by their scale.
     bootstrap
         Each member trains on its own resampling of the frames.
     optimizer
-        Which of optax' optimisers.
+        Name of the optimiser, from optax.
     learning_rate
-        Peak of the one-cycle schedule (constant after the rise for "schedule-free").
+        Highest learning rate of the one-cycle schedule ("schedule-free" keeps it after the rise).
     weight_decay
         Decoupled decay of the weight matrices; not for "adam".
     clip_norm
@@ -103,7 +104,7 @@ class TrainingSettings:
     warmup
         Part of the run over which the learning rate rises.
     final_rate
-        Last learning rate over the peak.
+        Last learning rate divided by the highest one.
     ema
         Decay per step of the moving average of the weights that is validated and saved; 0 for none.
     epochs
@@ -111,15 +112,15 @@ class TrainingSettings:
     batch_size
         Frames per step.
     time_limit
-        Stop in an orderly way after this many seconds; 0 for no limit. The schedule does not know of it.
+        Stop in order after this many seconds; 0 for no limit. The schedule of the learning rate does not adapt to it.
     validate_every
         Epochs between validations; the best validated state is kept.
     checkpoint_every
         Epochs between checkpoints; one more is written after the first epoch.
     seed
-        Of the split, the initial parameters and the order of the frames.
+        Seed of the split, the initial parameters and the order of the frames.
     memory_budget
-        Bytes that precomputed slopes of pairs may take; beyond it they are computed anew for every step.
+        Memory in bytes for precomputed derivatives of pairs. What does not fit is computed again at every step.
     """
 
     energy_key: str | None = None
