@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REACH = 0.3
-"""Å: how far an optimiser may go from all labelled frames."""
+"""Å: how far an optimiser may go from all labelled frames, while they are few."""
+EARLY = 10
+"""Calls of the teacher after which error bars alone decide: the first few can be far too small."""
 FIT = 0.1
-"""Part of an optimiser's fmax that training may leave on the frames it has just been told."""
+"""Part of an optimiser's fmax, or of the error bar that it is allowed, that training may leave on the latest frames."""
 OnQuery = Literal["teacher", "model"]
 
 
@@ -64,9 +66,9 @@ class LearningCalculator(Calculator):
     confirm
         For optimisers: their ``fmax`` in eV/Å. Where the largest force of the model falls below it, the teacher is
         asked, and only its own results can end the optimisation (a cell's stress counts where it is relaxed, as ASE's
-        filters count it by default, without a scalar pressure and for strains up to a fifth). On the
-        way an error bar may be 0.3 times the largest force, and no atom may go farther than 0.3 Å from its place in
-        the nearest labelled frame.
+        filters count it by default, without a scalar pressure and for strains up to a fifth). On the way an error bar
+        may be three times fmax or half of the largest force (``tolerance`` is not used); while less than ten frames
+        are labelled, no atom goes farther than 0.3 Å from its place in the nearest of them.
     criteria
         Further criteria of the monitor; the teacher is asked where any of them objects.
     check_every
@@ -255,7 +257,7 @@ class LearningCalculator(Calculator):
         found = decide(
             atoms, prediction, self.learner.tolerance, self.confirm, self.criteria, with_stress
         )
-        if found.kind is None and self.confirm is not None:
+        if found.kind is None and self.confirm is not None and len(self.records) < EARLY:
             moved = self.learner.moved(atoms, movable(atoms))
             if moved > REACH:
                 reason = f"an atom is {moved:.2f} Å from its place in the nearest labelled frame"
@@ -271,8 +273,10 @@ class LearningCalculator(Calculator):
         # After a spot check the next one comes later; after doubts they begin anew.
         self._trusted_in_a_row = 0
         self._next_check = 2 * self._next_check if kind == "check" else self.check_every
-        prediction, half = decision.prediction, self.learner.tolerance / 2
-        target = half if self.confirm is None else min(half, FIT * self.confirm)
+        prediction, target = decision.prediction, self.learner.tolerance / 2
+        if self.confirm is not None:
+            is_near = kind == "confirm" or prediction is None
+            target = FIT * (self.confirm if is_near else decision.allowed)
         request = Request(
             atoms,
             kind,

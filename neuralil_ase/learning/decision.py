@@ -11,8 +11,9 @@ from neuralil_ase.monitor.criteria import Criterion, MaxForceErrorBar
 from neuralil_ase.monitor.patience import Band
 from neuralil_ase.prediction import Prediction
 
-DOWNHILL = 0.3
-"""Error bar over the largest force that an optimiser is allowed on its way: a step then goes roughly its way."""
+NEAR, DOWNHILL = 3.0, 0.5
+"""Error bar that an optimiser is allowed on its way: this multiple of its fmax, or this part of the largest force if
+that is more, so that a step goes roughly the teacher's way."""
 STRAINED = 1.2
 """ASE's filters count forces in the cell of the start: by so much those of the present one may differ from them."""
 
@@ -56,10 +57,10 @@ def decide(
     prediction
         With uncertainty "forces", of a calibrated model.
     tolerance
-        Largest error bar of a force that is trusted, eV/Å.
+        Largest error bar of a force that is trusted, eV/Å; not used with ``confirm``.
     confirm
         The ``fmax`` of an optimiser in eV/Å: forces below it are confirmed by the teacher, and on the way to it error
-        bars may be 0.3 times the largest force.
+        bars may be three times that, or half of the largest force.
     criteria
         Further ones; any objection counts.
     with_stress
@@ -70,7 +71,7 @@ def decide(
     allowed = tolerance
     if confirm is not None:
         largest = largest_force(atoms, prediction, with_stress)
-        allowed = max(tolerance, DOWNHILL * largest)
+        allowed = max(NEAR * confirm, DOWNHILL * largest)
         if largest < confirm * (STRAINED if with_stress else 1.0):
             reason = f"largest force {largest:.4f} eV/Å, below {confirm:g}"
             return Decision("confirm", reason, prediction, bar, allowed)
