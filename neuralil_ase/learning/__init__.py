@@ -2,5 +2,6 @@
 
 from neuralil_ase.learning.calculator import LearningCalculator
 from neuralil_ase.learning.learner import Learner
+from neuralil_ase.learning.walkers import Walkers
 
-__all__ = ["Learner", "LearningCalculator"]
+__all__ = ["Learner", "LearningCalculator", "Walkers"]

@@ -1,5 +1,6 @@
 """The calculator: returns the model's results where it is sure, and asks the teacher where it is not."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -29,10 +30,9 @@ from neuralil_ase.progress import Progress
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REACH = 0.3
-"""Å: how far an optimiser may go from all labelled frames, while they are few."""
-EARLY = 10
-"""Calls of the teacher after which error bars alone decide: the first few can be far too small."""
+logger = logging.getLogger(__name__)
+REACH, REACH_OF_OPTIMISER = 0.06, 0.15
+"""Å for each frame that a young model knows: so far from them it is trusted, in MD and in an optimisation."""
 FIT = 0.1
 """Part of an optimiser's fmax, or of the error bar that it is allowed, that training may leave on the latest frames."""
 OnQuery = Literal["teacher", "model"]
@@ -67,13 +67,13 @@ class LearningCalculator(Calculator):
         For optimisers: their ``fmax`` in eV/Å. Where the largest force of the model falls below it, the teacher is
         asked, and only its own results can end the optimisation (a cell's stress counts where it is relaxed, as ASE's
         filters count it by default, without a scalar pressure and for strains up to a fifth). On the way an error bar
-        may be three times fmax or half of the largest force (``tolerance`` is not used); while less than ten frames
-        are labelled, no atom goes farther than 0.3 Å from its place in the nearest of them.
+        may be five times fmax or 0.7 times the largest force (``tolerance`` is not used).
     criteria
         Further criteria of the monitor; the teacher is asked where any of them objects.
     check_every
         A spot check: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
-        more, and so on; it is held out from training and judges updates and error bars. 0: never. Not with ``confirm``.
+        more, and so on. It is held out from training and judges updates and error bars; where the error is larger than
+        was tolerated, it is learnt, and a warning is logged. 0: never. Not with ``confirm``.
     progress
         Show evaluations, queries, the present error bar and the last error on the standard error.
 
@@ -107,7 +107,7 @@ class LearningCalculator(Calculator):
         on_query: OnQuery = "teacher",
         confirm: float | None = None,
         criteria: Sequence[Criterion] = (),
-        check_every: int = 200,
+        check_every: int = 100,
         progress: bool = False,
         **options: Any,
     ) -> None:
@@ -257,11 +257,10 @@ class LearningCalculator(Calculator):
         found = decide(
             atoms, prediction, self.learner.tolerance, self.confirm, self.criteria, with_stress
         )
-        if found.kind is None and self.confirm is not None and len(self.records) < EARLY:
-            moved = self.learner.moved(atoms, movable(atoms))
-            if moved > REACH:
-                reason = f"an atom is {moved:.2f} Å from its place in the nearest labelled frame"
-                return found._replace(kind="unsure", reason=reason)
+        if found.kind is None:
+            reach = REACH if self.confirm is None else REACH_OF_OPTIMISER
+            far = self.learner.too_far(atoms, movable(atoms), reach)
+            found = found if far is None else found._replace(kind="unsure", reason=far)
         if found.kind is None and self._is_check_due():
             return found._replace(kind="check", reason="a spot check of a trusted frame")
         return found
@@ -286,12 +285,20 @@ class LearningCalculator(Calculator):
             _temperature(atoms),
             target,
             decision.bar,
+            decision.allowed,
         )
         label = self.learner.begin(request) if kind == "first" else self.learner.ask([request])[0]
         if label is None:
             return None
-        if kind == "check" and prediction is not None:
-            return _from_prediction(prediction)
+        if prediction is not None and kind == "check":
+            error = float(np.linalg.norm(prediction.forces - label.get_forces(), axis=1).max())
+            if error <= decision.allowed:
+                return _from_prediction(prediction)
+            logger.warning(
+                "a spot check at evaluation %d found an error of %.3f eV/Å, %.3f were promised and %.3f tolerated: the "
+                "%d evaluations before it may be wrong",
+                self.evaluations, error, decision.bar, decision.allowed, self._next_check,
+            )  # fmt: skip
         if self.on_query == "model":
             self.learner.settle()
         model = self._present()

@@ -11,7 +11,7 @@ from neuralil_ase.monitor.criteria import Criterion, MaxForceErrorBar
 from neuralil_ase.monitor.patience import Band
 from neuralil_ase.prediction import Prediction
 
-NEAR, DOWNHILL = 3.0, 0.5
+NEAR, DOWNHILL = 5.0, 0.7
 """Error bar that an optimiser is allowed on its way: this multiple of its fmax, or this part of the largest force if
 that is more, so that a step goes roughly the teacher's way."""
 STRAINED = 1.2
@@ -60,7 +60,7 @@ def decide(
         Largest error bar of a force that is trusted, eV/Å; not used with ``confirm``.
     confirm
         The ``fmax`` of an optimiser in eV/Å: forces below it are confirmed by the teacher, and on the way to it error
-        bars may be three times that, or half of the largest force.
+        bars may be five times that, or 0.7 times the largest force.
     criteria
         Further ones; any objection counts.
     with_stress
@@ -87,7 +87,9 @@ def decide(
 
 def movable(atoms: Atoms) -> np.ndarray:
     """Indices of the atoms that constraints leave some freedom."""
-    return np.flatnonzero(np.abs(constrained(atoms, np.ones((len(atoms), 3)))).sum(axis=1) > 1e-12)
+    # Forces without a pattern: what fixes the centre of mass alone takes nothing from a single atom.
+    forces = np.random.default_rng(0).normal(size=(len(atoms), 3))
+    return np.flatnonzero(np.abs(constrained(atoms, forces)).sum(axis=1) > 1e-12)
 
 
 def largest_force(atoms: Atoms, prediction: Prediction, with_stress: bool) -> float:

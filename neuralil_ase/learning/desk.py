@@ -93,7 +93,9 @@ class Desk:
         for request, name in zip(requests, names, strict=True):
             if self._folder.file(name).exists() and not self._folder.knows(name):
                 record = _record(request, name, tolerance, seconds)
-                self._folder.append(_tested(record, request.prediction, self._folder.read(name)))
+                record = _tested(record, request.prediction, self._folder.read(name))
+                is_passed = max(record.errors, default=np.inf) <= request.allowed
+                self._folder.append(replace(record, held_out=request.kind == "check" and is_passed))
         if failure is not None:
             raise failure
         return [self._folder.read(name) for name in names]
@@ -155,7 +157,6 @@ def _record(request: Request, name: str, tolerance: float | None, seconds: float
         request.evaluation,
         time=time.time(),
         seconds=round(seconds, 3),
-        held_out=request.kind == "check",
         tolerance=tolerance,
         temperature=request.temperature,
     )

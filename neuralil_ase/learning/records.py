@@ -139,6 +139,11 @@ class Folder:
         """Whether the label with this digest has a record."""
         return any(r.digest == name and r.failure is None for r in self.records)
 
+    def is_held_out(self, atoms: Atoms) -> bool:
+        """Whether exactly this structure is kept out of training."""
+        name = digest(atoms)
+        return any(r.digest == name and r.held_out for r in self.records)
+
     def file(self, name: str) -> Path:
         """The file of the label with this digest."""
         return self.labels / f"{name}.extxyz"

@@ -28,8 +28,8 @@ class Request:
         For the record.
     target
         Root mean square force error in eV/Å to which the frame is to be learnt.
-    bar
-        Largest error bar of a force, eV/Å.
+    bar, allowed
+        Largest error bar of a force, and what is tolerated, eV/Å.
     """
 
     atoms: Atoms
@@ -40,6 +40,7 @@ class Request:
     temperature: float | None = None
     target: float = np.inf
     bar: float = np.inf
+    allowed: float = np.inf
 
 
 class Teaching(Protocol):
@@ -61,8 +62,8 @@ class Teaching(Protocol):
     def records(self) -> list[Record]:
         """All queries so far."""
 
-    def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
-        """Largest displacement in Å of these atoms from the nearest labelled frame."""
+    def too_far(self, atoms: Atoms, indices: np.ndarray, reach: float) -> str | None:
+        """Why a young model must not be trusted so far from what it has seen; None where it may be."""
 
     def catch_up(self) -> None:
         """Learn what an earlier run has left unlearnt."""

@@ -24,6 +24,8 @@ RECENT = 12
 """Tests that count: older ones were of a model that knew less."""
 PRIOR_SCALE, PRIOR_WEIGHT = 2.0, 2.0
 """Error over spread where nothing is known yet, and how many tests that is worth."""
+MOST = 10.0
+"""Largest ratio that one test counts with: a single surprise must not make all else look unsure."""
 TINY = 1e-12
 
 Floors = Mapping[str, float]
@@ -110,13 +112,14 @@ def _ratio(test: Record, symbol: str, floor: float) -> float | None:
     square = float((spreads**2).sum())
     if square <= TINY:
         return None
-    return max(float((errors**2).sum()) - chosen.sum() * floor**2, 0.0) / square
+    found = max(float((errors**2).sum()) - chosen.sum() * floor**2, 0.0) / square
+    return min(found, MOST**2)
 
 
 def _energy_ratio(test: Record) -> float | None:
     if test.energy_error is None or not test.energy_spread:
         return None
-    return (test.energy_error / test.energy_spread) ** 2
+    return min((test.energy_error / test.energy_spread) ** 2, MOST**2)
 
 
 def _prior(prior: Calibration | None, symbol: str) -> float:

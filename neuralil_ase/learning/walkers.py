@@ -145,8 +145,8 @@ class _Seat:
     def records(self) -> list[Record]:
         return self._walkers.learner.records
 
-    def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
-        return self._walkers.learner.moved(atoms, indices)
+    def too_far(self, atoms: Atoms, indices: np.ndarray, reach: float) -> str | None:
+        return self._walkers.learner.too_far(atoms, indices, reach)
 
     def catch_up(self) -> None:
         self._walkers.learner.catch_up()

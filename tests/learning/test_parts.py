@@ -10,7 +10,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixCom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pupils import SMALL, crystal
@@ -68,6 +68,13 @@ def test_atoms_held_fixed_do_not_count() -> None:
     forces = np.zeros((4, 3))
     forces[2] = 3.0
     assert decide(atoms, prediction(np.zeros(4), forces), 0.1, confirm=0.05).kind == "confirm"
+
+
+def test_a_fixed_centre_of_mass_holds_no_atom() -> None:
+    atoms = ATOMS.copy()
+    atoms.set_constraint(FixCom())
+    spreads = np.array([0.01, 0.02, 5.0, 0.01])
+    assert decide(atoms, prediction(spreads, np.zeros((4, 3))), 0.1).kind == "unsure"
 
 
 def test_an_optimiser_may_be_less_sure_far_from_its_end() -> None:

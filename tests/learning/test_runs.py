@@ -184,6 +184,39 @@ def test_a_criterion_that_objects_is_heard(folder: Path) -> None:
     assert "distance_fraction" in atoms.calc.records[-1].reason
 
 
+def test_a_young_model_is_not_trusted_far_away(folder: Path) -> None:
+    """Whatever its error bars, while it knows two frames."""
+    atoms = crystal(rattle=0)
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL, tolerance=1e3)
+    atoms.get_forces()
+    for shift, asked in ((0.1, False), (0.2, True), (0.3, False), (0.5, True)):
+        atoms.positions[3] = crystal(rattle=0).positions[3] + (shift, 0, 0)
+        atoms.get_forces()
+        assert atoms.calc.history[-1].asked == asked
+    assert "a model that knows 3 frames is trusted within 0.18 Å" in atoms.calc.records[-1].reason
+
+
+class Moody(Teacher):
+    """Says five times as much from the third call on."""
+
+    def calculate(self, *args: Any, **kwargs: Any) -> None:
+        super().calculate(*args, **kwargs)
+        if len(self.asked) > 2:
+            self.results["forces"] = 5 * self.results["forces"]
+
+
+def test_a_surprise_at_a_spot_check_is_learnt_and_said(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    atoms = crystal(rattle=0.1)
+    atoms.calc = LearningCalculator(Moody(), folder, settings=SMALL, check_every=1, tolerance=3)
+    atoms.get_forces()
+    atoms.positions[0] += 1e-3
+    np.testing.assert_allclose(atoms.get_forces(), 5 * truth(atoms).get_forces(), atol=1e-6)
+    assert "a spot check at evaluation 2 found an error" in caplog.text
+    assert [r.held_out for r in atoms.calc.records] == [False] * 3
+
+
 @pytest.mark.slow
 def test_a_new_element_begins_a_new_model(folder: Path) -> None:
     copper, gold = crystal(), crystal()
@@ -202,7 +235,7 @@ def test_spot_checks_are_held_out_and_come_ever_later(folder: Path) -> None:
     atoms.calc = LearningCalculator(
         Teacher(), folder, settings=SMALL, check_every=5, tolerance=50.0
     )
-    md(atoms, 40)
+    md(atoms, 40, T=10)
     checks = [r.evaluation for r in atoms.calc.records if r.kind == "check"]
     assert checks == [6, 16, 36]
     assert all(r.held_out == (r.kind == "check") for r in atoms.calc.records)
