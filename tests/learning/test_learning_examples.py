@@ -24,7 +24,7 @@ def example(name: str, folder: Path, *arguments: str) -> str:
 
 def test_metal(tmp_path: Path) -> None:
     output = example("learn_metal", tmp_path, "40")
-    assert "42 evaluations in this run" in output
+    assert "41 evaluations in this run" in output
     assert "last frame: rms force error" in output
     assert (tmp_path / "learn_metal.png").stat().st_size > 10_000
     assert (tmp_path / "learned_copper" / "model.safetensors").exists()
