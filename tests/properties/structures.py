@@ -225,14 +225,15 @@ def _fractional(vectors: np.ndarray, structure: Structure) -> np.ndarray:
 
 
 def rounding(structure: Structure) -> float:
-    """Å: what float64 can leave of the error of a pair's vector."""
+    """Å: what float64 can leave of the error of a pair's vector.
+
+    Vectors of an oblique cell nearly cancel where they are summed to short ones, by which atoms far away are wrapped.
+    """
     size = np.abs(structure.positions).max(initial=0)
-    longest = np.abs(structure.cell[structure.pbc]).max(initial=0)
+    lengths = np.linalg.norm(np.where(structure.pbc[:, None], structure.cell, 0), axis=1)
     shortest = np.linalg.norm(structure.lattice[structure.pbc], axis=1).min(initial=np.inf)
-    oblique = max(
-        1.0, longest / shortest
-    )  # vectors of the cell nearly cancel where they are summed
-    return 1e-9 + 2e-15 * (size + longest) * oblique
+    summed = (np.abs(_in_given_vectors(structure)).astype(float) @ lengths).max(initial=0)
+    return 1e-9 + 2e-15 * (size + lengths.max(initial=0)) * max(1.0, summed / shortest)
 
 
 def compare(structure: Structure, found: Pairs) -> str:
