@@ -127,7 +127,7 @@ def _draw_queries(axes: "Axes", history: Sequence[Evaluation]) -> None:
     counts = axes.twinx()
     counts.step(steps, np.cumsum(asked), where="post", color="#ee6677", lw=1.5)
     counts.set_ylabel("queries of this run", color="#ee6677")
-    axes.legend(frameon=False, fontsize="small", loc="upper right")
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
 
 
 def _draw_errors(axes: "Axes", records: Sequence[Record]) -> None:
@@ -145,7 +145,9 @@ def _draw_errors(axes: "Axes", records: Sequence[Record]) -> None:
     )
     if axes.lines:
         axes.legend(frameon=False, fontsize="small")
-        axes.axline((0.1, 0.1), (1, 1), color="black", lw=0.8)
+        limits = [*axes.get_xlim(), *axes.get_ylim()]
+        axes.plot([min(limits), max(limits)], [min(limits), max(limits)], color="black", lw=0.8)
+        axes.set(xlim=limits[:2], ylim=limits[2:])
 
 
 def _line(name: str, tests: Sequence[Record]) -> str:
