@@ -14,8 +14,8 @@ import vesin
 from neuralil_ase.engine.geometry import Lattice, check_geometry, fractional_coordinates
 from neuralil_ase.errors import StructureError
 
-ALWAYS_ALLOWED = 3e6
-"""Pairs that any structure may have, half a second of work; more only at densities that exist."""
+ALWAYS_ALLOWED = 1e6
+"""Pairs that any structure may have; more only at densities that exist."""
 HIGHEST_DENSITY = 1.0
 """Atoms per Å³: six times that of diamond."""
 VESIN_CELLS = 1e5
