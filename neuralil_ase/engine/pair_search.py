@@ -121,8 +121,8 @@ def _is_compact(positions: np.ndarray, lattice: Lattice, radius: float) -> bool:
 def _suits_cells(n_atoms: int, heights: np.ndarray, radius: float) -> bool:
     """Whether vesin's cells are not mostly empty, and enough are left where it makes them larger."""
     cells = np.maximum(heights / radius, 1)
-    count = cells.prod()
-    return count <= max(1000, 20 * n_atoms) and (
+    count, images = cells.prod(), np.maximum(2 * radius / heights, 1).prod()
+    return count <= max(1000 / images, 20 * n_atoms) and (  # every image of a cell is visited, empty or not
         count <= VESIN_CELLS or cells.min() * np.cbrt(VESIN_CELLS / count) > 2
     )
 
