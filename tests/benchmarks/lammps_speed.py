@@ -107,9 +107,7 @@ def memory(atoms: int, folder: Path) -> float:
     peaks = {}
     for repeat in (2, round((atoms / 225) ** (1 / 3))):
         text, _ = inputs(folder, repeat)["NeuralIL, one member"]
-        _, printed = run(f"{text}info memory\n", 1, folder)
-        (folder / "in.lmp").write_text(f"{text}run 1\ninfo memory\n")
-        _, printed = run(f"{text}run 1\ninfo memory\n", 1, folder)
+        printed = run(f"{text}run 1\ninfo memory\n", 1, folder)[1]
         peaks[225 * repeat**3] = float(
             re.findall(r"Maximum resident set size = (\S+)", printed)[-1]
         )

@@ -228,13 +228,15 @@ def rounding(structure: Structure) -> float:
     """Å: what float64 can leave of the error of a pair's vector.
 
     Short vectors of the lattice are sums of those of an oblique cell, which nearly cancel. Their rounding counts as
-    often as there are such vectors between an atom and the cell at the origin.
+    often as there are such vectors between an atom and its image, or the cell at the origin.
     """
     size = np.abs(structure.positions).max(initial=0)
     lengths = np.linalg.norm(np.where(structure.pbc[:, None], structure.cell, 0), axis=1)
     summed = np.abs(_in_given_vectors(structure)).astype(float) @ lengths
     cells_away = np.abs(_fractional(structure.positions, structure)).max(axis=0, initial=0)
-    return 1e-9 + 2e-15 * (size + lengths.max(initial=0) + (1 + cells_away) @ summed)
+    within_cutoff = R_CUT / np.linalg.norm(structure.lattice, axis=1)
+    multiples = 1 + cells_away + within_cutoff
+    return 1e-9 + 2e-15 * (size + lengths.max(initial=0) + multiples @ summed)
 
 
 def compare(structure: Structure, found: Pairs) -> str:
