@@ -230,16 +230,16 @@ def test_a_new_element_begins_a_new_model(folder: Path) -> None:
     assert energy == pytest.approx(truth(copper).get_potential_energy(), abs=0.1)
 
 
-def test_spot_checks_are_held_out_and_come_ever_later(folder: Path) -> None:
+def test_spot_checks_are_held_out_and_are_few(folder: Path) -> None:
+    """The second waits, because a third of the frames is held out already."""
     atoms = crystal(rattle=0)
-    atoms.calc = LearningCalculator(
-        Teacher(), folder, settings=SMALL, check_every=5, tolerance=50.0
-    )
-    md(atoms, 40, T=10)
+    options: dict[str, Any] = {"check_every": 2, "tolerance": 50.0, "settings": SMALL}
+    atoms.calc = LearningCalculator(Teacher(), folder, **options)
+    md(atoms, 50, T=10)
     checks = [r.evaluation for r in atoms.calc.records if r.kind == "check"]
-    assert checks == [6, 16, 36]
+    assert checks == [3, 43]
     assert all(r.held_out == (r.kind == "check") for r in atoms.calc.records)
-    assert atoms.calc.potential.provenance["held_out_frames"] == 3
+    assert atoms.calc.potential.provenance["held_out_frames"] == 2
 
 
 def test_walkers_share_what_they_learn(tmp_path: Path) -> None:
