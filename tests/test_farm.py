@@ -15,6 +15,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from systems import ensemble, structure
 
 from neuralil_ase import label, predict_many
@@ -100,6 +101,17 @@ def test_labels_keep_order_and_info_and_nothing_is_labelled_twice(
         np.testing.assert_allclose(atoms.get_forces(), expected.get_forces(), atol=1e-7)
         np.testing.assert_allclose(atoms.get_potential_energy(), expected.get_potential_energy())
         np.testing.assert_array_equal(atoms.positions, frame.positions)
+
+
+def test_atoms_that_are_held_fixed_are_labelled_with_their_forces(tmp_path: Path) -> None:
+    """Atoms.get_forces would give zeros, from which a potential learns that no force acts there."""
+    free, fixed = clusters(1)[0], clusters(1)[0]
+    fixed.set_constraint(FixAtoms([0, 1]))
+    free.calc = EMT()
+    (found,), failures = label([fixed], EMT, None, tmp_path)
+    assert not failures
+    np.testing.assert_allclose(found.calc.results["forces"], free.get_forces(), atol=1e-7)
+    assert fixed.constraints
 
 
 @pytest.mark.parametrize("kind", ["none", "threads"])
