@@ -234,7 +234,11 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-@pytest.mark.parametrize("words", [["info"], ["--help"], ["train", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["info"], ["--help"], pytest.param(["train", "--help"], marks=pytest.mark.slow)],
+    ids=" ".join,
+)
 def test_terminals_without_the_signs_show_question_marks(encoding: str, words: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "neuralil_ase", *words],

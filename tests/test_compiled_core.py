@@ -136,11 +136,14 @@ def test_every_descriptor_in_float64(
 @pytest.mark.parametrize("level", ["forces", pytest.param("energy", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "network",
-    [{}, {"widths": (1,)}, {"widths": (33, 1, 5), "embed_d": 0}, {"activation": "tanh", "shared_layers": 1},
-     {"shared_layers": 2, "activation": "silu"}, {"kind": "resnet", "widths": (20, 7)},
+    [{}, {"widths": (33, 1, 5), "embed_d": 0}, {"activation": "tanh", "shared_layers": 1},
      {"kind": "resnet", "widths": (23, 9, 9, 9), "embed_d": 5, "activation": "tanh"},
-     {"widths": (9, 4), "head_widths": (5, 3)}, {"widths": (6,), "head_widths": (4,), "shared_layers": 1},
-     {"kind": "heteroscedastic", "widths": (9, 9, 4), "head_widths": (4,)}],
+     {"widths": (6,), "head_widths": (4,), "shared_layers": 1},
+     {"kind": "heteroscedastic", "widths": (9, 9, 4), "head_widths": (4,)},
+     *(pytest.param(network, marks=pytest.mark.slow) for network in (
+         {"widths": (1,)}, {"shared_layers": 2, "activation": "silu"}, {"kind": "resnet", "widths": (20, 7)},
+         {"widths": (9, 4), "head_widths": (5, 3)},
+     ))],
     ids=str,
 )  # fmt: skip
 def test_every_network_in_float64(network: dict, level: str) -> None:

@@ -180,7 +180,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_pools_of_fresh_processes_compute(tmp_path: Path, method: str) -> None:
     script = tmp_path / "pool.py"
     tests = str(Path(__file__).parent)

@@ -61,7 +61,7 @@ def test_monitored_md_leaves_what_it_promises(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "overview.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("ensemble", ["nve", "npt"])
+@pytest.mark.parametrize("ensemble", [pytest.param("nve", marks=pytest.mark.slow), "npt"])
 def test_monitored_md_in_the_other_ensembles(tmp_path: Path, ensemble: str) -> None:
     arguments = ["--steps", "20", "--ensemble", ensemble, "--threshold", "50", "100"]
     assert "3 checks" in run([str(EXAMPLES / "monitored_md.py"), *arguments], tmp_path)
@@ -101,6 +101,7 @@ def test_neb(tmp_path: Path) -> None:
     assert number(", image NUMBER of 8", output) == 4
 
 
+@pytest.mark.slow
 def test_proton_transfer(tmp_path: Path) -> None:
     """Some tenths of an eV, with an error bar."""
     output = example("proton_transfer", tmp_path, "40")

@@ -130,7 +130,19 @@ ARCHITECTURES = {
 }
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+VARIANTS = (
+    "one residual layer",
+    "shared layers",
+    "no embedding",
+    "few coefficients",
+    "repulsive morse",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in ARCHITECTURES],
+)
 def test_hessian_of_every_architecture(name: str) -> None:
     """One cell in which a pair of atoms meets through several images, and all pairs are in reach of ZBL."""
     calc = NeuralILCalculator(potential(**ARCHITECTURES[name]), dtype="float64")

@@ -25,10 +25,8 @@ class Walkers:
     the model is trained once, and all go on. A run whose frame was not labelled asks again if it is still unsure. What
     comes out does not depend on the speed of the threads.
 
-    >>> walkers = Walkers(Learner(EMT, "learned"))  # doctest: +SKIP
-    >>> for atoms in structures:  # doctest: +SKIP
-    ...     atoms.calc = walkers.calculator()
-    >>> walkers.run([partial(VelocityVerlet(atoms, dt).run, 1000) for atoms in structures])  # doctest: +SKIP
+    For structures with ``walkers = Walkers(Learner(EMT, "learned"))``, give each ``atoms.calc = walkers.calculator()``,
+    then ``walkers.run([partial(VelocityVerlet(atoms, dt).run, 1000) for atoms in structures])``.
 
     Parameters
     ----------

@@ -85,7 +85,8 @@ def slab() -> Atoms:
     return atoms
 
 
-@pytest.mark.parametrize("on_query", ["teacher", pytest.param("model", marks=pytest.mark.slow)])
+@pytest.mark.slow  # that a cell is relaxed to the teacher's stress is tried at every commit
+@pytest.mark.parametrize("on_query", ["teacher", "model"])
 def test_an_optimisation_ends_where_the_teachers_own_would(folder: Path, on_query: Any) -> None:
     """Forces below fmax by the teacher itself, in fewer calls than it needs alone."""
     plain, alone = slab(), Teacher()

@@ -33,7 +33,7 @@ def short_run(train_frames: list[Frame], validation: list[Frame], **options: Any
         pytest.param({"network": "resnet"}, marks=pytest.mark.slow),
         pytest.param({"shared_layers": 1, "bootstrap": True}, marks=pytest.mark.slow),
         {"optimizer": "muon"},
-        {"optimizer": "schedule-free"},
+        pytest.param({"optimizer": "schedule-free"}, marks=pytest.mark.slow),
         pytest.param({"optimizer": "adam", "loss": "huber", "members": 1}, marks=pytest.mark.slow),
         pytest.param({"loss": "mse", "ema": 0.0, "batch_size": 20}, marks=pytest.mark.slow),
     ],

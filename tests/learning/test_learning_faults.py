@@ -83,7 +83,7 @@ import os, sys
 sys.path.insert(0, TESTS)
 from pathlib import Path
 from pupils import Teacher
-from test_faults import steps
+from test_learning_faults import steps
 
 class Dying(Teacher):
     def calculate(self, *args, **kwargs):
