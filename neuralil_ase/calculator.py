@@ -27,6 +27,8 @@ from neuralil_ase.prediction import (
     check_uncertainty,
 )
 
+NO_VOLUME = "stress needs a cell with a volume; give the structure three lattice vectors"
+
 
 class NeuralILCalculator(Calculator):
     """Energy, forces, stress and their uncertainties from a NeuralIL ensemble.
@@ -159,9 +161,7 @@ class NeuralILCalculator(Calculator):
         prediction = self.prediction(self.atoms)
         self.results = _ase_results(prediction)
         if "stress" in properties and "stress" not in self.results:
-            raise PropertyNotImplementedError(
-                "stress needs a cell with a volume; give the structure three lattice vectors"
-            )
+            raise PropertyNotImplementedError(NO_VOLUME)
 
     @one_at_a_time
     def prediction(

@@ -9,7 +9,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
-from neuralil_ase.calculator import NeuralILCalculator
+from neuralil_ase.calculator import NO_VOLUME, NeuralILCalculator
 from neuralil_ase.errors import (
     ConfigError,
     PredictionError,
@@ -174,9 +174,7 @@ class LearningCalculator(Calculator):
             raise StructureError("no structure has been given yet: pass atoms")
         atoms, with_stress = self.atoms, "stress" in properties
         if with_stress and atoms.cell.rank < 3:
-            raise PropertyNotImplementedError(
-                "stress needs a cell with a volume; give the structure three lattice vectors"
-            )
+            raise PropertyNotImplementedError(NO_VOLUME)
         self.evaluations += 1
         self.learner.catch_up()
         decision, results = self._answer(atoms, with_stress)

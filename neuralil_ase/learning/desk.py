@@ -75,7 +75,7 @@ class Desk:
         tolerance
             In force, for the records, eV/Å; None without a model.
         check
-            Called with the labelled frames before they are taken; if it raises a TeacherError, they are removed.
+            Called with the labelled frames before they are taken; if it raises a TeacherError, they are moved aside.
 
         Raises
         ------
@@ -125,12 +125,14 @@ class Desk:
         )
 
     def _check(self, names: Sequence[str], check: Check) -> None:
-        """Labels that cannot be right must not be learnt, by a later run either."""
+        """Labels that cannot be right must not be learnt, by a later run either; they cost time, and are kept aside."""
         try:
             check([self._folder.read(name) for name in names])
-        except TeacherError:
-            for name in names:
-                self._folder.file(name).unlink()
+        except TeacherError as error:
+            aside = self._folder.refuse(names)
+            error.add_note(
+                f"The labels are kept in {aside}; whoever trusts them moves them back to labels"
+            )
             raise
 
     def _check_budget(self, wanted: int) -> None:

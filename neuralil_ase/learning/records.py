@@ -135,6 +135,25 @@ class Folder:
         """Whether the label of exactly this structure is on disk."""
         return self.file(digest(atoms)).exists()
 
+    def refuse(self, names: Sequence[str]) -> Path:
+        """Move labels to a folder of their own, from which nothing is learnt; returns it.
+
+        Raises
+        ------
+        OutputError
+            If the system refuses.
+        """
+        refused = self.path / "refused"
+        try:
+            refused.mkdir(exist_ok=True)
+            for name in names:
+                self.file(name).replace(refused / self.file(name).name)
+        except OSError as problem:
+            raise OutputError(
+                f"cannot move labels to {refused}: {problem.strerror}. Delete those in {self.labels} by hand"
+            ) from problem
+        return refused
+
     def knows(self, name: str) -> bool:
         """Whether the label with this digest has a record."""
         return any(r.digest == name and r.failure is None for r in self.records)

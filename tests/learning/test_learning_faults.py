@@ -207,6 +207,7 @@ def test_a_teacher_in_other_units_is_refused_before_the_first_step(
     with pytest.raises(TeacherError, match=message):
         atoms.get_forces()
     assert not list((folder / "labels").glob("*"))
+    assert len(list((folder / "refused").glob("*.extxyz"))) == 2
     assert not (folder / "model.safetensors").exists()
     atoms.calc = LearningCalculator(teacher(), folder, settings=SMALL, check_teacher=False)
     assert atoms.get_forces().shape == (16, 3)
