@@ -22,6 +22,7 @@ from ase.md.verlet import VelocityVerlet
 from tqdm import tqdm
 
 from neuralil_ase import ExtrapolationMonitor, NeuralILCalculator
+from neuralil_ase.progress import Progress
 
 HERE = Path(__file__).parent
 
@@ -80,27 +81,25 @@ def dynamics(atoms: Atoms, options: argparse.Namespace) -> MolecularDynamics:
 
 def run_with_progress(dyn: MolecularDynamics, monitor: ExtrapolationMonitor, steps: int) -> None:
     """Run, with steps per second, ns per day, temperature and largest force spread as it goes."""
-    bar = tqdm(total=steps, unit="step", smoothing=0.05)
     start: list[float] = []
 
     def show() -> None:
         if not start:  # The first evaluation compiles; the rate counts from its end.
             start.append(perf_counter())
-        bar.update(dyn.nsteps - bar.n)
         rate = dyn.nsteps / max(perf_counter() - start[0], 1e-9)
-        bar.set_postfix_str(
+        progress.update(
+            dyn.nsteps,
             f"{rate * 86400 * dyn.dt / units.fs * 1e-6:.2f} ns/day, "
             f"{dyn.atoms.get_temperature():.0f} K, "
             f"spread {monitor.last.value('max_force_std'):.3f} eV/Å",
-            refresh=False,
         )
 
-    dyn.attach(show, interval=20)
-    try:
-        dyn.run(steps)
-    except KeyboardInterrupt:
-        tqdm.write("interrupted: closing the files of what was done so far")
-    bar.close()
+    with Progress(steps, "step", "MD", True) as progress:
+        dyn.attach(show, interval=20)
+        try:
+            dyn.run(steps)
+        except KeyboardInterrupt:
+            tqdm.write("interrupted: closing the files of what was done so far")
 
 
 def np_rng(seed: int):

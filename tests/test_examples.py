@@ -22,6 +22,7 @@ def run(code_or_path: list[str], folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Exception ignored" not in done.stderr, done.stderr[-3000:]
+    assert "\r" not in done.stderr  # progress goes to a pipe line by line, and seldom
     return done.stdout
 
 

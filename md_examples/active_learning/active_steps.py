@@ -24,6 +24,7 @@ from ase.md.velocitydistribution import thermalize_momenta
 from tqdm import tqdm
 
 from neuralil_ase import ExtrapolationMonitor, NeuralILCalculator, load_potential, predict_many
+from neuralil_ase.progress import Progress
 from neuralil_ase.training import train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ean_gfn1"))
@@ -138,13 +139,12 @@ def watched_run(
         warn=False,
     )
     checked: list[Atoms] = []
-    bar = tqdm(total=md.steps, unit="step", desc=f"MD {output.name}")
     dynamics.attach(monitor, interval=md.interval)
     dynamics.attach(lambda: checked.append(bare(atoms)), interval=md.interval)
-    dynamics.attach(lambda: bar.update(dynamics.nsteps - bar.n), interval=md.interval)
-    dynamics.run(md.steps)
-    bar.set_postfix_str("stopped by the monitor" if monitor.stopped else "")
-    bar.close()
+    with Progress(md.steps, "step", f"MD {output.name}", True) as progress:
+        dynamics.attach(lambda: progress.update(dynamics.nsteps), interval=md.interval)
+        dynamics.run(md.steps)
+        progress.update(dynamics.nsteps, "stopped by the monitor" if monitor.stopped else "")
     write(output.with_suffix(".checked.extxyz"), checked, format="extxyz")
     band = monitor.records["band"]
     counts = {
