@@ -23,7 +23,7 @@ from neuralil_ase.calculator import to_system
 from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.engine.predictor import Dtype, Predictor
 from neuralil_ase.errors import ProcessError, StructureError
-from neuralil_ase.files.atomic import write_atomically
+from neuralil_ase.files.atomic import make_folder, write_atomically
 from neuralil_ase.files.model_file import as_potential
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction, Uncertainty, check_uncertainty
@@ -120,12 +120,13 @@ def label(
 
     Raises
     ------
+    OutputError
+        If the folder or a label cannot be written.
     ProcessError
         If the executor stopped because a worker died; all labels that were finished are kept. Where an executor
         survives it, it is a failure of the one frame.
     """
-    folder, given = Path(folder), list(frames)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, given = make_folder(folder), list(frames)
     files = [folder / f"{digest(atoms)}.extxyz" for atoms in given]
     missing = {file: atoms for file, atoms in zip(files, given, strict=True) if not file.exists()}
     reasons: dict[Path, str] = {}

@@ -19,7 +19,7 @@ from ase.constraints import FixAtoms
 from systems import ensemble, structure
 
 from neuralil_ase import label, predict_many
-from neuralil_ase.errors import ProcessError, StructureError
+from neuralil_ase.errors import OutputError, ProcessError, StructureError
 
 STRUCTURES = [structure("triclinic"), molecule("CH3OH"), structure("slab"), molecule("H2O")]
 
@@ -101,6 +101,13 @@ def test_labels_keep_order_and_info_and_nothing_is_labelled_twice(
         np.testing.assert_allclose(atoms.get_forces(), expected.get_forces(), atol=1e-7)
         np.testing.assert_allclose(atoms.get_potential_energy(), expected.get_potential_energy())
         np.testing.assert_array_equal(atoms.positions, frame.positions)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in ("file", "file/labels", "a\0b"):
+        with pytest.raises(OutputError, match="cannot make the folder"):
+            label(clusters(1), EMT, None, tmp_path / name)
 
 
 def test_atoms_that_are_held_fixed_are_labelled_with_their_forces(tmp_path: Path) -> None:

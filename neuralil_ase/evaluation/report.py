@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from neuralil_ase.calibration import Calibration
-from neuralil_ase.errors import ModelFileError
 from neuralil_ase.evaluation.calibration import coverage
 from neuralil_ase.evaluation.metrics import Comparison
-from neuralil_ase.files.atomic import write_atomically
+from neuralil_ase.files.atomic import make_folder, write_atomically
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")
 MAX_POINTS = 20_000
@@ -58,11 +57,8 @@ def write_report(
     last = list(comparisons.values())[-1]
     if last.n_members > 1 and np.isfinite(last.forces).any():
         figures["spread"] = draw_spread(last, calibration)
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelFileError(f"cannot make the folder {folder} for pictures: {error}") from error
-    return [_save(figure, Path(folder) / f"{name}.png") for name, figure in figures.items()]
+    place = make_folder(folder)
+    return [_save(figure, place / f"{name}.png") for name, figure in figures.items()]
 
 
 def draw_parity(comparisons: Mapping[str, Comparison]) -> Figure:

@@ -128,6 +128,24 @@ def cut_tail(path: Path, keep: int) -> Path:
     return aside
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """A folder and those above it, made where they are not there.
+
+    Raises
+    ------
+    OutputError
+        If the system refuses, or a file has that name.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise OutputError(
+            f"cannot make the folder {path}: {reason}. Choose another folder, one that you may write to"
+        ) from problem
+    return Path(path)
+
+
 def free_name(path: Path) -> Path:
     """The first of ``name.1``, ``name.2`` and so on that does not exist."""
     number = 1

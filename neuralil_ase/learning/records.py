@@ -19,7 +19,7 @@ from ase.io import read
 
 from neuralil_ase.errors import DataError, OutputError
 from neuralil_ase.farm import Labelled, digest, label
-from neuralil_ase.files.atomic import append_record, cut_tail
+from neuralil_ase.files.atomic import append_record, cut_tail, make_folder
 from neuralil_ase.files.lock import Lock
 from neuralil_ase.files.model_file import load_potential, save_potential
 from neuralil_ase.model.potential import Potential
@@ -111,12 +111,7 @@ class Folder:
         self.path = Path(path)
         self.labels, self.model = self.path / "labels", self.path / "model.safetensors"
         self.log = self.path / "queries.jsonl"
-        try:
-            self.labels.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise OutputError(
-                f"cannot make the folder {self.labels}: {problem.strerror}. Choose another folder for what is learnt"
-            ) from problem
+        make_folder(self.labels)
         self._lock = Lock(self.model, take_over=True)
         self.records = [*_read_records(self.log)]
         self._adopt()
@@ -143,9 +138,8 @@ class Folder:
         OutputError
             If the system refuses.
         """
-        refused = self.path / "refused"
+        refused = make_folder(self.path / "refused")
         try:
-            refused.mkdir(exist_ok=True)
             for name in names:
                 self.file(name).replace(refused / self.file(name).name)
         except OSError as problem:
