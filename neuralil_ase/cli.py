@@ -358,6 +358,7 @@ def _quality_table(report: "dict[str, dict[str, float]]") -> str:
         "spearman": "rank correlation with the error",
         "miscalibration_area": "miscalibration area (0)",
         "auroc_largest_tenth": "AUROC for the largest 10 %",
+        "crps": "CRPS of components (eV/Å; eV)",
     }
     first = max(map(len, titles.values()))
     lines = [f"{'sigma:':<{first}}" + "".join(f"  {column:>16}" for column in report)]

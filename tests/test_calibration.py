@@ -9,7 +9,14 @@ import pytest
 
 from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import ConfigError, UncertaintyError
-from neuralil_ase.evaluation.calibration import HIGH, LOW, ORDINARY, HeldOut, fit_calibration
+from neuralil_ase.evaluation.calibration import (
+    HIGH,
+    LOW,
+    ORDINARY,
+    HeldOut,
+    crps,
+    fit_calibration,
+)
 
 FRAMES, SIZE = 40, 50
 
@@ -179,3 +186,13 @@ def test_what_a_record_cannot_do_without() -> None:
         Calibration.from_dict([])  # type: ignore[arg-type]  # what a damaged file may hold
     with pytest.raises(UncertaintyError, match="calibrated without energies"):
         fitted().energy_error_bar(3, 0.1)
+
+
+def test_crps_is_that_of_samples() -> None:
+    """E|X - y| - E|X - X'| / 2 for samples X of the Gaussian, the definition."""
+    rng = np.random.default_rng(0)
+    errors, sigma = rng.normal(size=(3, 3)), np.array([0.5, 1.0, 3.0])
+    draws = rng.normal(size=(2, 400_000, 1, 1)) * (sigma / np.sqrt(3))[:, None]
+    expected = np.abs(draws[0] - errors).mean() - np.abs(draws[0] - draws[1]).mean() / 2
+    assert crps(errors, sigma) == pytest.approx(expected, rel=5e-3)
+    assert crps(errors, np.zeros(3)) == pytest.approx(np.abs(errors).mean())

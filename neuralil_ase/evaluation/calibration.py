@@ -240,7 +240,8 @@ def quality(errors: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
     dict
         rms error / rms sigma (1 is right); the share of components within 1 and 1.96 component sigmas (0.683 and
         0.950 for Gaussian errors); Spearman's rank correlation of norm and sigma; the area between observed and
-        expected coverage (0 is right, 0.5 the worst); AUROC of telling the largest 10 % of the errors.
+        expected coverage (0 is right, 0.5 the worst); AUROC of telling the largest 10 % of the errors; the mean
+        continuous ranked probability score of the components, in the unit of the errors (smaller is better).
     """
     size = np.linalg.norm(errors, axis=1)
     ratio = np.abs(errors) / (sigma / np.sqrt(errors.shape[1]))[:, None]
@@ -252,6 +253,7 @@ def quality(errors: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
         "spearman": float(spearmanr(size, sigma).statistic),
         "miscalibration_area": float(np.abs(observed - expected).mean()),
         "auroc_largest_tenth": auroc(sigma, size > np.quantile(size, 0.9)),
+        "crps": crps(errors, sigma),
     }
 
 
@@ -264,6 +266,19 @@ def coverage(errors: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndar
     expected = np.linspace(0.01, 0.99, 99)
     within = np.searchsorted(np.sort(ratio, axis=None), norm.ppf(0.5 + expected / 2), side="right")
     return expected, within / ratio.size
+
+
+def crps(errors: np.ndarray, sigma: np.ndarray) -> float:
+    """Mean continuous ranked probability score of Gaussian error bars.
+
+    Gneiting and Raftery, J. Am. Stat. Assoc. 102, 359 (2007), eq. 21.
+
+    Parameters are those of :func:`quality`. It rewards bars that are right and small; with bars of zero it is the MAE.
+    """
+    component = np.maximum(sigma / np.sqrt(errors.shape[1]), 1e-30)[:, None]
+    z = np.abs(errors) / component
+    score = component * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))
+    return float(score.mean())
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:

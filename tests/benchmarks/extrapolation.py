@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 from scipy.stats import norm, rankdata
 
 from neuralil_ase.calibration import Calibration
-from neuralil_ase.evaluation.calibration import HeldOut, auroc, fit_calibration, quality
+from neuralil_ase.evaluation.calibration import HeldOut, auroc, crps, fit_calibration, quality
 
 PUBLISHED = {"published committee": (0.57, 2.4), "published deep ensemble": (0.70, 1.07)}
 SIGNALS = [
@@ -136,18 +136,6 @@ def qualities(scored: Scored, signal: Signal, calibration: Calibration) -> dict[
         "calibrated": quality(errors, calibrated),
         "crps": crps(errors, calibrated),
     }
-
-
-def crps(errors: np.ndarray, sigma: np.ndarray) -> float:
-    """Continuous ranked probability score of Gaussian error bars, eV/Å, mean over components: smaller is better.
-
-    One number for error and error bar together, which only the true distribution minimises (Gneiting and Raftery,
-    J. Am. Stat. Assoc. 102, 359 (2007), eq. 21). Errors (n, 3), error bars of their norms (n,).
-    """
-    of_component = (sigma / np.sqrt(3))[:, None]
-    z = errors / of_component
-    scores = z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi)
-    return float((of_component * scores).mean())
 
 
 def told(
