@@ -2,6 +2,7 @@
 
 import io
 import json
+import lzma
 import os
 import shutil
 import signal
@@ -9,13 +10,14 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.io import read
+from ase.io import read, write
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "md_examples" / "active_learning"
 sys.path.insert(0, str(EXAMPLES))
@@ -26,6 +28,27 @@ import active_steps as steps  # noqa: E402
 from neuralil_ase import load_potential  # noqa: E402
 
 NEEDS_TBLITE = 'the labels need tblite: pip install "neuralil-ase[data]"'
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options for a data set like the default one, of boxes with two ion pairs: quick to label."""
+    pytest.importorskip("tblite", reason=NEEDS_TBLITE)
+    from ean_boxes import build_box
+    from ean_sampling import labelled
+
+    frames, box = [], build_box(2)
+    kinds = [(300.0, "train")] * 3 + [(300.0, "valid")] * 2 + [(500.0, "test")] * 2
+    for seed, (T, split) in enumerate(kinds):
+        frame = box.copy()
+        frame.rattle(0.03, seed=seed)
+        frame.info = {"charge": 0, "T": T, "split": split, "config_type": "md", "seed": seed}
+        frames.append(labelled(frame))
+    path = tmp_path_factory.mktemp("data") / "small.extxyz.xz"
+    text = io.StringIO()
+    write(text, frames, format="extxyz")
+    path.write_bytes(lzma.compress(text.getvalue().encode()))
+    return ["--data", str(path), "--atoms", "30"]
 
 
 def command(work: Path, *options: str) -> list[str]:
@@ -51,11 +74,10 @@ def run_here(work: Path, *options: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def quick(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> tuple[Path, str]:
     """The work folder and the output of a whole short run."""
-    pytest.importorskip("tblite", reason=NEEDS_TBLITE)
     work = tmp_path_factory.mktemp("active") / "work"
-    return work, run_here(work)
+    return work, run_here(work, *small)
 
 
 def model(work: Path, folder: str) -> Path:
@@ -118,11 +140,15 @@ def test_every_model_goes_on_from_the_one_before(quick: tuple[Path, str]) -> Non
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_end(quick: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_end(
+    quick: tuple[Path, str], small: list[str], tmp_path: Path
+) -> None:
     """SIGTERM in the middle, leftovers of a harder kill, then the same command again."""
     whole, _ = quick
     work = tmp_path / "work"
-    process = subprocess.Popen(command(work), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(work, *small), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     deadline = time.monotonic() + 300
     while not (work / "round_0" / "both" / "training").exists():
         assert process.poll() is None
@@ -134,27 +160,29 @@ def test_a_killed_run_goes_on_to_the_same_end(quick: tuple[Path, str], tmp_path:
     assert "the same command goes on from there" in errors.decode()
     (work / "round_0" / "both" / "partial-md").mkdir(exist_ok=True)
     (work / "round_0" / "both" / "partial-md" / "box_0.log").write_text("half a line")
-    done = run(work)
+    done = run(work, *small)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (work / "table.txt").read_bytes() == (whole / "table.txt").read_bytes()
-    again = run(work)  # everything is there
+    again = run(work, *small)  # everything is there
     assert rows(again.stdout)[-3:] == rows(done.stdout)[-3:]
 
 
-def test_the_loop_ends_when_nothing_is_flagged(quick: tuple[Path, str], tmp_path: Path) -> None:
+def test_the_loop_ends_when_nothing_is_flagged(
+    quick: tuple[Path, str], small: list[str], tmp_path: Path
+) -> None:
     """The first model is taken over; only the thresholds are others."""
     work = tmp_path / "work"
     shutil.copytree(quick[0] / "round_0" / "both" / "training", work / "round_0/both/training")
-    assert "0/3" in rows(run_here(work, "--threshold", "100", "200"))[0]
+    assert "0/3" in rows(run_here(work, *small, "--threshold", "100", "200"))[0]
     assert not (work / "round_1").exists()
     assert len(rows((work / "table.txt").read_text(encoding="utf-8"))) == 1
 
 
-def test_a_folder_of_other_settings_is_refused(quick: tuple[Path, str]) -> None:
+def test_a_folder_of_other_settings_is_refused(quick: tuple[Path, str], small: list[str]) -> None:
     work, _ = quick
     before = (work / "settings.json").read_bytes()
     with pytest.raises(SystemExit, match="another folder with --work"):
-        run_here(work, "--seed", "1")
+        run_here(work, *small, "--seed", "1")
     assert (work / "settings.json").read_bytes() == before
 
 
@@ -176,6 +204,25 @@ def test_a_missing_data_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # --- parts -------------------------------------------------------------------------------------
 
 
+def test_the_default_data_hold_the_frames_of_the_defaults() -> None:
+    """Counted in the text: ASE takes seconds to read it."""
+    defaults = script.Settings("")
+    lines = lzma.decompress(script.DATA.read_bytes()).decode().splitlines()
+    heads = [
+        after
+        for line, after in pairwise(lines)
+        if line == str(defaults.atoms) and "config_type=md" in after
+    ]
+    for T, splits, count in (
+        (300.0, ("train",), defaults.start_frames),
+        (defaults.temperature, ("valid", "test"), defaults.test_frames // 2),
+    ):
+        found = [
+            head for head in heads if f"T={T}" in head and any(f"split={s}" in head for s in splits)
+        ]
+        assert len(found) >= count
+
+
 def test_frames_of_the_right_kind_are_spread_over_the_trajectories() -> None:
     data = []
     for seed in range(4):
@@ -185,12 +232,12 @@ def test_frames_of_the_right_kind_are_spread_over_the_trajectories() -> None:
             for _ in range(3):
                 info = {"T": T, "split": split, "config_type": kind, "seed": seed}
                 data.append(Atoms("H120", np.zeros((120, 3)), info=info))
-    chosen = steps.md_frames(data, 300.0, ("train",), 4)
+    chosen = steps.md_frames(data, 120, 300.0, ("train",), 4)
     assert [atoms.info["seed"] for atoms in chosen] == [0, 1, 2, 3]
     assert {(a.info["T"], a.info["split"], a.info["config_type"]) for a in chosen} == {
         (300.0, "train", "md")
     }
-    assert len(steps.md_frames(data, 300.0, ("train", "valid"), 100)) == 24
+    assert len(steps.md_frames(data, 120, 300.0, ("train", "valid"), 100)) == 24
 
 
 def test_the_most_unsure_frames_of_every_stretch_are_taken() -> None:
@@ -227,7 +274,6 @@ def test_a_product_is_whole_or_not_there(tmp_path: Path) -> None:
 def test_hopeless_labels_are_left_out_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from ase.io import write
     from ean_boxes import build_cluster
 
     frames = [build_cluster(1, seed=k) for k in range(3)]

@@ -26,6 +26,7 @@ import os
 import signal
 import sys
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -72,6 +73,7 @@ class Settings:
     """Everything the result depends on; a run goes on only with the same."""
 
     data_sha256: str
+    atoms: int = option(120, "atoms in the boxes whose frames are used")
     rounds: int = option(6, "rounds of labelling, at most")
     start_frames: int = option(20, "frames at 300 K to begin with")
     valid_frames: int = option(12, "more of them, to calibrate the spread")
@@ -107,9 +109,10 @@ class Loop:
 
 def run(settings: Settings, data: list[Atoms], work: Path) -> tuple[Loop, Loop]:
     """All rounds of both loops."""
-    start = md_frames(data, 300.0, ("train",), settings.start_frames)
-    valid = md_frames(data, 300.0, ("valid",), settings.valid_frames)
-    test = md_frames(data, settings.temperature, ("valid", "test"), settings.test_frames)
+    boxes = partial(md_frames, data, settings.atoms)
+    start = boxes(300.0, ("train",), settings.start_frames)
+    valid = boxes(300.0, ("valid",), settings.valid_frames)
+    test = boxes(settings.temperature, ("valid", "test"), settings.test_frames)
     first = product(work / "start.extxyz", lambda path: write(path, start + valid, "extxyz"))
     loops = Loop("active", "flagged", [first]), Loop("random", "checked", [first])
     for number in range(settings.rounds + 1):

@@ -62,13 +62,15 @@ def read_data(path: Path) -> list[Atoms]:
         return read(StringIO(file.read()), ":", format="extxyz")
 
 
-def md_frames(data: Sequence[Atoms], T: float, splits: tuple[str, ...], count: int) -> list[Atoms]:
-    """Some of the frames from MD of the small boxes at T (K), spread over all trajectories."""
+def md_frames(
+    data: Sequence[Atoms], size: int, T: float, splits: tuple[str, ...], count: int
+) -> list[Atoms]:
+    """Some of the frames from MD of the boxes of `size` atoms at T (K), spread over all trajectories."""
     found = [
         atoms
         for atoms in data
         if atoms.info["T"] == T and atoms.info["split"] in splits
-        if atoms.info["config_type"] == "md" and len(atoms) == 120
+        if atoms.info["config_type"] == "md" and len(atoms) == size
     ]
     chosen = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
     return [found[k] for k in chosen]

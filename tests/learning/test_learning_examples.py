@@ -27,10 +27,10 @@ def test_metal(
 ) -> None:
     """In this process, where much is compiled already."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["learn_metal.py", "20"])
+    monkeypatch.setattr(sys, "argv", ["learn_metal.py", "6"])
     runpy.run_path(str(EXAMPLES / "learn_metal.py"), run_name="__main__")
     output = capsys.readouterr().out
-    assert "21 evaluations in this run" in output
+    assert "7 evaluations in this run" in output
     assert "last frame: rms force error" in output
     assert (tmp_path / "learn_metal.png").stat().st_size > 10_000
     assert (tmp_path / "learned_copper" / "model.safetensors").exists()
