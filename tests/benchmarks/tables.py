@@ -139,7 +139,7 @@ def score_peer(calculator: Any, structures: list[Atoms]) -> dict[str, Any]:
 
 
 def step_cost(calculator: Any, structures: list[Atoms]) -> float:
-    """µs of CPU time for an atom of the largest structure, which moves a little between calls; median of five rounds."""
+    """µs of CPU time for an atom of the largest structure, which moves a little between calls; median of 5 rounds."""
     atoms = max(structures, key=len).copy()
     atoms.calc = calculator
     atoms.get_forces()
@@ -206,7 +206,7 @@ def table(scores: list[dict[str, Any]]) -> str:
 
 
 UNITS = (
-    "Energies in meV/atom, forces and CRPS in meV/Å, stress in meV/Å³, training in CPU s, a step in µs of CPU per atom.\n"
+    "Energies in meV/atom, forces, CRPS in meV/Å, stress in meV/Å³, training in CPU s, step in µs of CPU per atom.\n"
     "rms ratio: rms error over rms error bar of forces; 68 % and 95 %: share of force components inside their interval."
 )
 
