@@ -35,13 +35,14 @@ from neuralil_ase.training.batches import (
     precompute,
 )
 from neuralil_ase.training.checkpoint import fingerprint
+from neuralil_ase.training.cutoff import LONGEST, cutoff_for, surroundings
 from neuralil_ase.training.normalisation import Scaling, inlets, scaling_of
 from neuralil_ase.training.reference import (
     energy_reference,
     isolated_energies,
     say_what_is_open,
 )
-from neuralil_ase.training.settings import CUTOFFS, TrainingSettings
+from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start, check_elements, reference_for
 
 ZBL_BLOCK = 256
@@ -126,7 +127,7 @@ def prepare(
     elements = elements_of(train) if start is None else start.potential.elements
     _check_validation(validation, elements)
     settings = settings.with_epochs(len(train))
-    settings = settings.with_descriptor(neighbour_distance(train, elements))
+    settings = settings.with_descriptor(cutoff_for(surroundings(train, elements)))
     alone = isolated_energies(atoms, settings.isolated_atoms, elements)
     if start is None:
         say_what_is_open(train, elements)
@@ -167,7 +168,7 @@ def prepare(
 
 def _apart(train: Sequence[Frame], settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
     """Frames of isolated atoms, and the others."""
-    radius = max(CUTOFFS[1], settings.r_cut)
+    radius = max(LONGEST, settings.r_cut)
     atoms = [frame for frame in train if is_isolated_atom(frame, radius)]
     names = {frame.source for frame in atoms}
     others = [frame for frame in train if frame.source not in names]
@@ -317,22 +318,6 @@ def _counts(settings: TrainingSettings, n_samples: int) -> np.ndarray:
     return rng.multinomial(n_samples, np.full(n_samples, 1 / n_samples), settings.members).astype(
         float
     )
-
-
-def neighbour_distance(frames: Sequence[Frame], elements: tuple[str, ...]) -> float:
-    """Median distance in Å from an atom to its nearest neighbour, of the element for which it is largest.
-
-    From at most 64 frames, spread over the data. Atoms without a neighbour within half the longest cutoff that a run
-    chooses by itself count as if they had one there.
-    """
-    types, distances = [], []
-    for frame in frames[:: max(1, len(frames) // 64)]:
-        types.append(types_of(frame, elements))
-        pairs = pairs_of(frame, types[-1], CUTOFFS[1] / 2)
-        distances.append(np.full(len(types[-1]), CUTOFFS[1] / 2))
-        np.minimum.at(distances[-1], pairs.centers, np.linalg.norm(pairs.vectors, axis=1))
-    all_types, all_distances = np.concatenate(types), np.concatenate(distances)
-    return max(float(np.median(all_distances[all_types == k])) for k in np.unique(all_types))
 
 
 def zbl_radii(

@@ -26,10 +26,11 @@ from neuralil_ase.evaluation.metrics import Card
 from neuralil_ase.evaluation.stresses import check_stresses
 from neuralil_ase.files.model_file import save_potential
 from neuralil_ase.model.potential import Potential
+from neuralil_ase.training.cutoff import LONGEST
 from neuralil_ase.training.loop import History, Trainer, fit
 from neuralil_ase.training.output import Output, Recorder
 from neuralil_ase.training.prepare import prepare
-from neuralil_ase.training.settings import CUTOFFS, TrainingSettings
+from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import settings_from, start_of
 
 logger = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ def load_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list
         frames = read_frames(items, keys, settings.split_by)
     frames = drop_absurd(frames, settings.max_force)
     # Isolated atoms say something about elements, not about how good a model is: never held back.
-    radius = max(CUTOFFS[1], settings.r_cut)
+    radius = max(LONGEST, settings.r_cut)
     atoms = [frame for frame in frames if is_isolated_atom(frame, radius)]
     frames = [frame for frame in frames if not is_isolated_atom(frame, radius)]
     if not frames:

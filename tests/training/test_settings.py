@@ -12,11 +12,10 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from neuralil_ase.errors import ConfigError
-from neuralil_ase.evaluation.dataset import frames_from_atoms
+from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.options import add_options, given_options, help_texts
-from neuralil_ase.training.prepare import neighbour_distance
+from neuralil_ase.training.cutoff import LONGEST, Surroundings, cutoff_for, surroundings
 from neuralil_ase.training.settings import (
-    CUTOFFS,
     DEFAULT_STEPS,
     FEWEST_EPOCHS,
     TrainingSettings,
@@ -82,17 +81,39 @@ def test_without_epochs_the_number_of_steps_counts(n_frames: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("distance", "r_cut", "n_max"),
-    [(0.74, 3.5, 4), (1.26, 3.5, 4), (2.0, 4.5, 5), (2.52, 5.5, 6), (3.0, 6.0, 7)],
+    ("nearest", "alike", "neighbours", "r_cut"),
+    [
+        (1.2, 8.0, 14.0, 6.0),  # a small molecule: all of it
+        (0.74, 50.0, 94.0, 3.5),  # a molecular liquid
+        (2.4, 76.0, 76.0, 4.5),  # a dense metal
+        (2.6, 58.0, 58.0, 5.0),  # a bcc metal
+        (2.3, 42.0, 42.0, 5.0),  # silicon
+        (2.5, 41.0, 68.0, 5.5),  # a perovskite
+        (3.0, 20.0, 20.0, 6.0),  # a thin gas
+    ],
 )
-def test_without_a_cutoff_the_distance_between_neighbours_counts(
-    distance: float, r_cut: float, n_max: int
+def test_without_a_cutoff_distances_and_densities_choose_it(
+    nearest: float, alike: float, neighbours: float, r_cut: float
 ) -> None:
-    settings = TrainingSettings().with_descriptor(distance)
-    assert (settings.r_cut, settings.n_max) == (r_cut, n_max)
-    assert TrainingSettings(r_cut=4.6).with_descriptor(distance).r_cut == 4.6
-    assert TrainingSettings(r_cut=4.6).with_descriptor(distance).n_max == 5
-    assert TrainingSettings(n_max=3).with_descriptor(distance).n_max == 3
+    assert cutoff_for(Surroundings(nearest, alike, neighbours)) == r_cut
+
+
+def test_radial_functions_follow_the_cutoff() -> None:
+    assert [TrainingSettings().with_descriptor(r).n_max for r in (3.5, 4.5, 5.5, 6.0)] == [
+        4,
+        5,
+        6,
+        7,
+    ]
+    assert TrainingSettings(r_cut=4.6).with_descriptor(3.5).r_cut == 4.6
+    assert TrainingSettings(r_cut=4.6).with_descriptor(3.5).n_max == 5
+    assert TrainingSettings(n_max=3).with_descriptor(3.5).n_max == 3
+
+
+def labelled(*structures: Atoms) -> list[Frame]:
+    for atoms in structures:
+        atoms.calc = SinglePointCalculator(atoms, energy=0.0)
+    return frames_from_atoms(list(structures))
 
 
 def test_distance_between_neighbours_of_what_stands_apart_most() -> None:
@@ -104,12 +125,18 @@ def test_distance_between_neighbours_of_what_stands_apart_most() -> None:
         ([water, water, molecule("H2O2")], ("H", "O"), 0.969),
         ([salt], ("Cl", "Na"), 2.82),
         ([salt, water], ("Cl", "H", "Na", "O"), 2.82),
-        ([argon], ("Ar",), CUTOFFS[1] / 2),
+        ([argon], ("Ar",), LONGEST / 2),
     ):
-        for atoms in structures:
-            atoms.calc = SinglePointCalculator(atoms, energy=0.0)
-        found = neighbour_distance(frames_from_atoms(structures), elements)
-        assert found == pytest.approx(expected, abs=0.06)
+        found = surroundings(labelled(*structures), elements)
+        assert found.nearest == pytest.approx(expected, abs=0.06)
+
+
+def test_neighbours_are_counted_by_element() -> None:
+    """Rocksalt within 6 Å: 6 and 8 of the other kind (2.82 and 4.88 Å), 12 and 6 of the same (3.99 and 5.64 Å)."""
+    found = surroundings(labelled(bulk("NaCl", "rocksalt", a=5.64, cubic=True)), ("Cl", "Na"))
+    assert (found.alike, found.neighbours) == (16, 32)
+    found = surroundings(labelled(molecule("H2O")), ("H", "O"))
+    assert (found.alike, found.neighbours) == (pytest.approx(4 / 3), 2)
 
 
 def test_every_setting_is_an_option_with_help() -> None:
