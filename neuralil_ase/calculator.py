@@ -12,10 +12,11 @@ from ase.calculators.calculator import (
     all_changes,
 )
 
+from neuralil_ase.engine.arrays import Dtype, System
 from neuralil_ase.engine.concurrency import Lock, one_at_a_time
 from neuralil_ase.engine.force_constants import ForceConstants, pair_motion
 from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList, identical
-from neuralil_ase.engine.predictor import Dtype, Predictor, System
+from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.errors import StructureError
 from neuralil_ase.files.model_file import as_potential
 from neuralil_ase.model.elements import element_types

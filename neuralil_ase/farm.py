@@ -20,8 +20,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from neuralil_ase.calculator import to_system
+from neuralil_ase.engine.arrays import Dtype
 from neuralil_ase.engine.neighbors import NeighborList
-from neuralil_ase.engine.predictor import Dtype, Predictor
+from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.errors import ProcessError, StructureError
 from neuralil_ase.files.atomic import make_folder, write_atomically
 from neuralil_ase.files.model_file import as_potential

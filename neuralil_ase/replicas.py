@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
+from neuralil_ase.engine.arrays import Dtype, System
 from neuralil_ase.engine.concurrency import Lock, one_at_a_time
 from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList
-from neuralil_ase.engine.predictor import Dtype, Predictor, System
+from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.errors import StructureError
 from neuralil_ase.files.model_file import as_potential
 from neuralil_ase.model.elements import element_types

@@ -12,7 +12,7 @@ from ase.build import molecule
 from ase.geometry import get_distances
 
 from neuralil_ase.calculator import NeuralILCalculator
-from neuralil_ase.engine.predictor import Dtype
+from neuralil_ase.engine.arrays import Dtype
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.model.parameters import parameters
 from neuralil_ase.model.potential import Params, Potential, unflatten

@@ -1,6 +1,7 @@
 """Who computes is said in words, and the slow way is never silent."""
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,53 @@ def test_the_slow_way_is_said_once(
         "energies and forces are computed by JAX, several times slower than by the compiled core: "
         "it was left out of this test"
     )
+
+
+ONE_STEP = """
+import sys
+from ase import Atoms
+from neuralil_ase import NeuralILCalculator
+atoms = Atoms("NO3", [[0, 0, 0], [1.25, 0, 0], [-0.62, 1.08, 0], [-0.62, -1.08, 0]], calculator=NeuralILCalculator())
+atoms.get_potential_energy(), atoms.get_forces(), atoms.calc.prediction(uncertainty="forces").forces_error_bar
+print(atoms.calc.backend.split(",")[0], [name for name in ("jax", "flax", "scipy.optimize") if name in sys.modules])
+"""
+
+
+def one_step(folder: Path, **environment: str) -> str:
+    """Who computed in a fresh process, and what it had loaded by then."""
+    for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
+        environment.setdefault(name, "")
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_STEP],
+        capture_output=True, text=True, timeout=300, cwd=folder, env=os.environ | environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@needs_core
+def test_the_compiled_core_runs_without_jax(tmp_path: Path) -> None:
+    if backend.device() != "cpu":
+        pytest.skip("JAX computes on an accelerator here")
+    assert one_step(tmp_path, JAX_PLATFORMS="cpu") == "compiled []"
+    if not backend._may_find_accelerator():
+        assert one_step(tmp_path) == "compiled []"
+
+
+@needs_core
+def test_jax_is_asked_where_it_may_find_an_accelerator(tmp_path: Path) -> None:
+    """A plugin that brings none."""
+    plugin = tmp_path / "jax_plugins" / "none"
+    plugin.mkdir(parents=True)
+    (plugin / "__init__.py").write_text("def initialize():\n    pass\n")
+    found = one_step(tmp_path, PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    assert found == "compiled ['jax', 'flax', 'scipy.optimize']"
+
+
+def test_on_an_accelerator_jax_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    calc = NeuralILCalculator(ensemble())
+    assert calc.backend == "JAX on gpu: the compiled core has no code for a gpu"
 
 
 STRICT = """

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from neuralil_ase.engine import compiled, native
-from neuralil_ase.engine.derivatives import Backend, Derivatives, energies_and_forces
+from neuralil_ase.engine.arrays import Derivatives, System
+from neuralil_ase.engine.backend import Backend
+from neuralil_ase.engine.derivatives import energies_and_forces
 from neuralil_ase.engine.neighbors import NeighborList, Pairs
-from neuralil_ase.engine.predictor import Predictor, System
+from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.errors import ModelFileError, StructureError
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.model.descriptors import descriptors, descriptors_with_pull_back

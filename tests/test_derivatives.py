@@ -10,9 +10,10 @@ from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_s
 from systems import CONFIG, R_CUT, STRUCTURES, calculator, ensemble, structure, with_calculator
 
 from neuralil_ase import NeuralILCalculator
-from neuralil_ase.engine.derivatives import Derivatives, atomic_outputs, energies_and_forces
+from neuralil_ase.engine.arrays import Derivatives
+from neuralil_ase.engine.derivatives import atomic_outputs, energies_and_forces
+from neuralil_ase.engine.jax_backend import precision
 from neuralil_ase.engine.neighbors import NeighborList
-from neuralil_ase.engine.predictor import precision
 from neuralil_ase.model.elements import element_types
 from neuralil_ase.model.graph import Graph, pad_graph
 from neuralil_ase.model.potential import cast_params

@@ -8,8 +8,8 @@ import pytest
 from scipy.special import eval_legendre
 from systems import CONFIG, R_CUT, STRUCTURES, calculator, structure
 
+from neuralil_ase.engine.jax_backend import precision
 from neuralil_ase.engine.neighbors import NeighborList
-from neuralil_ase.engine.predictor import precision
 from neuralil_ase.model.config import DescriptorConfig
 from neuralil_ase.model.descriptors import (
     channels,

@@ -52,8 +52,9 @@ ALLOWED = {
 }
 WITHOUT_JAX = {
     "__init__", "ase_plugin", "bias", "calculator", "calibration", "errors", "evaluation", "farm", "files", "monitor",
-    "prediction", "replicas", "response", "model/config", "engine/backend", "engine/native", "engine/neighbors",
-    "model/elements", "model/parameters", "model/potential", "progress",
+    "prediction", "replicas", "response", "model/config", "engine/arrays", "engine/backend", "engine/compiled",
+    "engine/force_constants", "engine/native", "engine/neighbors", "engine/predictor", "model/elements",
+    "model/parameters", "model/potential", "progress",
 }  # fmt: skip
 
 

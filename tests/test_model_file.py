@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralil_ase.calibration import Calibration
+from neuralil_ase.engine.arrays import System
 from neuralil_ase.engine.neighbors import NeighborList
-from neuralil_ase.engine.predictor import Predictor, System
+from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.errors import ModelFileError, OutputError
 from neuralil_ase.files import atomic, model_file
 from neuralil_ase.files.model_file import load_potential, save_potential

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import expit
 from systems import random_params
 
-from neuralil_ase.engine.predictor import precision
+from neuralil_ase.engine.jax_backend import precision
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig, NetworkKind
 from neuralil_ase.model.network import activation, build_network, member_axes, network_outputs
 from neuralil_ase.model.potential import cast_params, flatten

@@ -8,7 +8,7 @@ import pytest
 from ase.data import atomic_numbers
 from scipy.special import expit
 
-from neuralil_ase.engine.predictor import precision
+from neuralil_ase.engine.jax_backend import precision
 from neuralil_ase.model.graph import Graph
 from neuralil_ase.model.pair_terms import COULOMB, SOFTENING, morse, zbl
 

@@ -20,9 +20,11 @@ import published_oracle
 import pytest
 from published_writer import dump
 
+from neuralil_ase.engine.arrays import Dtype, System
 from neuralil_ase.engine.derivatives import atomic_outputs
+from neuralil_ase.engine.jax_backend import precision
 from neuralil_ase.engine.neighbors import NeighborList, Pairs
-from neuralil_ase.engine.predictor import Dtype, Predictor, System, precision
+from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.files.published_files import import_published
 from neuralil_ase.files.published_pickle import PickledArray, read_fields
 from neuralil_ase.model.descriptors import descriptors

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from systems import CONFIG, REFERENCE, ensemble
 
-from neuralil_ase.engine.predictor import precision
+from neuralil_ase.engine.jax_backend import precision
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.model.network import init_params, network_outputs

@@ -10,8 +10,10 @@ from ase import Atoms
 from systems import CONFIG, REFERENCE, calculator, ensemble, random_params, structure
 
 from neuralil_ase.calculator import NeuralILCalculator, to_system
+from neuralil_ase.engine.arrays import System
+from neuralil_ase.engine.jax_backend import jitted, precision
 from neuralil_ase.engine.neighbors import NeighborList
-from neuralil_ase.engine.predictor import Predictor, System, jitted, precision
+from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.errors import ConfigError, PredictionError
 from neuralil_ase.model.config import NetworkConfig
 from neuralil_ase.model.graph import Graph

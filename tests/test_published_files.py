@@ -22,8 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published_writer import dump
 
+from neuralil_ase.engine.arrays import System
 from neuralil_ase.engine.neighbors import NeighborList
-from neuralil_ase.engine.predictor import Predictor, System
+from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.errors import ModelFileError
 from neuralil_ase.files import published_files, published_pickle
 from neuralil_ase.files.model_file import load_potential, save_potential

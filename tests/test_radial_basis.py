@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.special import spherical_jn
 
-from neuralil_ase.engine.predictor import precision
+from neuralil_ase.engine.jax_backend import precision
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.model.radial_basis import (
     RadialSeries,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.special import eval_legendre, sph_harm_y
 
-from neuralil_ase.engine.predictor import precision
+from neuralil_ase.engine.jax_backend import precision
 from neuralil_ase.model.solid_harmonics import gradient_matrices, solid_harmonics
 
 L_MAX = 6

@@ -1,12 +1,49 @@
-"""Who computes energies and forces, in words. Knows no JAX, so that it can be told without loading it."""
+"""Who computes energies and forces, in words. Tells it without loading JAX, but where JAX may find an accelerator."""
 
 import logging
+import os
+import pkgutil
+import sys
 from functools import lru_cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import Literal
 
 from neuralil_ase.engine import native
 from neuralil_ase.model.config import ModelConfig
 
+Backend = Literal["compiled", "jax"]
+"""Who computes: the compiled core, where it can (see ``native.missing_reason``), or JAX."""
+
 _LOGGER = logging.getLogger("neuralil_ase")
+
+
+def device() -> str:
+    """Where JAX computes by default: "cpu", "gpu", "tpu".
+
+    Without a plugin for an accelerator that is a CPU, and JAX need not be loaded to say so.
+    """
+    if "jax" not in sys.modules and not _may_find_accelerator():
+        return "cpu"
+    from neuralil_ase.engine import jax_backend
+
+    return jax_backend.device()
+
+
+@lru_cache(maxsize=1)
+def _may_find_accelerator() -> bool:
+    """Whether JAX would look for more than a CPU; where it looks itself: variables, packages, entry points."""
+    wanted = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME")
+    if wanted:
+        return wanted.lower() != "cpu"
+    folder = find_spec("jax_plugins")
+    places = folder.submodule_search_locations if folder else None
+    return (
+        any(os.environ.get(name) for name in ("PJRT_NAMES_AND_LIBRARY_PATHS", "TPU_LIBRARY_PATH"))
+        or any(True for _ in pkgutil.iter_modules(places or []))
+        or bool(entry_points(group="jax_plugins"))
+        or find_spec("libtpu") is not None
+    )
 
 
 def in_words(reason: str | None, device: str = "cpu") -> str:

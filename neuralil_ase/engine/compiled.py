@@ -9,7 +9,7 @@ import json
 import numpy as np
 import safetensors.numpy
 
-from neuralil_ase.engine.derivatives import Derivatives
+from neuralil_ase.engine.arrays import Derivatives
 from neuralil_ase.engine.native import CoreModel
 from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.model.potential import Potential, flatten

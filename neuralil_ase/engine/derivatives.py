@@ -8,12 +8,11 @@ so that positions and strain never enter the compiled function. The functions he
 core (``compiled``) and what serves where it cannot.
 """
 
-from typing import Any, Literal, NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from neuralil_ase.engine.arrays import Derivatives
 from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.descriptors import descriptors, descriptors_with_pull_back
 from neuralil_ase.model.graph import Graph
@@ -21,32 +20,6 @@ from neuralil_ase.model.network import network_outputs
 from neuralil_ase.model.pair_terms import pair_energies
 from neuralil_ase.model.potential import Params
 from neuralil_ase.prediction import VOIGT, Uncertainty
-
-Backend = Literal["compiled", "jax"]
-"""Who computes: the compiled core, where it can (see ``native.missing_reason``), or JAX."""
-
-
-class Derivatives(NamedTuple):
-    """What a prediction returns from the device; N padded atoms, M members.
-
-    Attributes
-    ----------
-    outputs
-        Atomic energies in eV and, for the heteroscedastic kind, σ²_E and σ²_F: shape (M, N, outputs); the mean
-        over members, (1, N, outputs), at uncertainty "off".
-    forces
-        Of the mean over members, in eV/Å, shape (N, 3).
-    virials
-        dE/dε in eV, symmetrised, in Voigt order xx yy zz yz xz xy, each pair with its center: shape (N, 6).
-    member_forces, member_virials
-        Shapes (M, N, 3) and (M, N, 6); at uncertainty "forces", else None.
-    """
-
-    outputs: Any
-    forces: Any
-    virials: Any
-    member_forces: Any
-    member_virials: Any
 
 
 def energies_and_forces(

@@ -31,8 +31,9 @@ from ipi.pes.dummy import Dummy_driver
 from ipi.utils.units import unit_to_internal, unit_to_user
 
 from neuralil_ase.calculator import to_system
+from neuralil_ase.engine.arrays import Dtype
 from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList
-from neuralil_ase.engine.predictor import Dtype, Predictor
+from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.errors import ConfigError, NeuralILError, StructureError
 from neuralil_ase.files.model_file import as_potential
 from neuralil_ase.model.elements import element_types

@@ -22,7 +22,7 @@ from jax import Array
 from jax_md import partition, space
 
 from neuralil_ase.engine.derivatives import atomic_outputs
-from neuralil_ase.engine.predictor import full_products
+from neuralil_ase.engine.jax_backend import full_products
 from neuralil_ase.errors import ConfigError, StructureError
 from neuralil_ase.files.model_file import as_potential
 from neuralil_ase.model.elements import element_types

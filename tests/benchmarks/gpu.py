@@ -39,8 +39,10 @@ from monitor_cost import rebuilt
 
 from neuralil_ase import NeuralILCalculator, Potential
 from neuralil_ase.calculator import to_system
+from neuralil_ase.engine.arrays import System
+from neuralil_ase.engine.jax_backend import jitted, precision
 from neuralil_ase.engine.neighbors import NeighborList
-from neuralil_ase.engine.predictor import Predictor, System, jitted, precision
+from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.files.model_file import as_potential
 from neuralil_ase.model.potential import cast_params
 

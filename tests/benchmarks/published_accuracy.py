@@ -16,8 +16,9 @@ import ase.io
 import numpy as np
 from ase import Atoms
 
+from neuralil_ase.engine.arrays import System
 from neuralil_ase.engine.neighbors import NeighborList
-from neuralil_ase.engine.predictor import Predictor, System
+from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.files.published_files import import_published
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction

@@ -24,8 +24,9 @@ from scipy.spatial import cKDTree
 from neuralil_ase import NeuralILCalculator, predict_many
 from neuralil_ase.calculator import to_system
 from neuralil_ase.calibration import Calibration
+from neuralil_ase.engine.jax_backend import precision
 from neuralil_ase.engine.neighbors import NeighborList
-from neuralil_ase.engine.predictor import Predictor, precision
+from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.model.config import NetworkConfig
 from neuralil_ase.model.potential import cast_params
 from neuralil_ase.prediction import Uncertainty

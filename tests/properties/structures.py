@@ -280,7 +280,7 @@ def whole_path(structure: Structure, found: Pairs) -> str:
     """Energy and forces of the calculator against those of the pairs that the reference finds."""
     from ase import Atoms
 
-    from neuralil_ase.engine.predictor import System
+    from neuralil_ase.engine.arrays import System
 
     calculator, predictor = _calculators()
     atoms = Atoms(
