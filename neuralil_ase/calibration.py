@@ -9,7 +9,14 @@ error of an atom with spread s is taken as Gaussian with
 energy of a frame of N atoms likewise has σ² = (scale · s)² + N floor². For deep ensembles s² is the sum of the squares
 of the spread and of the aleatoric deviation, which members predict of their own errors. They learnt it where they were
 trained, though: an atom with an unusual spread has an error bar no smaller than the spread alone would give it.
-See arXiv:2302.08805 for why spreads need all this.
+
+Errors grow more slowly than spreads: in hot copper they are as large as the spread, in cold copper four times as large.
+So the law for spreads alone is
+
+    σ² = (scale · s₀ (s / s₀)^exponent)² + floor²
+
+with s₀ the 0.99 quantile of the held-out spreads of the element and an exponent between 0.5 and 1. With an exponent of
+1, as in records that do not name one, it is the formula above. See arXiv:2302.08805 for why spreads need all this.
 
 ``neuralil_ase.evaluation.calibration`` fits the record to held-out frames.
 """
@@ -26,7 +33,8 @@ REFERENCE = 0.99
 """Quantile of the held-out spreads of an element: what is more is unusual, and relative spreads are in units of it."""
 ESTIMATOR = (
     "spread: standard deviation over members, ddof 1; of a force, the norm over x, y, z. "
-    "error bar: sqrt((scale * spread)^2 + floor^2), per element; of an energy, floor * sqrt(atoms)"
+    "error bar: sqrt((scale * spread)^2 + floor^2), per element, where for the spread of a force alone read "
+    "s0 (spread / s0)^exponent with its 0.99 quantile s0; of an energy, floor * sqrt(atoms)"
 )
 ESTIMATOR_WITH_ALEATORIC = (
     f"{ESTIMATOR}; for spread^2 read spread^2 + (deviation that the members expect)^2, but a force with a spread "
@@ -47,6 +55,9 @@ class Calibration:
         By element: factor of the spread, and the least error bar in eV/Å.
     force_scale_of_spread, force_floor_of_spread
         The same fitted to the spread alone, for models with aleatoric deviations; else empty.
+    force_exponent
+        By element: exponent of the law for spreads alone, which is that of ``force_scale_of_spread`` if there is one
+        and else of ``force_scale``; empty for exponents of 1.
     energy_scale, energy_floor
         Factor of the spread, and error bar in eV per sqrt(atoms); None if the held-out frames had no energies.
     uses_aleatoric
@@ -77,6 +88,7 @@ class Calibration:
     n_frames: int = 0
     n_atoms: int = 0
     estimator: str = ESTIMATOR
+    force_exponent: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -89,6 +101,16 @@ class Calibration:
                 raise ConfigError(
                     f"the calibration has {first} and {second} for different elements"
                 )
+
+        known = {e for e, q in self.force_std_quantiles.items() if str(REFERENCE) in q}
+        if (
+            self.force_exponent
+            and not known >= self.force_exponent.keys() == self.force_scale.keys()
+        ):
+            raise ConfigError(
+                f"the calibration has force_exponent for {', '.join(self.force_exponent)}, and needs it, with "
+                f"force_scale and the {REFERENCE} quantile in force_std_quantiles, for all its elements"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data, as in the header of a model file; what the calibration lacks is left out."""
@@ -129,18 +151,23 @@ class Calibration:
         ndarray, shape (N,)
         """
         spreads = np.asarray(spreads, float)
-
-        def bars(
-            deviations: np.ndarray, scale: Mapping[str, float], floor: Mapping[str, float]
-        ) -> np.ndarray:
-            return np.hypot(_of(scale, symbols) * deviations, _of(floor, symbols))
-
-        found = bars(self._combined(spreads, aleatoric), self.force_scale, self.force_floor)
+        if not self.uses_aleatoric:
+            return self.force_error_bars_of_spread(symbols, spreads)
+        deviations = self._combined(spreads, aleatoric)
+        found = np.hypot(
+            _of(self.force_scale, symbols) * deviations, _of(self.force_floor, symbols)
+        )
         if aleatoric is None or not self.force_scale_of_spread:
             return found
-        alone = bars(spreads, self.force_scale_of_spread, self.force_floor_of_spread)
-        quantiles = {e: q.get(str(REFERENCE), np.nan) for e, q in self.force_std_quantiles.items()}
-        return np.where(spreads > _of(quantiles, symbols), np.maximum(found, alone), found)
+        alone = self.force_error_bars_of_spread(symbols, spreads)
+        return np.where(spreads > self._reference(symbols), np.maximum(found, alone), found)
+
+    def force_error_bars_of_spread(self, symbols: Sequence[str], spreads: np.ndarray) -> np.ndarray:
+        """The same from spreads alone, for N atoms in eV/Å."""
+        spreads = np.asarray(spreads, float)
+        scale = _of(self.force_scale_of_spread or self.force_scale, symbols)
+        floor = _of(self.force_floor_of_spread or self.force_floor, symbols)
+        return np.hypot(scale * self._flattened(symbols, spreads), floor)
 
     def energy_error_bar(
         self, n_atoms: int, spread: float, aleatoric: float | None = None
@@ -163,12 +190,34 @@ class Calibration:
     def scale_of_spread(self, symbols: Sequence[str]) -> float:
         """Error over spread of what follows from the energy (a frequency, a barrier), where only a spread is known.
 
-        The factor that held-out forces show: root mean square over the atoms of the scales fitted to spreads alone. At
-        least 1, for members that disagree cannot all be right. The scale of energies is no substitute: it rests on
-        few frames, and where spreads do not rank their errors, the fit puts everything into the floor.
+        The factor that held-out forces show: root mean square over the atoms of :meth:`usual_scales`. At least 1, for
+        members that disagree cannot all be right. The scale of energies is no substitute: it rests on few frames, and
+        where spreads do not rank their errors, the fit puts everything into the floor.
         """
-        scales = self.force_scale_of_spread or self.force_scale
-        return float(np.maximum(np.sqrt(np.mean(_of(scales, symbols) ** 2)), 1.0))
+        return float(np.maximum(np.sqrt(np.mean(_of(self.usual_scales(), symbols) ** 2)), 1.0))
+
+    def usual_scales(self) -> dict[str, float]:
+        """Error over spread of forces by element, from spreads alone, at the median of the held-out spreads."""
+        scales = dict(self.force_scale_of_spread or self.force_scale)
+        for element in self.force_exponent:
+            median = np.array([self.force_std_quantiles[element].get("0.5", 0.0)])
+            if median > 0:
+                scales[element] *= float(self._flattened([element], median)[0] / median[0])
+        return scales
+
+    def _reference(self, symbols: Sequence[str]) -> np.ndarray:
+        """What counts as an unusual spread of every atom in eV/Å."""
+        quantiles = {e: q.get(str(REFERENCE), np.nan) for e, q in self.force_std_quantiles.items()}
+        return _of(quantiles, symbols)
+
+    def _flattened(self, symbols: Sequence[str], spreads: np.ndarray) -> np.ndarray:
+        """s₀ (s / s₀)^exponent in eV/Å; the spread itself where no exponent is known."""
+        if not self.force_exponent:
+            return spreads
+        reference = self._reference(symbols)
+        reference = np.where(reference > 0, reference, 1.0)  # no spread at all: any unit will do
+        exponent = np.array([self.force_exponent.get(symbol, 1.0) for symbol in symbols])
+        return reference * (spreads / reference) ** exponent
 
     def _combined(self, spread: Any, aleatoric: Any) -> Any:
         """What the error bars were fitted to."""
@@ -231,6 +280,7 @@ _CHECKS = {
     "force_floor": _is_table,
     "force_scale_of_spread": _is_table,
     "force_floor_of_spread": _is_table,
+    "force_exponent": _is_table,
     "energy_scale": _is_optional_number,
     "energy_floor": _is_optional_number,
     "uses_aleatoric": lambda value: isinstance(value, bool),

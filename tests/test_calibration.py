@@ -16,6 +16,7 @@ from neuralil_ase.evaluation.calibration import (
     HeldOut,
     crps,
     fit_calibration,
+    quality,
 )
 
 FRAMES, SIZE = 40, 50
@@ -186,6 +187,43 @@ def test_what_a_record_cannot_do_without() -> None:
         Calibration.from_dict([])  # type: ignore[arg-type]  # what a damaged file may hold
     with pytest.raises(UncertaintyError, match="calibrated without energies"):
         fitted().energy_error_bar(3, 0.1)
+
+
+@pytest.mark.parametrize("exponent", [0.6, 0.8, 1.0])
+def test_errors_that_grow_more_slowly_than_spreads_are_met(exponent: float) -> None:
+    """Gaussian errors of that law over three decades of spreads: law, rms and coverage are found."""
+    rng = np.random.default_rng(5)
+    count = 2 * FRAMES * SIZE
+    data = held_out(spreads(0.05, 1), spreads(0.2, 2))
+    spread = 0.05 * 10 ** rng.uniform(-1.5, 1.5, count)
+    sigma = 0.3 * spread**exponent
+    errors = rng.normal(size=(count, 3)) * sigma[:, None] / np.sqrt(3)
+    data = data._replace(force_errors=errors, force_spreads=spread)
+    record = fit_calibration(data, {}, "test")
+    assert record.force_exponent["H"] == pytest.approx(exponent, abs=0.05)
+    bars = record.force_error_bars(data.symbols.tolist(), spread)
+    np.testing.assert_allclose(bars, sigma, rtol=0.25)
+    assert quality(errors, bars)["rms_error_over_rms_sigma"] == pytest.approx(1, abs=0.1)
+    deep = fit_calibration(data._replace(force_aleatoric=np.full(count, 1e-9)), {}, "test")
+    alone = deep.force_error_bars_of_spread(data.symbols.tolist(), spread)
+    np.testing.assert_array_equal(alone, bars)
+    usual = 0.3 * np.median(spread) ** (exponent - 1)
+    assert record.usual_scales()["H"] == pytest.approx(usual, rel=0.2)
+    assert Calibration.from_dict(record.to_dict()) == record
+
+
+@pytest.mark.parametrize(
+    ("exponent", "quantiles"),
+    [
+        ({"H": 0.7}, {"H": {"0.99": 0.1}, "N": {"0.99": 0.1}}),
+        ({"H": 0.7, "N": 0.7}, {"H": {"0.99": 0.1}}),
+        ({"H": 0.7, "N": 0.7}, {"H": {"0.99": 0.1}, "N": {"0.5": 0.1}}),
+    ],
+)
+def test_an_exponent_without_its_unit_is_refused(exponent: dict, quantiles: dict) -> None:
+    table = {"H": 1.0, "N": 1.0}
+    with pytest.raises(ConfigError, match=r"and the 0\.99 quantile in force_std_quantiles"):
+        Calibration(table, table, force_exponent=exponent, force_std_quantiles=quantiles)
 
 
 def test_crps_is_that_of_samples() -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import expit
 from scipy.stats import norm, rankdata, spearmanr
 
 from neuralil_ase.calibration import ESTIMATOR, ESTIMATOR_WITH_ALEATORIC, REFERENCE, Calibration
@@ -25,6 +26,9 @@ QUANTILES = (0.5, 0.68, 0.9, 0.95, 0.99, 0.999, 1.0)
 MIN_ATOMS = 30
 LOW, HIGH = 1.5, 2.0
 """The lower threshold over the largest spread of an ordinary held-out frame, and the higher over the lower."""
+FLATTEST = 0.5
+"""Least exponent of the law between spread and error. Errors in twenty held-out frames would allow less, and then the
+error bar would hardly see an extrapolation."""
 ORDINARY = 0.95
 """Quantile over held-out frames of their largest spread, taken for that of an ordinary frame. The very largest would
 hand the threshold to one held-out frame that is itself unlike the training data: in liquid EAN a rattled frame
@@ -80,21 +84,20 @@ def fit_calibration(held_out: HeldOut, shortest: Mapping[str, float], data: str)
     _check(held_out)
     elements = sorted(set(held_out.symbols.tolist()))
     uses_aleatoric = held_out.force_aleatoric is not None
-    scale, floor = _fit_forces(held_out, elements)
-    scale_of_spread, floor_of_spread = (
-        _fit_forces(held_out._replace(force_aleatoric=None), elements)
-        if uses_aleatoric
-        else ({}, {})
-    )
-    energy_scale, energy_floor = _fit_energy(held_out)
     spreads = {e: held_out.force_spreads[held_out.symbols == e] for e in elements}
     usual = {e: max(float(np.quantile(spreads[e], REFERENCE)), 1e-12) for e in elements}
+    scale_of_spread, exponent, floor_of_spread = _fit_spreads(held_out, usual)
+    scale, floor = scale_of_spread, floor_of_spread
+    if uses_aleatoric:
+        scale, floor = _fit_forces(held_out, elements)
+    energy_scale, energy_floor = _fit_energy(held_out)
     relative = held_out.force_spreads / np.array([usual[e] for e in held_out.symbols.tolist()])
     return Calibration(
         force_scale=scale,
         force_floor=floor,
-        force_scale_of_spread=scale_of_spread,
-        force_floor_of_spread=floor_of_spread,
+        force_scale_of_spread=scale_of_spread if uses_aleatoric else {},
+        force_floor_of_spread=floor_of_spread if uses_aleatoric else {},
+        force_exponent=exponent,
         energy_scale=energy_scale,
         energy_floor=energy_floor,
         uses_aleatoric=uses_aleatoric,
@@ -303,6 +306,19 @@ def _fit_forces(
     return dict(zip(elements, scales, strict=True)), dict(zip(elements, floors, strict=True))
 
 
+def _fit_spreads(
+    held_out: HeldOut, reference: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """Scale, exponent and floor of every element, from spreads alone."""
+    squared = (held_out.force_errors**2).sum(axis=1)
+    fits = {}
+    for element, unit in reference.items():
+        atoms = held_out.symbols == element
+        fits[element] = fit_power_law(squared[atoms], held_out.force_spreads[atoms], unit)
+    scale, exponent, floor = ({e: fit[k] for e, fit in fits.items()} for k in range(3))
+    return scale, exponent, floor
+
+
 def _fit_energy(held_out: HeldOut) -> tuple[float, float] | tuple[None, None]:
     known = np.isfinite(held_out.energy_errors)
     if known.sum() < 2:
@@ -340,6 +356,41 @@ def fit_scale_and_floor(
 
     best = minimize(negative_log_likelihood, start, method="Nelder-Mead")
     return float(np.exp(best.x[0])), float(np.exp(best.x[1]))
+
+
+def fit_power_law(
+    squared_errors: np.ndarray, spreads: np.ndarray, reference: float
+) -> tuple[float, float, float]:
+    """Scale, exponent and floor of the greatest Gaussian likelihood of force errors.
+
+    σ² = (scale · reference · (spread / reference)^exponent)² + floor², with an exponent from ``FLATTEST`` to 1.
+
+    Parameters
+    ----------
+    squared_errors
+        Sum over components in eV²/Å², shape (n,).
+    spreads
+        Norm over components in eV/Å, shape (n,).
+    reference
+        In eV/Å, more than 0.
+    """
+
+    def flattened(logit: float) -> tuple[float, np.ndarray]:
+        exponent = FLATTEST + (1 - FLATTEST) * float(expit(logit))
+        return exponent, reference * (spreads / reference) ** exponent
+
+    def negative_log_likelihood(x: np.ndarray) -> float:
+        variance = np.exp(2 * x[0]) * flattened(x[2])[1] ** 2 + np.exp(2 * x[1])
+        return float(np.mean(np.log(variance) + squared_errors / variance))
+
+    start = np.log(np.maximum(fit_scale_and_floor(squared_errors, spreads, 3), 1e-9))
+    fits = [
+        minimize(negative_log_likelihood, [*start, logit], method="Nelder-Mead")
+        for logit in (-1.0, 3.0)
+    ]
+    best = min(fits, key=lambda fit: fit.fun)
+    scale, floor = np.exp(best.x[:2])
+    return float(scale), flattened(best.x[2])[0], float(floor)
 
 
 def _check(held_out: HeldOut) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from neuralil_ase.calibration import REFERENCE, Calibration
 from neuralil_ase.engine.backend import expected_backend
 from neuralil_ase.evaluation.metrics import format_table
 from neuralil_ase.model.potential import Potential, flatten
@@ -66,6 +67,15 @@ def _provenance(provenance: Mapping[str, Any]) -> str:
     return text
 
 
+def _power(record: Calibration, element: str) -> str:
+    """What the scale multiplies: s, or s₀ (s/s₀)^exponent."""
+    exponent = record.force_exponent.get(element, 1.0)
+    if record.uses_aleatoric or exponent == 1:
+        return "s"
+    unit = record.force_std_quantiles[element][str(REFERENCE)]
+    return f"{unit:.3g} (s/{unit:.3g})^{exponent:.2f}"
+
+
 def _calibration(potential: Potential) -> str:
     record = potential.calibration
     if record is None:
@@ -73,7 +83,7 @@ def _calibration(potential: Potential) -> str:
     rows = {
         "fitted on": f"{record.n_frames} frames: {_words(record.data)}",
         "force error bar": ", ".join(
-            f"{element} √(({scale:.2f} s)² + {record.force_floor[element]:.3f}²)"
+            f"{element} √(({scale:.2f} {_power(record, element)})² + {record.force_floor[element]:.3f}²)"
             for element, scale in record.force_scale.items()
         )
         + f" eV/Å, {'s² = spread² + aleatoric²' if record.uses_aleatoric else 's the spread'}",

@@ -93,10 +93,9 @@ def usual_error_bar(potential: Potential) -> float | None:
     record = potential.calibration
     if record is None or not record.thresholds:
         return None
-    scales = record.force_scale_of_spread or record.force_scale
-    floors = record.force_floor_of_spread or record.force_floor
-    low = record.thresholds["low"]
-    return max(float(np.hypot(scales[e] * low, floors[e])) for e in scales)
+    elements = list(record.force_scale)
+    low = np.full(len(elements), record.thresholds["low"])
+    return float(record.force_error_bars_of_spread(elements, low).max())
 
 
 def _scale(ratios: Sequence[float | None], prior: float) -> float:
@@ -125,5 +124,4 @@ def _energy_ratio(test: Record) -> float | None:
 def _prior(prior: Calibration | None, symbol: str) -> float:
     if prior is None:
         return PRIOR_SCALE
-    table = prior.force_scale_of_spread or prior.force_scale
-    return float(table.get(symbol, PRIOR_SCALE))
+    return prior.usual_scales().get(symbol, PRIOR_SCALE)
