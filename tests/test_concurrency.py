@@ -148,8 +148,9 @@ def test_a_process_forked_before_jax_is_used_computes_with_it() -> None:
 
 def test_a_process_forked_after_jax_was_used_says_so_at_once() -> None:
     """It waited for ever, for threads that a forked process does not have."""
-    assert "forked from one that had used JAX" in forked("jax", "after")
-    assert "spawn" in forked("jax", "after")
+    said = forked("jax", "after")
+    assert "forked from one that had used JAX" in said
+    assert "spawn" in said
 
 
 def test_training_in_a_process_forked_after_jax_was_used_says_so_at_once(
