@@ -29,7 +29,7 @@ import numpy as np
 
 from neuralil_ase.errors import ConfigError, UncertaintyError
 
-REFERENCE = 0.99
+USUAL_QUANTILE = 0.99
 """Quantile of the held-out spreads of an element: what is more is unusual, and relative spreads are in units of it."""
 ESTIMATOR = (
     "spread: standard deviation over members, ddof 1; of a force, the norm over x, y, z. "
@@ -102,14 +102,14 @@ class Calibration:
                     f"the calibration has {first} and {second} for different elements"
                 )
 
-        known = {e for e, q in self.force_std_quantiles.items() if str(REFERENCE) in q}
+        known = {e for e, q in self.force_std_quantiles.items() if str(USUAL_QUANTILE) in q}
         if (
             self.force_exponent
             and not known >= self.force_exponent.keys() == self.force_scale.keys()
         ):
             raise ConfigError(
                 f"the calibration has force_exponent for {', '.join(self.force_exponent)}, and needs it, with "
-                f"force_scale and the {REFERENCE} quantile in force_std_quantiles, for all its elements"
+                f"force_scale and the {USUAL_QUANTILE} quantile in force_std_quantiles, for all its elements"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -207,7 +207,7 @@ class Calibration:
 
     def _reference(self, symbols: Sequence[str]) -> np.ndarray:
         """What counts as an unusual spread of every atom in eV/Å."""
-        quantiles = {e: q.get(str(REFERENCE), np.nan) for e, q in self.force_std_quantiles.items()}
+        quantiles = {e: q.get(str(USUAL_QUANTILE), np.nan) for e, q in self.force_std_quantiles.items()}
         return _of(quantiles, symbols)
 
     def _flattened(self, symbols: Sequence[str], spreads: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import norm, rankdata, spearmanr
 
-from neuralil_ase.calibration import ESTIMATOR, ESTIMATOR_WITH_ALEATORIC, REFERENCE, Calibration
+from neuralil_ase.calibration import ESTIMATOR, ESTIMATOR_WITH_ALEATORIC, USUAL_QUANTILE, Calibration
 from neuralil_ase.engine.neighbors import Pairs, shortest_distances
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
@@ -85,7 +85,7 @@ def fit_calibration(held_out: HeldOut, shortest: Mapping[str, float], data: str)
     elements = sorted(set(held_out.symbols.tolist()))
     uses_aleatoric = held_out.force_aleatoric is not None
     spreads = {e: held_out.force_spreads[held_out.symbols == e] for e in elements}
-    usual = {e: max(float(np.quantile(spreads[e], REFERENCE)), 1e-12) for e in elements}
+    usual = {e: max(float(np.quantile(spreads[e], USUAL_QUANTILE)), 1e-12) for e in elements}
     scale_of_spread, exponent, floor_of_spread = _fit_spreads(held_out, usual)
     scale, floor = scale_of_spread, floor_of_spread
     if uses_aleatoric:

@@ -13,6 +13,7 @@ from neuralil_ase.monitor.criteria import (
     MaxForceErrorBar,
     MaxForceSpread,
     MeanForceSpread,
+    RelativeCriterion,
     RelativeForceSpread,
 )
 from neuralil_ase.monitor.distances import ShortestDistance, shortest_distances
@@ -39,6 +40,7 @@ __all__ = [
     "PredictingCalculator",
     "PredictionLike",
     "Reading",
+    "RelativeCriterion",
     "RelativeForceSpread",
     "ShortestDistance",
     "annotate",

@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 
-from neuralil_ase.calibration import REFERENCE, Calibration
+from neuralil_ase.calibration import USUAL_QUANTILE, Calibration
 from neuralil_ase.errors import ConfigError, MonitorError
 from neuralil_ase.monitor.patience import Reading
 from neuralil_ase.monitor.targets import PredictionLike
@@ -178,7 +178,7 @@ class Criterion:
             )
             raise MonitorError(
                 f"{self.name} takes numbers from the calibration of the model, but {why}. Give them yourself "
-                "(threshold= of the monitor; low= or reference= of the criterion), or calibrate the model on held-out "
+                "(threshold= of the monitor; low= or usual= of the criterion), or calibrate the model on held-out "
                 "data with neuralil-ase calibrate MODEL DATA."
             ) from problem
 
@@ -298,54 +298,65 @@ class EnergySpreadPerAtom(Criterion):
 
 
 @dataclass(frozen=True)
-class RelativeForceSpread(Criterion):
+class RelativeCriterion(Criterion):
+    """Base of criteria that divide by what is usual; without ``usual``, the model's calibration says what that is."""
+
+    usual: Mapping[str, float] | None = None
+
+    def resolved(self, calibration: Calibration | None) -> Self:
+        """As in the base class; also fills in ``usual``."""
+        found = super().resolved(calibration)
+        if self.usual is not None:
+            return found
+        return replace(found, usual=self.taken_from(calibration, self.usual_values))
+
+    def usual_values(self, calibration: Calibration) -> dict[str, float]:
+        """What is usual for a model with this calibration; an error as in :meth:`bands` where it does not say."""
+        raise NotImplementedError(f"{type(self).__name__} has no usual_values()")
+
+
+@dataclass(frozen=True)
+class RelativeForceSpread(RelativeCriterion):
     """Largest force spread in units of what is usual for the element; one threshold fits all.
 
     Parameters
     ----------
-    reference : mapping of str to float, optional
-        Usual force spread of each element, eV/Å, e.g. ``{"H": 0.15, "N": 0.3}``. Without it the `quantile` of the
-        held-out spreads stored in the model's calibration is used.
+    usual : mapping of str to float, optional
+        Usual force spread of each element, eV/Å, e.g. ``{"H": 0.15, "N": 0.3}``. Without it, the `quantile` of the
+        spreads on held-out data, which the model's calibration holds.
     quantile : float
-        Which of the stored quantiles; only used without `reference`.
+        Which of the stored quantiles; only used without `usual`.
     low : float or None
-        1 by default: the reference itself. None takes the model's own ``relative_thresholds``, which belong to the
-        stored reference and the default `quantile`.
+        1 by default: the usual spread itself. None takes the model's own ``relative_thresholds``, which belong to the
+        stored spreads and the default `quantile`.
     """
 
     low: float | None = 1.0
-    reference: Mapping[str, float] | None = None
-    quantile: float = REFERENCE
+    quantile: float = USUAL_QUANTILE
 
     kind = "relative_force_std"
     needs = "forces"
 
     def values(self, atoms: Atoms, prediction: PredictionLike) -> np.ndarray:
-        """(N,) force spread over the reference of the element."""
-        reference = self.reference or {}
-        missing = sorted(set(atoms.symbols) - set(reference))
+        """(N,) force spread over the usual one of the element."""
+        usual = self.usual or {}
+        missing = sorted(set(atoms.symbols) - set(usual))
         if missing:
             raise MonitorError(
-                f"{self.name}: no reference spread for {', '.join(missing)}; give reference={{element: eV/Å}} for "
-                "every element of the structure."
+                f"{self.name}: no usual spread for {', '.join(missing)}; give usual={{element: eV/Å}} for every "
+                "element of the structure."
             )
-        return prediction.forces_std / np.array([reference[symbol] for symbol in atoms.symbols])
+        return prediction.forces_std / np.array([usual[symbol] for symbol in atoms.symbols])
 
     def bands(self, calibration: Calibration) -> tuple[float, float | None]:
-        """The model's own thresholds, where reference and quantile are those they belong to."""
-        if self.reference is not None or self.quantile != REFERENCE:
+        """The model's own thresholds, where `usual` and `quantile` are those they belong to."""
+        if self.usual is not None or self.quantile != USUAL_QUANTILE:
             return super().bands(calibration)
         thresholds = entry(calibration, "relative_thresholds")
         return thresholds["low"], thresholds["high"]
 
-    def resolved(self, calibration: Calibration | None) -> Self:
-        """As in the base class; also takes the reference spreads from the calibration."""
-        found = super().resolved(calibration)
-        if self.reference is not None:
-            return found
-        return replace(found, reference=self.taken_from(calibration, self._stored_reference))
-
-    def _stored_reference(self, calibration: Calibration) -> dict[str, float]:
+    def usual_values(self, calibration: Calibration) -> dict[str, float]:
+        """The stored quantile of every element's spreads, eV/Å."""
         table = entry(calibration, "force_std_quantiles")
         return {element: _pick(stored, self.quantile, element) for element, stored in table.items()}
 

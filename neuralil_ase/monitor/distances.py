@@ -1,8 +1,7 @@
 """Distances: a criterion for exploded and collapsed frames, and the shortest distances of training data for it."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
@@ -12,12 +11,12 @@ from neuralil_ase.calibration import Calibration
 from neuralil_ase.engine import neighbors
 from neuralil_ase.engine.neighbors import NeighborList, Pairs
 from neuralil_ase.errors import ConfigError, MonitorError
-from neuralil_ase.monitor.criteria import Criterion, entry
+from neuralil_ase.monitor.criteria import RelativeCriterion, entry
 from neuralil_ase.monitor.targets import PredictionLike
 
 
 @dataclass(frozen=True)
-class ShortestDistance(Criterion):
+class ShortestDistance(RelativeCriterion):
     """Shortest distance as a fraction of the shortest one in training, per pair of elements.
 
     Finds exploded or collapsed frames that a committee may agree on. Small is bad: ``low = 0.9``
@@ -25,60 +24,53 @@ class ShortestDistance(Criterion):
 
     Parameters
     ----------
-    reference : mapping of str to float, optional
+    usual : mapping of str to float, optional
         Shortest distance in the training data of each pair, Å, e.g. ``{"H-N": 1.01}`` (see
-        `shortest_distances`). Without it, the model's calibration is asked for it.
+        `shortest_distances`). Without it, those in the model's calibration.
     """
 
     low: float | None = 0.9
-    reference: Mapping[str, float] | None = None
 
     kind = "distance_fraction"
     below = True
 
     def values(self, atoms: Atoms, prediction: PredictionLike) -> np.ndarray:
         """(N,) smallest fraction among each atom's pairs; inf where no neighbour is near."""
-        reference = normalised(self.reference or {})
-        self._refuse_unknown_pairs(atoms, reference)
+        shortest = normalised(self.usual or {})
+        self._refuse_unknown_pairs(atoms, shortest)
         if not np.isfinite(atoms.positions).all():
             return np.full(len(atoms), np.nan)
-        first, second, distance = close_pairs(atoms, 1.2 * max(reference.values()))
-        usual = _usual_distances(atoms, first, second, reference)
+        first, second, distance = close_pairs(atoms, 1.2 * max(shortest.values()))
+        usual = _usual_distances(atoms, first, second, shortest)
         fractions = np.full(len(atoms), np.inf)
         known = np.isfinite(usual)
         np.minimum.at(fractions, first[known], distance[known] / usual[known])
         return fractions
 
-    def resolved(self, calibration: Calibration | None) -> Self:
-        """As in the base class; also takes the reference distances from the calibration."""
-        found = super().resolved(calibration)
-        if self.reference is not None:
-            return found
-        return replace(found, reference=self.taken_from(calibration, self._stored_reference))
-
-    def _stored_reference(self, calibration: Calibration) -> dict[str, float]:
+    def usual_values(self, calibration: Calibration) -> dict[str, float]:
+        """The shortest distances in the training data, Å."""
         return dict(entry(calibration, "shortest_distances"))
 
-    def _refuse_unknown_pairs(self, atoms: Atoms, reference: Mapping[str, float]) -> None:
+    def _refuse_unknown_pairs(self, atoms: Atoms, shortest: Mapping[str, float]) -> None:
         counts = atoms.symbols.formula.count()
         pairs = {pair_key(a, b) for a in counts for b in counts if a != b or counts[a] > 1}
-        missing = sorted(pairs - set(reference))
-        if missing or not reference:
+        missing = sorted(pairs - set(shortest))
+        if missing or not shortest:
             raise MonitorError(
-                f"{self.name}: no reference distance for {', '.join(missing) or 'any pair'}; give "
-                "reference=shortest_distances(training_frames), or the pairs by hand in Å."
+                f"{self.name}: no usual distance for {', '.join(missing) or 'any pair'}; give "
+                "usual=shortest_distances(training_frames), or the pairs by hand in Å."
             )
 
 
 def _usual_distances(
-    atoms: Atoms, first: np.ndarray, second: np.ndarray, reference: Mapping[str, float]
+    atoms: Atoms, first: np.ndarray, second: np.ndarray, shortest: Mapping[str, float]
 ) -> np.ndarray:
-    """(P,) reference distance of each pair, Å.
+    """(P,) usual distance of each pair, Å.
 
     NaN where there is none: that is an element with a single atom, which meets only its own images.
     """
     table = np.full((len(chemical_symbols), len(chemical_symbols)), np.nan)
-    for pair, distance in reference.items():
+    for pair, distance in shortest.items():
         a, b = (atomic_numbers[symbol] for symbol in pair.split("-"))
         table[a, b] = table[b, a] = distance
     return table[atoms.numbers[first], atoms.numbers[second]]
@@ -101,8 +93,8 @@ def pair_key(a: str, b: str) -> str:
     return "-".join(sorted((a, b)))
 
 
-def normalised(reference: Mapping[str, float]) -> dict[str, float]:
-    """Reference distances (Å) under the names of `pair_key`.
+def normalised(distances: Mapping[str, float]) -> dict[str, float]:
+    """Distances (Å) under the names of `pair_key`.
 
     Raises
     ------
@@ -110,7 +102,7 @@ def normalised(reference: Mapping[str, float]) -> dict[str, float]:
         If a key is not a pair of elements or a distance is not a positive, finite number.
     """
     result = {}
-    for pair, distance in reference.items():
+    for pair, distance in distances.items():
         symbols = pair.split("-")
         if len(symbols) != 2 or not all(symbol in atomic_numbers for symbol in symbols):
             raise ConfigError(f"{pair!r} is not a pair of elements; write it as in 'H-N'.")
@@ -121,7 +113,7 @@ def normalised(reference: Mapping[str, float]) -> dict[str, float]:
 
 
 def shortest_distances(frames: Iterable[Atoms], cutoff: float = 3.0) -> dict[str, float]:
-    """Shortest distance of every pair of elements over `frames`, as a reference for criteria.
+    """Shortest distance of every pair of elements over `frames`, as `usual` of :class:`ShortestDistance`.
 
     Parameters
     ----------

@@ -72,8 +72,8 @@ def test_means_and_energies():
 def test_relative_spread_weighs_elements():
     p = prediction(9)
     p.forces_std[:] = 0.2
-    reference = {"C": 1.0, "H": 0.1, "O": 0.4}
-    reading = RelativeForceSpread(reference=reference).read(ETHANOL, p)
+    usual = {"C": 1.0, "H": 0.1, "O": 0.4}
+    reading = RelativeForceSpread(usual=usual).read(ETHANOL, p)
     assert reading.value == pytest.approx(2.0)
     assert ETHANOL.symbols[reading.atom] == "H"
     assert reading.band == Band.CANDIDATE
@@ -108,7 +108,7 @@ def test_shortest_distance_agrees_with_ase(pbc):
     atoms = argon()
     atoms.rattle(0.4, seed=2)
     atoms.pbc = pbc
-    criterion = ShortestDistance(reference={"Ar-Ar": 3.5})
+    criterion = ShortestDistance(usual={"Ar-Ar": 3.5})
     reading = criterion.read(atoms, None)
     i, d = neighbor_list("id", atoms, 6.0)
     assert reading.value == pytest.approx(d.min() / 3.5, rel=1e-12)
@@ -117,7 +117,7 @@ def test_shortest_distance_agrees_with_ase(pbc):
 
 def test_short_is_bad_and_absent_is_good():
     dimer = Atoms("H2", [[0, 0, 0], [0, 0, 0.7]])
-    criterion = ShortestDistance(0.9, 0.6, reference={"H-H": 0.74})
+    criterion = ShortestDistance(0.9, 0.6, usual={"H-H": 0.74})
     assert criterion.read(dimer, None).band == Band.TRUSTED
     dimer.positions[1, 2] = 0.5
     assert criterion.read(dimer, None).band == Band.CANDIDATE
@@ -142,7 +142,7 @@ def test_shortest_distances_of_a_training_set():
         expected = min(block[block > 0].min(initial=np.inf), 2.5)
         assert value == pytest.approx(expected)
     assert set(table) == {"C-C", "C-H", "C-O", "H-H", "H-O", "O-O"}
-    own = ShortestDistance(0.99, reference=table).read(ETHANOL, None)
+    own = ShortestDistance(0.99, usual=table).read(ETHANOL, None)
     assert own.value == pytest.approx(1.0)
     assert own.band == Band.TRUSTED
 
@@ -179,11 +179,11 @@ def test_thresholds_come_from_the_calibration():
     assert (criterion.low, criterion.high) == (0.02, 0.06)
     own = [RelativeForceSpread(quantile=0.99), ShortestDistance()]
     relative, distance = ExtrapolationMonitor(atoms, criteria=own).criteria
-    assert relative.reference == {"Ar": 0.02}
-    assert distance.reference == {"Ar-Ar": 3.3}
+    assert relative.usual == {"Ar": 0.02}
+    assert distance.usual == {"Ar-Ar": 3.3}
     assert (relative.low, relative.high) == (1.0, None)
     (bands,) = ExtrapolationMonitor(atoms, criteria=[RelativeForceSpread(low=None)]).criteria
-    assert (bands.low, bands.high, bands.reference) == (2.0, 3.0, {"Ar": 0.02})
+    assert (bands.low, bands.high, bands.usual) == (2.0, 3.0, {"Ar": 0.02})
     (kept,) = ExtrapolationMonitor(atoms, 0.5).criteria
     assert (kept.low, kept.high) == (0.5, None)
 
@@ -287,7 +287,7 @@ def test_a_check_tells_the_worst_band_and_what_each_criterion_read():
     [
         (None, None, r"it has no calibration\. Give them yourself \(threshold="),
         (None, EMPTY, "its calibration does not hold them .KeyError: 'thresholds'"),
-        ([RelativeForceSpread()], None, "has no calibration.*reference= of the criterion"),
+        ([RelativeForceSpread()], None, "has no calibration.*usual= of the criterion"),
         ([RelativeForceSpread(quantile=0.7)], CALIBRATION, "no 0.7 quantile for Ar, but 0.5, 0.99"),
         (
             [RelativeForceSpread(low=None, quantile=0.5)],
@@ -299,7 +299,7 @@ def test_a_check_tells_the_worst_band_and_what_each_criterion_read():
             replace(EMPTY, force_std_quantiles={"Ar": {"0.99": 0.02}}),
             "does not hold them .KeyError: 'relative_thresholds'",
         ),
-        ([ShortestDistance()], None, "has no calibration.*reference= of the criterion"),
+        ([ShortestDistance()], None, "has no calibration.*usual= of the criterion"),
         ([MeanForceSpread()], CALIBRATION, "mean_force_std has no threshold.*give low="),
     ],
 )
@@ -338,8 +338,8 @@ def test_senseless_criteria_are_refused(make, message):
     [
         (MaxForceSpread(1.0, elements=("Xe",)), "no atom to look at.*misspelled"),
         (MaxForceSpread(1.0, indices=(9,)), "reach beyond the 9 atoms"),
-        (RelativeForceSpread(reference={"H": 1.0}), "no reference spread for C, O"),
-        (ShortestDistance(reference={"H-H": 1.0}), "no reference distance for C-C, C-H, C-O, H-O"),
+        (RelativeForceSpread(usual={"H": 1.0}), "no usual spread for C, O"),
+        (ShortestDistance(usual={"H-H": 1.0}), "no usual distance for C-C, C-H, C-O, H-O"),
         (MeanForceSpread(), "no threshold; give low= to MeanForceSpread"),
     ],
 )
@@ -375,9 +375,9 @@ def test_criteria_that_the_log_could_not_tell_apart_are_refused(criteria, messag
 
 
 @pytest.mark.parametrize(
-    ("reference", "message"),
+    ("usual", "message"),
     [({"HO": 1.0}, "not a pair of elements"), ({"H-O": -1.0}, "not a distance")],
 )
-def test_bad_reference_distances_are_refused(reference, message):
+def test_bad_usual_distances_are_refused(usual, message):
     with pytest.raises(ConfigError, match=message):
-        ShortestDistance(reference=reference).read(ETHANOL, None)
+        ShortestDistance(usual=usual).read(ETHANOL, None)

@@ -75,7 +75,7 @@ def test_run_with_and_without_monitor_is_bit_identical(make, in_folder):
         if watched:
             monitor = ExtrapolationMonitor(
                 dynamics,
-                criteria=[MaxForceSpread(1e-9), ShortestDistance(reference={"Ar-Ar": 3.5})],
+                criteria=[MaxForceSpread(1e-9), ShortestDistance(usual={"Ar-Ar": 3.5})],
                 log="log.txt",
                 save="frames.extxyz",
                 before=2,
