@@ -207,7 +207,9 @@ class Calibration:
 
     def _reference(self, symbols: Sequence[str]) -> np.ndarray:
         """What counts as an unusual spread of every atom in eV/Å."""
-        quantiles = {e: q.get(str(USUAL_QUANTILE), np.nan) for e, q in self.force_std_quantiles.items()}
+        quantiles = {
+            e: q.get(str(USUAL_QUANTILE), np.nan) for e, q in self.force_std_quantiles.items()
+        }
         return _of(quantiles, symbols)
 
     def _flattened(self, symbols: Sequence[str], spreads: np.ndarray) -> np.ndarray:

@@ -14,7 +14,12 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import norm, rankdata, spearmanr
 
-from neuralil_ase.calibration import ESTIMATOR, ESTIMATOR_WITH_ALEATORIC, USUAL_QUANTILE, Calibration
+from neuralil_ase.calibration import (
+    ESTIMATOR,
+    ESTIMATOR_WITH_ALEATORIC,
+    USUAL_QUANTILE,
+    Calibration,
+)
 from neuralil_ase.engine.neighbors import Pairs, shortest_distances
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of

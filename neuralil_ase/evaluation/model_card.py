@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from neuralil_ase.calibration import REFERENCE, Calibration
+from neuralil_ase.calibration import USUAL_QUANTILE, Calibration
 from neuralil_ase.engine.backend import expected_backend
 from neuralil_ase.evaluation.metrics import format_table
 from neuralil_ase.model.potential import Potential, flatten
@@ -72,7 +72,7 @@ def _power(record: Calibration, element: str) -> str:
     exponent = record.force_exponent.get(element, 1.0)
     if record.uses_aleatoric or exponent == 1:
         return "s"
-    unit = record.force_std_quantiles[element][str(REFERENCE)]
+    unit = record.force_std_quantiles[element][str(USUAL_QUANTILE)]
     return f"{unit:.3g} (s/{unit:.3g})^{exponent:.2f}"
 
 
