@@ -47,7 +47,9 @@ JUDGES = 32
 """Frames, the latest ones, that errors are averaged over."""
 BATCH_ATOMS = 240
 """Atoms of one step."""
-LEARNING = TrainingSettings(members=4, head_widths=(), ema=0.9, weight_decay=0.1)
+LEARNING = TrainingSettings(
+    members=4, head_widths=(), ema=0.9, weight_decay=0.1, force_scale=0.05, force_weight=1.0
+)
 """Four members, no layers for an aleatoric part, of which few frames say nothing, and a decay so small that a few
 frames are learnt to some meV/Å: of 11 frames of a slab with oxygen, the default leaves twice the error, and on the next
 frames 1.4 times."""

@@ -143,10 +143,10 @@ class TrainingSettings:
     members: int = 8
     pair_term: DefaultPairTerm = "zbl"
     loss: Loss = "log-cosh"
-    force_scale: float = 0.05
+    force_scale: float = 0.2
     energy_scale: float = 0.002
     stress_scale: float = 0.01
-    force_weight: float = 1.0
+    force_weight: float = 8.0
     energy_weight: float = 0.04
     stress_weight: float = 0.1
     bootstrap: bool = False
