@@ -1,4 +1,4 @@
-"""Who computes energies and forces, in words. Tells it without loading JAX, but where JAX may find an accelerator."""
+"""Which backend computes energies and forces, in words. Loads JAX only where JAX may find an accelerator."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from neuralil_ase.engine import native
 from neuralil_ase.model.config import ModelConfig
 
 Backend = Literal["compiled", "jax"]
-"""Who computes: the compiled core, where it can (see ``native.missing_reason``), or JAX."""
+"""What computes: the compiled core where it can (see ``native.missing_reason``), or JAX."""
 
 _LOGGER = logging.getLogger("neuralil_ase")
 
@@ -21,7 +21,7 @@ _LOGGER = logging.getLogger("neuralil_ase")
 def device() -> str:
     """Where JAX computes by default: "cpu", "gpu", "tpu".
 
-    Without a plugin for an accelerator that is a CPU, and JAX need not be loaded to say so.
+    Without a plugin for an accelerator the answer is "cpu", and JAX is not loaded to find it.
     """
     if "jax" not in sys.modules and not _may_find_accelerator():
         return "cpu"
@@ -32,7 +32,7 @@ def device() -> str:
 
 @lru_cache(maxsize=1)
 def _may_find_accelerator() -> bool:
-    """Whether JAX would look for more than a CPU; where it looks itself: variables, packages, entry points."""
+    """Whether JAX may find more than a CPU, by the variables, packages and entry points that JAX itself looks at."""
     wanted = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME")
     if wanted:
         return wanted.lower() != "cpu"
@@ -47,20 +47,20 @@ def _may_find_accelerator() -> bool:
 
 
 def in_words(reason: str | None, device: str = "cpu") -> str:
-    """For the reason why JAX computes, or None where the compiled core does."""
+    """The backend in words; ``reason`` says why JAX computes, None means that the compiled core does."""
     if reason is None:
         return f"compiled, {native.instruction_set()}"
     return f"JAX on {device}: {reason}"
 
 
 def expected_backend(config: ModelConfig) -> str:
-    """What will compute an architecture on a machine where JAX finds no accelerator."""
+    """The backend of an architecture, in words, on a machine where JAX finds no accelerator."""
     return in_words(native.missing_reason(config))
 
 
 @lru_cache(maxsize=64)
 def warn_of_slow_backend(reason: str) -> None:
-    """One line in the log, once per process and reason."""
+    """Log one line, once per process and reason."""
     _LOGGER.warning(
         "energies and forces are computed by JAX, several times slower than by the compiled core: %s",
         reason,

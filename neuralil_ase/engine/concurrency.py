@@ -14,7 +14,7 @@ Owner = TypeVar("Owner", bound=Any)
 
 
 class Lock:
-    """Lets one thread pass at a time, the same one again; copies of its owner and forked processes have their own."""
+    """A lock that one thread holds, perhaps several times. Copies of its owner and forked processes get their own."""
 
     def __init__(self) -> None:
         self._process, self._lock = os.getpid(), threading.RLock()
@@ -34,7 +34,7 @@ class Lock:
 def one_at_a_time(
     method: Callable[Concatenate[Owner, Arguments], Result],
 ) -> Callable[Concatenate[Owner, Arguments], Result]:
-    """A method that runs in one thread at a time, with all other such methods of its object; needs ``_lock``."""
+    """Decorator: of all methods marked with it, an object runs one at a time. The object needs ``_lock``."""
 
     @wraps(method)
     def locked(self: Owner, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -48,9 +48,9 @@ _jax_process: int | None = None
 
 
 def claim_jax() -> None:
-    """Say that JAX is about to compute; to be called before it does.
+    """Note that this process is about to compute with JAX. Call it before every such use.
 
-    JAX computes in threads, which a forked process does not have: it would wait for them for ever.
+    JAX computes in threads. A forked process does not have them and would wait for ever.
 
     Raises
     ------

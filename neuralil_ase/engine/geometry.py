@@ -8,11 +8,11 @@ import numpy as np
 from neuralil_ase.errors import StructureError
 
 LARGEST = 1e13
-"""Å: longer coordinates and lattice vectors are refused."""
+"""In Å. Longer coordinates and lattice vectors are refused."""
 FARTHEST_IMAGE = 1e9
-"""Å, and cells: how far from its cell an atom may be in periodic directions; float64 resolves 1e-7 Å there."""
+"""How far from its cell, in Å and in cells, an atom may be along periodic directions; float64 resolves 1e-7 Å there."""
 THINNEST = 1e-3
-"""Å: periodic cells have to be thicker."""
+"""In Å. Thinner periodic cells are refused."""
 
 
 class Lattice(NamedTuple):
@@ -37,7 +37,7 @@ class Lattice(NamedTuple):
 
     @property
     def is_reduced(self) -> bool:
-        """Whether the vectors are others than those of the structure."""
+        """Whether the vectors differ from those of the structure."""
         return bool((self.basis != np.eye(3)).any())
 
 
@@ -86,7 +86,7 @@ def _refuse_positions(positions: np.ndarray) -> None:
 
 
 def _refuse_far_images(positions: np.ndarray, lattice: Lattice) -> None:
-    """Where float64 cannot tell where an atom is in its cell, or int32 how many cells it is away."""
+    """Refuse atoms so far away that float64 loses their place in the cell, or int32 cannot count the cells."""
     vectors, pbc = lattice.vectors, lattice.pbc
     fractional = np.where(pbc, fractional_coordinates(positions, lattice), 0)
     distances = np.linalg.norm(fractional @ vectors, axis=1)
@@ -101,7 +101,7 @@ def _refuse_far_images(positions: np.ndarray, lattice: Lattice) -> None:
 
 
 def fractional_coordinates(positions: np.ndarray, lattice: Lattice) -> np.ndarray:
-    """Coordinates along the vectors, shape (N, 3); as accurate for long and short vectors together."""
+    """Coordinates along the vectors, shape (N, 3); accurate also where vectors differ much in length."""
     lengths = np.linalg.norm(lattice.vectors, axis=1)
     return (positions @ np.linalg.inv(lattice.vectors / lengths[:, None])) / lengths
 
@@ -128,7 +128,7 @@ def _lattice(cell: np.ndarray, pbc: np.ndarray) -> Lattice:
     heights = _heights(vectors, lengths)
     if np.count_nonzero(pbc) > 1 and (heights < 0.2 * lengths).any():
         basis = _short_basis(vectors, np.flatnonzero(pbc))
-        # Integers this large times vectors this long leave no digits of what they add up to.
+        # Sums of such large integers times such long vectors cancel down to rounding errors.
         if 4e-16 * np.abs(basis).max() * lengths.max() > 1e-6:
             raise StructureError(
                 f"the cell {cell.tolist()} is too oblique for float64; reduce it (atoms.cell.minkowski_reduce())"
@@ -152,10 +152,13 @@ def _heights(vectors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def _short_basis(vectors: np.ndarray, periodic: np.ndarray) -> np.ndarray:
     """Integer combinations of the periodic vectors that are the shortest, or nearly: shape (3, 3).
 
-    Takes multiples of one vector from another, and sums of all three for the longest, while that makes one shorter.
+    Subtracts multiples of one vector from another, and replaces the longest by sums of all three, as long as one gets
+    shorter.
     """
     basis = np.eye(3)
-    for _ in range(100):  # rounding could go on for ever; any basis on the way is one
+    for _ in range(
+        100
+    ):  # with rounding errors this might never end; every basis on the way is valid
         changed = False
         short = basis @ vectors
         squares = np.einsum("ij,ij->i", short, short)

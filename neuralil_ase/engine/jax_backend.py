@@ -1,6 +1,6 @@
-"""The potential in JAX: what computes without the compiled core, on GPUs, and whatever is differentiated further.
+"""The potential in JAX: used without the compiled core, on GPUs, and for all further derivatives.
 
-Imported at the first such use alone: JAX takes longer to load than a short run takes to compute.
+Imported at the first such use only: loading JAX takes longer than a short run.
 """
 
 from collections.abc import Iterator
@@ -140,7 +140,7 @@ class Jitted:
 
 @lru_cache(maxsize=64)
 def jitted(config: ModelConfig, uncertainty: Uncertainty) -> Jitted:
-    """The function of an architecture under jit, one for all who ask."""
+    """The function of an architecture under jit; everybody who asks gets the same one."""
     return Jitted(config, uncertainty)
 
 
@@ -150,7 +150,7 @@ _descriptors = jax.jit(descriptors, static_argnums=0)
 
 @contextmanager
 def precision(dtype: Dtype) -> Iterator[None]:
-    """JAX as the calls inside need it, 64-bit or not, whatever flags the user has set; no global flag is touched.
+    """Context in which JAX computes in this precision, whatever flags the user has set; no global flag is touched.
 
     Matrix products take all bits of float32 unless the user chose a precision for JAX: its default on GPUs rounds them
     to TF32, which changes forces by 0.02 eV/Å.

@@ -1,4 +1,4 @@
-"""The compiled core: which library, and its functions by ctypes. Knows no JAX; looked for at the first use only."""
+"""The compiled core: finds the library at the first use and calls its functions through ctypes. Knows no JAX."""
 
 import ctypes
 import json
@@ -101,7 +101,7 @@ class Evaluated(NamedTuple):
     energies
         Atomic energies in eV, the energy reference included, shape (M, N).
     variances
-        What each member expects of its own squared errors, of energy in eV² and of a force component in eV²/Å²,
+        Aleatoric variances that each member predicts, of energy in eV² and of a force component in eV²/Å²,
         shape (M, N, 2); None without.
     forces
         Of the mean over members, in eV/Å, shape (A, 3).
@@ -132,9 +132,9 @@ class CoreModel:
     Raises
     ------
     ModelFileError
-        If they are no model file, or one that the core has no code for.
+        If the bytes are no model file, or the core has no code for the architecture.
     MemoryError
-        If there is no room for it.
+        If there is not enough memory.
     """
 
     def __init__(self, content: bytes, dtype: str) -> None:
@@ -210,7 +210,8 @@ class CoreModel:
 class PairFilter:
     """Finds those candidate pairs that are closer than the cutoff; the library must be there.
 
-    Addresses are taken once, for at every step that took as long as the search; candidates are read-only from then on.
+    Addresses are looked up once, since doing so at every step took as long as the search. The candidates are read-only
+    from then on.
 
     Parameters
     ----------
@@ -260,7 +261,7 @@ class PairFilter:
         Raises
         ------
         IndexError
-            If positions and cells are not of the replicas and atoms that the candidates are of.
+            If positions and cells do not fit the replicas and atoms of the candidates.
         """
         positions, cells = (np.ascontiguousarray(values, float) for values in (positions, cells))
         n_replicas = len(self._counts)
@@ -347,7 +348,7 @@ def _message() -> str:
 
 
 def _check(status: int) -> None:
-    """Raise what a status stands for."""
+    """Raise the error that a status stands for."""
     if status == 0:
         return
     errors = {_BAD_FILE: ModelFileError, _UNSUPPORTED: ModelFileError, _BAD_GRAPH: StructureError}

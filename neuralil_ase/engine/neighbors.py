@@ -15,7 +15,7 @@ from neuralil_ase.engine.pair_search import find_pairs
 from neuralil_ase.errors import ConfigError, StructureError
 
 DEFAULT_SKIN = 0.7
-"""Å: wide enough that a rebuild every dozen steps costs little, and so do the pairs that are filtered at every one."""
+"""In Å. A wider skin means fewer rebuilds and more pairs to filter at every step; at this width both cost little."""
 
 
 class Pairs(NamedTuple):
@@ -79,7 +79,7 @@ class NeighborList:
         self.builds = 0
         self._lists: _Lists | None = None
         self._filter: native.PairFilter | None = None
-        # Room for the pairs inside, kept: fresh memory costs more than the search.
+        # The memory for the pairs inside is kept: allocating it anew would cost more than the search.
         self._room = _room(0)
 
     def pairs(
@@ -108,7 +108,7 @@ class NeighborList:
     def replica_pairs(
         self, positions: np.ndarray, cells: np.ndarray, pbc: np.ndarray, types: np.ndarray
     ) -> Pairs:
-        """As :meth:`pairs`, of R replicas at once, that do not see each other.
+        """Like :meth:`pairs`, for R replicas at once, which do not see each other.
 
         Positions have the shape (R, N, 3), cells (R, 3, 3). Atom i of replica k is number k N + i of the pairs.
         """
@@ -118,12 +118,12 @@ class NeighborList:
         lists = self._lists
         if lists is None or not lists.are_of(positions, pbc, types):
             lists = _Lists.empty(len(positions), pbc, types, self.r_cut + self.skin)
-        # Positions that are not finite are never covered, so that checks at a rebuild suffice.
+        # Positions that are not finite are never covered, so it is enough to check them at a rebuild.
         outdated = np.flatnonzero(~lists.cover(positions, cells, self.r_cut))
         if len(outdated):
             lists = lists.rebuilt(outdated, positions, cells)
             self.builds += len(outdated)
-        # One assignment of a whole that never changes: an interruption at any other line leaves the lists before.
+        # A single assignment of an immutable record: an interruption at any other line leaves the former lists.
         self._lists = lists
         return self._inside(lists, positions, cells)
 
@@ -248,7 +248,7 @@ def _sorted(pairs: np.ndarray, shifts: np.ndarray, types: np.ndarray) -> Candida
 
 
 def identical(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two arrays hold the same bytes: for small ones a tenth of what ``np.array_equal`` takes."""
+    """Whether two arrays hold the same bytes; for small arrays ten times as fast as ``np.array_equal``."""
     return first.shape == second.shape and first.tobytes() == second.tobytes()
 
 

@@ -15,7 +15,7 @@ from neuralil_ase.engine.geometry import Lattice, check_geometry, fractional_coo
 from neuralil_ase.errors import StructureError
 
 ALWAYS_ALLOWED = 1e6
-"""Pairs that any structure may have; more only at densities that exist."""
+"""Every structure may have this many pairs; more are allowed only at densities of real matter."""
 HIGHEST_DENSITY = 1.0
 """Atoms per Å³: six times that of diamond."""
 VESIN_CELLS = 1e5
@@ -32,7 +32,7 @@ class Found(NamedTuple):
     shifts
         Lattice vectors to add to r_j - r_i, shape (P, 3), int32.
     owner
-        Of the memory, which lives as long.
+        Owns the memory of both arrays, which lives as long as this object.
     """
 
     pairs: np.ndarray
@@ -108,7 +108,7 @@ def find_pairs(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius:
 
 
 def _is_compact(positions: np.ndarray, lattice: Lattice, radius: float) -> bool:
-    """Whether vesin can take a structure as it is."""
+    """Whether vesin can search a structure as it is."""
     heights = lattice.heights
     return (
         bool(lattice.pbc.all())
@@ -119,7 +119,7 @@ def _is_compact(positions: np.ndarray, lattice: Lattice, radius: float) -> bool:
 
 
 def _suits_cells(n_atoms: int, heights: np.ndarray, radius: float) -> bool:
-    """Whether vesin's cells are not mostly empty, and enough are left where it makes them larger."""
+    """Whether vesin's cells are well filled, and enough of them are left where it makes them larger."""
     cells = np.maximum(heights / radius, 1)
     count, images = cells.prod(), np.maximum(2 * radius / heights, 1).prod()
     # Every image of a cell is visited, whether the cell is empty or not.
@@ -206,7 +206,7 @@ def fold(positions: np.ndarray, lattice: Lattice, radius: float) -> Box:
 
 
 def _turned_to_gap(places: np.ndarray, period: float, reach: float) -> np.ndarray:
-    """1 for atoms to move up by a period, so that the widest gap comes to the end, if it is wide enough; else 0."""
+    """1 for atoms that move up by one period, so that a gap that is wide enough comes to the end; else 0."""
     order = np.argsort(places)
     gaps = np.diff(places[order])
     turned = np.zeros(len(places))
@@ -216,7 +216,7 @@ def _turned_to_gap(places: np.ndarray, period: float, reach: float) -> np.ndarra
 
 
 def _closed_gaps(places: np.ndarray, reach: float) -> np.ndarray:
-    """Places from 0 on, where gaps wider than ``reach`` are that wide; the others stay as they are."""
+    """Places that begin at 0, with wider gaps narrowed to ``reach``; other gaps stay as they are."""
     order = np.argsort(places)
     ordered = places[order]
     begins = np.concatenate([[True], np.diff(ordered) > reach])
@@ -229,7 +229,7 @@ def _closed_gaps(places: np.ndarray, reach: float) -> np.ndarray:
 
 
 def _unfolded(found: Found, box: Box, lattice: Lattice) -> Found:
-    """With shifts that hold for the positions before they were folded, in lattice vectors of the structure."""
+    """The same pairs, with shifts in lattice vectors of the structure, for the positions before folding."""
     first, second = found.pairs.astype(np.int64).T
     shifts = (found.shifts + box.wraps[first] - box.wraps[second]) @ lattice.basis
     if np.abs(shifts).max(initial=0) > 2**31 - 1:
@@ -245,7 +245,7 @@ def _most_images(heights: np.ndarray, is_open: np.ndarray | bool, radius: float)
 
 
 def refuse_crowds(box: Box) -> None:
-    """Refuse structures that may have more pairs than any that exists, before memory is asked for.
+    """Refuse structures that may have more pairs than real matter has, before memory is allocated.
 
     Atoms are sorted into bins of about half the radius. With n atoms in a bin and K bins within the radius of one, no
     more than K Σ n² directed pairs exist: four times as many as at an even density, fewer where atoms are together.

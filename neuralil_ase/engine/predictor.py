@@ -31,8 +31,8 @@ class Predictor:
     dtype
         Precision of descriptor and networks, "float32" or "float64".
     backend
-        "compiled" takes the compiled core where it was built, covers the architecture and JAX computes on a CPU, and
-        pure JAX elsewhere; "jax" always takes pure JAX. Second derivatives are always taken by JAX.
+        "compiled" uses the compiled core, or JAX where the core was not built, does not have the architecture, or JAX
+        has an accelerator; "jax" always uses JAX. Second derivatives always come from JAX.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Predictor:
 
     @property
     def backend(self) -> Backend:
-        """Who computes energies and forces on this machine."""
+        """What computes energies and forces on this machine."""
         return "compiled" if self.backend_reason is None else "jax"
 
     @property

@@ -22,7 +22,7 @@ from neuralil_ase.model.graph import PADDING_DISTANCE, Graph, bucket
 from neuralil_ase.model.potential import Params
 
 CENTERS_AT_ONCE = {"cpu": 8, "gpu": 512}
-"""So many that a processor's cache holds what stands between, and that a GPU is busy."""
+"""Centres computed together: few enough for the cache of a CPU, many enough to keep a GPU busy."""
 
 
 def force_constants(
@@ -53,7 +53,7 @@ def force_constants(
     motion
         How pair vectors move with a parameter t, dr_ij/dt in Å, shape (P, 3); the result is then d/dt of all blocks.
     """
-    # Counted between atoms put back into the cell: atoms of a long run may lie many cells apart.
+    # Shifts are counted between atoms wrapped into the cell: in a long run atoms may get many cells apart.
     homes = np.floor(positions @ np.linalg.pinv(cell)).astype(np.int64)
     shifts = lattice_shifts(positions, cell, pairs) + homes[pairs.neighbors] - homes[pairs.centers]
     keyed = _Keys(len(types), shifts)
@@ -113,7 +113,7 @@ def _batches(
     """All centres, some at a time, in arrays of the same lengths."""
     counts = np.bincount(pairs.centers, minlength=len(types))
     starts = np.cumsum(counts) - counts
-    # Few lengths, so that similar structures share a compiled function.
+    # Lengths are rounded up, so that similar structures share a compiled function.
     n_slots = -(-bucket(int(counts.max(initial=1))) // 4) * 4
     most = CENTERS_AT_ONCE.get(jax.default_backend(), 512)
     n_centers = min(most, max(8, 1 << (len(types) - 1).bit_length()))

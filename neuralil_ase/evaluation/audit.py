@@ -1,4 +1,5 @@
-"""What of a data set is not used: each such label, frame or part of a file is named, or refused if it must be meant."""
+"""What a data set holds but is not used: names each such label, frame or part of a file, or refuses it if the user must
+have meant it."""
 
 import logging
 from collections import Counter
@@ -31,12 +32,12 @@ class Part(NamedTuple):
 
 
 def audit(parts: Sequence[Part], keys: Keys) -> None:
-    """Say what is used and what is not.
+    """Log what is used and what is not.
 
     Raises
     ------
     DataError
-        If there is nothing to learn from or to compare with, or labels are left aside that must have been meant.
+        If there is nothing to learn from or to compare with, or if labels are not used that the user must have meant.
     """
     everything = [found for part in parts for found in part.labels]
     names = ", ".join(part.name for part in parts)
@@ -78,7 +79,8 @@ def _check_something(labels: Sequence[Labels], keys: Keys, names: str) -> None:
 
 
 def _check_missing_everywhere(label: str, labels: Sequence[Labels], keys: Keys, names: str) -> None:
-    """A label that no frame has by the name looked for, but by another: it cannot be meant to be left out."""
+    """A label that no frame has under the expected name, but some have under another: nobody would want to leave it
+    out."""
     if any(getattr(found, label) is not None for found in labels) or label in keys.unused:
         return
     suggestion = _suggestion(label, labels, keys)
@@ -114,7 +116,7 @@ def _check_part(part: Part, keys: Keys) -> None:
 
 
 def _check_predictions(labels: Sequence[Labels], keys: Keys, names: str) -> None:
-    """A model's own predictions, as labels, only teach what it already says."""
+    """Labels that are predictions of a model teach it only what it already predicts."""
     predicted = [
         found
         for found in labels
@@ -139,7 +141,7 @@ def _check_predictions(labels: Sequence[Labels], keys: Keys, names: str) -> None
 
 
 def _name_what_is_left(labels: Sequence[Labels], keys: Keys, names: str) -> None:
-    """Entries beside the labels that look like labels, too."""
+    """Entries beside the labels that also look like labels."""
     affixes = {affix for x in ("energy", "forces") for affix in _affixes(getattr(keys, x), x)}
     for label in OPTIONS:
         counts = _counts(label, labels)
@@ -212,7 +214,7 @@ def _way_out(label: str) -> str:
 
 
 def _affixes(names: str | None, label: str) -> set[str]:
-    """What stands before or after the word itself in each of the names: "ref" in REF_energy."""
+    """Prefixes and suffixes in the names: "ref" in REF_energy."""
     stem = {"energy": "energ", "forces": "force", "stress": "stress", "virial": "virial"}[label]
     found = set()
     for name in (names or "").lower().split(","):

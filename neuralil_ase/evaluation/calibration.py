@@ -1,6 +1,6 @@
 """Fit error bars to frames that a potential was not trained on, and judge error bars and spreads.
 
-What the fit is of, and why, stands in ``neuralil_ase.calibration``. Scale and floor maximise the Gaussian likelihood of
+``neuralil_ase.calibration`` says what is fitted, and why. Scale and floor maximise the Gaussian likelihood of
 the held-out errors. For deep ensembles spread and aleatoric deviation together rank the force errors on test frames of
 liquid EAN with 0.77, the spread alone with 0.70.
 """
@@ -32,16 +32,16 @@ MIN_ATOMS = 30
 LOW, HIGH = 1.5, 2.0
 """The lower threshold over the largest spread of an ordinary held-out frame, and the higher over the lower."""
 FLATTEST = 0.5
-"""Least exponent of the law between spread and error. Errors in twenty held-out frames would allow less, and then the
-error bar would hardly see an extrapolation."""
+"""Smallest exponent of the law between spread and error. The errors of twenty held-out frames may fit a smaller one,
+with which the error bar would hardly grow in an extrapolation."""
 ORDINARY = 0.95
-"""Quantile over held-out frames of their largest spread, taken for that of an ordinary frame. The very largest would
-hand the threshold to one held-out frame that is itself unlike the training data: in liquid EAN a rattled frame
-has 2.5 eV/Å, the other 71, up to 700 K, at most 0.21."""
+"""Quantile, over held-out frames, of the largest spread in a frame: it stands for an ordinary frame. The maximum would
+let one held-out frame that is itself unlike the training data decide: in liquid EAN one rattled frame has 2.5 eV/Å, the
+other 71, up to 700 K, at most 0.21."""
 
 
 class HeldOut(NamedTuple):
-    """Errors and raw spreads on frames that took no part in training.
+    """Errors and spreads on frames that were not trained on.
 
     Attributes
     ----------
@@ -366,7 +366,7 @@ def fit_scale_and_floor(
 def fit_power_law(
     squared_errors: np.ndarray, spreads: np.ndarray, reference: float
 ) -> tuple[float, float, float]:
-    """Scale, exponent and floor of the greatest Gaussian likelihood of force errors.
+    """Scale, exponent and floor that maximise the Gaussian likelihood of force errors.
 
     σ² = (scale · reference · (spread / reference)^exponent)² + floor², with an exponent from ``FLATTEST`` to 1.
 
@@ -413,7 +413,7 @@ def _check(held_out: HeldOut) -> None:
 
 
 def _bands(spreads: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
-    """Thresholds on the largest spread of a frame: above what held-out frames have."""
+    """Thresholds on the largest spread of a frame, above those of held-out frames."""
     largest = np.maximum.reduceat(spreads, _starts(sizes))
     low = float(LOW * np.quantile(largest, ORDINARY))
     return {"low": low, "high": HIGH * low}

@@ -1,4 +1,4 @@
-"""Labelled frames from anything ASE reads, checked before they cost anything."""
+"""Labelled frames from anything ASE reads, checked before any long work."""
 
 import bz2
 import gzip
@@ -109,7 +109,7 @@ def frames_from_atoms(
 def _frames(
     parts: Sequence[tuple[str, Sequence[tuple[str, Atoms]]]], keys: Keys, split_by: str | None
 ) -> list[Frame]:
-    """Frames with labels; what is not used is named (:mod:`neuralil_ase.evaluation.audit`)."""
+    """Frames with labels; what is not used is reported (:mod:`neuralil_ase.evaluation.audit`)."""
     labels = [
         Part(
             name,
@@ -186,9 +186,9 @@ def is_isolated_atom(frame: Frame, radius: float) -> bool:
 def split(frames: Sequence[Frame], fraction: float, seed: int) -> tuple[list[Frame], list[Frame]]:
     """Random split into training and validation frames; frames of one group stay together.
 
-    Groups named "train", "valid" (or "val", "validation") and "test" are taken at their word: the data come with
-    their split, and test frames stay out of training. A group that alone holds an element is not held back, as nothing
-    would be learnt of the element.
+    Groups named "train", "valid" (or "val", "validation") and "test" are used as named, and test frames are left out. A
+    group that is the only one with some element is not held back, since nothing could then be learnt about that
+    element.
 
     Raises
     ------
@@ -217,7 +217,7 @@ def split(frames: Sequence[Frame], fraction: float, seed: int) -> tuple[list[Fra
 def _with_all_elements_left(
     frames: Sequence[Frame], labels: Sequence[str], order: Sequence[str], count: int
 ) -> set[str]:
-    """The first ``count`` groups of an order that leave every element to the others."""
+    """The first ``count`` groups, in this order, without which the others still hold every element."""
     elements: dict[str, set[str]] = {}
     for frame, label in zip(frames, labels, strict=True):
         elements.setdefault(label, set()).update(frame.symbols.tolist())
@@ -235,13 +235,13 @@ def _with_all_elements_left(
         left.subtract(elements[group])
     if kept:
         logger.info(
-            "not held back for validation, as no other training frame or group would hold it: what contains %s",
+            "frames with %s are not held back for validation: no other frame or group to train on has these elements",
             "; ".join(kept),
         )
     if not held:
         raise DataError(
-            "nothing can be held back for validation: every frame or group alone holds some element. Give more data, "
-            "a validation file, or validation_fraction 0"
+            "nothing can be held back for validation: every frame or group is the only one with some element. Give "
+            "more data, a validation file, or validation_fraction 0"
         )
     return held
 
@@ -266,7 +266,8 @@ def _named(frames: Sequence[Frame], names: Sequence[str]) -> list[Frame]:
 
 
 def _structures(path: str | Path) -> Iterator[Atoms]:
-    """What ASE reads; a compressed extxyz file is unpacked first, for ASE seeks in it frame by frame."""
+    """The structures that ASE reads. A compressed extxyz file is unpacked first, since ASE would seek in it for every
+    frame."""
     opener: Any = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}.get(Path(path).suffix)
     if opener is None or Path(path).with_suffix("").suffix not in (".extxyz", ".xyz"):
         yield from ase.io.iread(path, index=None if "@" in str(path) else ":")
@@ -292,7 +293,7 @@ def _read_file(path: str | Path) -> Iterator[tuple[str, Atoms]]:
 
 
 def _checked(atoms: Atoms, source: str) -> Atoms:
-    """The structure, if it can be used."""
+    """Return the structure if it can be used."""
     if len(atoms) == 0:
         raise DataError(f"{source} holds no atoms")
     try:

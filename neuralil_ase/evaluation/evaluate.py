@@ -24,9 +24,10 @@ from neuralil_ase.prediction import Prediction, Uncertainty
 
 logger = logging.getLogger(__name__)
 OWN_PREDICTION = 1e-5
-"""Largest error, in eV/atom and eV/Å, of labels that the model made itself: what files keep of digits."""
+"""Largest error, in eV/atom and eV/Å, that still means the labels are the model's own predictions, rounded in a
+file."""
 MARGIN = 0.05
-"""Fraction of an element outside those trained on that is no new composition."""
+"""How far the fraction of an element may lie outside those trained on without being a new composition."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Evaluation:
 
 
 def evaluate(potential: Potential, frames: Sequence[Frame]) -> Evaluation:
-    """Predict and compare; a warning says if labels are the potential's own predictions, or stresses of another sign
-    or unit, and if compositions are unlike those that it was trained on.
+    """Predict and compare. Warns if the labels are the potential's own predictions, if stresses have another sign or
+    unit, and if compositions are unlike those that it was trained on.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def evaluate(potential: Potential, frames: Sequence[Frame]) -> Evaluation:
 
 
 def evaluation_of(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Evaluation:
-    """Compare predictions that are already there."""
+    """Compare predictions that were made before."""
     if not frames:
         raise DataError("there are no frames to evaluate")
     comparison = compare(frames, predictions)
@@ -154,9 +155,9 @@ def _say_what_is_strange(potential: Potential, evaluation: Evaluation) -> None:
 
 
 def unseen_composition(potential: Potential, frame: Frame) -> str | None:
-    """In what a frame's composition differs from all that the potential was trained on; None if it does not.
+    """How the composition of a frame differs from all that the potential was trained on; None if it does not.
 
-    Known of models whose provenance says what fractions of each element their training frames had.
+    Only known if the provenance of the model holds the fractions of each element in its training frames.
     """
     for symbol, (low, high) in _fractions(potential).items():
         fraction = float(np.mean(frame.symbols == symbol))

@@ -1,4 +1,4 @@
-"""The labels of a structure: by ASE's names, by names that the user gives; what looks like labels but is not used."""
+"""The labels of a structure, under ASE's names or the user's; and entries that look like labels but are not used."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -55,7 +55,7 @@ class Keys:
         1 if stresses are positive under tension, as ASE has them, and virials under compression (virial = −V stress);
         −1 if the signs are the other way round, as VASP prints stresses.
     unused
-        Labels that need not be there, and are not missed.
+        Labels that are not needed: nothing is said if they are missing.
     """
 
     energy: str | None = None
@@ -84,7 +84,7 @@ class Keys:
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """What one structure is labelled with, and what was left aside.
+    """The labels of one structure, and what was not used.
 
     Attributes
     ----------
@@ -97,7 +97,7 @@ class Labels:
     lookalikes
         For each label, names of entries that look like it and are not used.
     predicted_by
-        Names of entries that stand beside the predictions of a model.
+        Names of entries that a model writes beside its predictions.
     """
 
     energy: float | None
@@ -160,7 +160,7 @@ def _results(atoms: Atoms, source: str) -> dict[str, Any]:
 
 
 def _has_moved(before: Atoms, now: Atoms) -> bool:
-    """Whether atoms moved, but for whole lattice vectors along periodic directions."""
+    """Whether atoms moved, other than by whole lattice vectors along periodic directions."""
     if len(before) != len(now) or (before.numbers != now.numbers).any():
         return True
     if not np.allclose(before.cell.array, now.cell.array, rtol=0, atol=1e-6):
@@ -259,7 +259,7 @@ def meaning(name: str) -> str | None:
 
 
 def _fits(label: str, value: Any, n_atoms: int) -> bool:
-    """Whether a value is made of as many numbers as such a label has."""
+    """Whether a value has as many numbers as such a label."""
     sizes = {"energy": (1,), "forces": (3 * n_atoms,), "stress": (6, 9), "virial": (6, 9)}
     try:
         array = np.asarray(value)

@@ -26,8 +26,8 @@ class Comparison:
     stresses, predicted_stresses
         In eV/Å³, shape (F, 6); the prediction is the mean over members.
     energy_aleatoric, force_aleatoric
-        Deep ensembles: the standard deviation that the members expect of the labels, in eV, shape (F,), and of a
-        force (norm over x, y, z) in eV/Å, shape (A,); None for others.
+        Deep ensembles: the aleatoric deviation in eV, shape (F,), and of a force (norm over x, y, z) in eV/Å, shape
+        (A,); None for others.
     """
 
     sizes: np.ndarray
@@ -77,14 +77,14 @@ class Comparison:
 
 
 def accuracy(comparison: Comparison) -> Card:
-    """The card of one data set: JSON data whose keys carry the units; what the labels lack is left out.
+    """The card of one data set: JSON data whose keys name the units. Figures for labels that are missing are left out.
 
-    "mae" and "rmse" of forces run over components; "norm" is the mean length of the error vector, which does not
-    depend on the orientation of the axes. "offset_removed" is after subtracting the mean energy error per atom.
-    "members" are means over members of what each member alone would score. "spread" compares the error of the mean
-    with the spread over members (standard deviation, ddof 1; of a force the norm over components). Deep ensembles
-    add "energy_aleatoric" and "force_aleatoric", the same with the deviation that the members expect, and
-    "energy_total" and "force_total", with the root of the sum of both squares.
+    "mae" and "rmse" of forces run over components; "norm" is the mean length of the error vector, which does not depend
+    on the orientation of the axes. "offset_removed" is after subtracting the mean energy error per atom. "members" are
+    means over members of what each member alone would score. "spread" compares the error of the mean with the spread
+    over members (standard deviation, ddof 1; of a force the norm over components). Deep ensembles add
+    "energy_aleatoric" and "force_aleatoric", the same with the aleatoric deviation, and "energy_total" and
+    "force_total", with the root of the sum of both squares.
     """
     card: Card = {"frames": len(comparison.sizes), "atoms": int(comparison.sizes.sum())}
     if np.isfinite(comparison.energies).any():
@@ -171,7 +171,7 @@ def _spread_card(comparison: Comparison) -> Card:
 
 
 def _agreement(key: str, errors: np.ndarray, expected: np.ndarray) -> Card:
-    """Rank correlation and ratio of root mean squares; nothing where they have no meaning."""
+    """Rank correlation and ratio of root mean squares; empty where they have no meaning."""
     if len(errors) < 3 or np.ptp(expected) == 0 or np.ptp(errors) == 0:
         return {}
     from scipy.stats import (

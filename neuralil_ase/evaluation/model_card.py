@@ -14,7 +14,7 @@ from neuralil_ase.model.potential import Potential, flatten
 def describe(potential: Potential) -> str:
     """Architecture, origin, accuracy and calibration of a potential, as plain text for a terminal.
 
-    Loads no JAX, so that it comes at once.
+    Does not load JAX, so that it is fast.
     """
     parts = [_architecture(potential), _provenance(potential.provenance)]
     if accuracy := potential.provenance.get("accuracy"):
@@ -49,7 +49,7 @@ def _architecture(potential: Potential) -> str:
 
 
 def _accuracy(cards: Any) -> str:
-    """As a table; as words if it is none, for a file may hold anything here."""
+    """As a table; as plain words if it is not one, since a file may hold anything here."""
     try:
         return format_table(cards)
     except (AttributeError, KeyError, TypeError, ValueError):

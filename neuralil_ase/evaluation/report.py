@@ -25,7 +25,7 @@ def write_report(
     history: Sequence[Mapping[str, Any]] = (),
     calibration: Calibration | None = None,
 ) -> list[Path]:
-    """Draw what the data allow.
+    """Draw all pictures that the data allow.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def draw_learning_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def draw_spread(comparison: Comparison, calibration: Calibration | None) -> Figure:
-    """Force errors against what was expected, and how many of them lie within it.
+    """Force errors against spread and error bar, and how many of them lie within.
 
     Left: rms norm of the errors in bins of equal population. Right: share of components inside Gaussian intervals.
     For the spread over members, and, where they are known, the calibrated error bar and the spread with the aleatoric
@@ -185,5 +185,5 @@ def _step(axes: Axes, values: np.ndarray, name: str, color: str) -> None:
 
 
 def _some(indices: np.ndarray) -> np.ndarray:
-    """At most MAX_POINTS of them, evenly spread."""
+    """At most MAX_POINTS of the points, evenly spaced."""
     return indices[:: max(1, -(-len(indices) // MAX_POINTS))]

@@ -1,4 +1,4 @@
-"""Are the stresses those of these frames, in the unit and with the sign that is thought?
+"""Checks that stresses belong to their frames and have the assumed unit and sign.
 
 Energies and forces imply the stress: all are derivatives of one energy. A small potential that is linear in its
 coefficients (pairs, and squares of densities around atoms) is fitted to energies and forces alone, in a second. Its own
@@ -23,17 +23,17 @@ RADIUS, N_PAIR, N_DENSITY = 5.0, 10, 4
 MOST_FRAMES, MOST_PAIRS = 40, 600_000
 FEWEST_FRAMES = 6
 TRUSTED = 0.7
-"""Part of the variance of held-out forces that the small potential must explain before it may doubt a label."""
+"""Fraction of the variance of held-out forces that the small potential must explain before its doubts count."""
 AGREES, UNRELATED = 0.5, 0.3
-"""Correlation of stresses from which on they belong to the frames, and below which they do not."""
+"""Correlations of stresses: above the larger they belong to the frames, below the smaller they do not."""
 ENOUGH = 12
-"""Frames without which a small correlation may be chance."""
+"""With fewer frames, a small correlation may be chance."""
 TOLERATED = 5.0
-"""Largest ratio of the sizes of stresses that is put down to the crudeness of the comparison."""
+"""Up to this ratio of sizes, a difference is taken for the crudeness of the comparison."""
 
 
 class _Design(NamedTuple):
-    """What every coefficient adds to the labels of one frame."""
+    """What each coefficient contributes to the labels of one frame."""
 
     energy: np.ndarray
     forces: np.ndarray
@@ -120,7 +120,7 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _order(labels: np.ndarray, implied: np.ndarray, sign: float) -> str | None:
-    """The order of the shear components, if it is clearly another one."""
+    """The order of the shear components, if it is clearly not ours."""
     names, expected = ("yz", "xz", "xy"), implied[:, 3:].reshape(-1)
     if np.ptp(expected) == 0 or np.ptp(labels[:, 3:]) == 0 or len(labels) < ENOUGH:
         return None
@@ -146,7 +146,7 @@ def _affordable(frames: Sequence[Frame]) -> list[Frame]:
 
 
 def _varying(stresses: np.ndarray) -> np.ndarray:
-    """Components without the mean pressure, which is what a crude potential knows least."""
+    """Components without the mean pressure, which a crude potential describes worst."""
     centred = stresses.copy()
     centred[:, :3] -= stresses[:, :3].mean()
     return centred.reshape(-1)

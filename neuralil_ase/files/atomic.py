@@ -1,4 +1,4 @@
-"""Writing so that nothing is lost and nothing is half written. Every file of this package is written here.
+"""Writes files so that nothing is lost or half written. Every file of this package is written here.
 
 A whole file goes to a temporary file first, which then takes the place of the old one. A record at the end of a file
 (a frame, a line of a log) goes to the system in one write; if that fails, the file is cut back to the length it had.
@@ -18,12 +18,13 @@ from neuralil_ase.errors import OutputError
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a temporary file beside the target, flush it to the disk, rename it over the target.
 
-    The target of a symbolic link is replaced, not the link; a file that is replaced hands on its permissions.
+    Behind a symbolic link, the target is replaced and the link stays. The new file has the permissions of the old one.
 
     Raises
     ------
     OutputError
-        If that fails, for instance because the disk is full: the temporary file is removed and the target is as it was.
+        If that fails, for instance because the disk is full. The temporary file is removed, and the target stays as it
+        was.
     """
     temporary = None
     try:
@@ -47,7 +48,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         raise _refused(path, problem) from problem
     finally:
         if temporary is not None:
-            with suppress(OSError):  # on a read-only file system even of what is not there
+            with suppress(OSError):  # read-only file systems refuse this even without a file
                 temporary.unlink(missing_ok=True)
 
 
@@ -66,7 +67,7 @@ def append_record(path: str | os.PathLike[str], record: bytes, sync: bool) -> No
     Raises
     ------
     OutputError
-        If the system refuses (disk full, no permission); the file is as long as it was before.
+        If the system refuses (disk full, no permission); the file then has its former length.
     """
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -90,7 +91,7 @@ def append_record(path: str | os.PathLike[str], record: bytes, sync: bool) -> No
 
 
 def set_aside(path: Path) -> Path | None:
-    """Rename an existing file to the next free ``name.N``, so that a new run destroys nothing.
+    """Rename an existing file to the next free ``name.N``, so that a new run does not overwrite it.
 
     Returns the new name, or None where there is no file or an empty one.
 
@@ -110,7 +111,7 @@ def set_aside(path: Path) -> Path | None:
 
 
 def cut_tail(path: Path, keep: int) -> Path:
-    """Move what stands behind the first `keep` bytes to the next free ``name.N``; returns that name.
+    """Move all but the first `keep` bytes to the next free ``name.N``; returns that name.
 
     Raises
     ------
@@ -129,7 +130,7 @@ def cut_tail(path: Path, keep: int) -> Path:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """A folder and those above it, made where they are not there.
+    """Make a folder, and those above it, unless they exist.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """One writer for each output: a second run that would write the same files is refused.
 
-The lock is a small hidden file beside the output, held by the operating system (``flock``), which frees it when the
-process ends in whatever way. It names the output, not the file's content, so that it outlives a file that is
-replaced or deleted while the run goes on.
+The lock is a small hidden file beside the output. The operating system holds it (``flock``) and frees it when the
+process ends, however it ends. It belongs to the name of the output, so that it stays when the file is replaced or
+deleted during the run.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ _held: "weakref.WeakValueDictionary[Path, Lock]" = weakref.WeakValueDictionary()
 class Lock:
     """The right to write one output, until it is released or garbage-collected, or the process ends.
 
-    File systems that know no locks (some parallel ones) leave outputs unlocked.
+    On file systems without locks (some parallel ones) outputs stay unlocked.
 
     Parameters
     ----------
     path
         The output: a file, existing or not. Symbolic links lead to the same lock.
     take_over
-        Take the lock from whoever holds it in this process, as when a cell of a notebook runs again. The former holder
-        learns of it through ``check``. Another process is never robbed.
+        Take the lock over from its holder in this process, as when a cell of a notebook runs again. The former holder
+        learns of it through ``check``. A lock of another process is never taken over.
 
     Raises
     ------
@@ -85,14 +85,14 @@ class Lock:
             raise _in_use(self.path, "a later run of this process")
 
     def release(self) -> None:
-        """Give the lock back; nothing happens if that was done before."""
+        """Release the lock; nothing happens if that was done before."""
         self._freed()
 
 
 def _free(handle: int, file: Path, pid: int) -> None:
     if os.getpid() == pid:
         with suppress(OSError):
-            file.unlink()  # still locked, so that nobody else can have locked this file
+            file.unlink()  # the file is still locked, so nobody else can have locked it
         with suppress(OSError):
             os.close(handle)
 
@@ -115,14 +115,14 @@ def _locked(file: Path, output: str | os.PathLike[str]) -> int:
         if _is_at(handle, file):
             break
         os.close(handle)  # its holder has unlinked it in between: make a new one
-    with suppress(OSError):  # a full disk keeps nobody from holding the lock
+    with suppress(OSError):  # the lock is held even if the disk is too full for this text
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
     return handle
 
 
 def _lock(handle: int) -> bool:
-    """Whether the file could be locked, or its file system knows no locks."""
+    """Whether the file could be locked, or its file system has no locks."""
     if fcntl is None:
         return True
     try:

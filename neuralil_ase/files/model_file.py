@@ -65,7 +65,7 @@ def save_potential(potential: Potential, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     potential
-        The potential; arrays keep their precision (float16, float32 or float64).
+        The potential. Arrays keep their precision (float16, float32 or float64).
     path
         The file, by custom ``*.safetensors``.
 
@@ -133,7 +133,7 @@ def default_model() -> Path:
 
 
 def as_potential(model: Potential | str | os.PathLike[str] | None) -> Potential:
-    """A potential as it is, that of a file, or for None the one that ships with the package."""
+    """The potential itself, the one in a file, or for None the one that ships with the package."""
     if isinstance(model, Potential):
         return model
     return load_potential(default_model() if model is None else model)
@@ -182,7 +182,7 @@ def _read(path: Path) -> bytes:
 
 
 def _check_layout(path: Path, content: bytes) -> Mapping[str, Any]:
-    """Check the frame of a safetensors file (length, header, data) and return its metadata."""
+    """Check the layout of a safetensors file (length, header, data) and return its metadata."""
     _check_start(path, content)
     length = int.from_bytes(content[:8], "little")
     if length > MAX_HEADER_BYTES:
@@ -207,7 +207,7 @@ def _check_layout(path: Path, content: bytes) -> Mapping[str, Any]:
 def _check_start(path: Path, content: bytes) -> None:
     if len(content) < 8:
         _refuse(path, f"is truncated: it has {len(content)} bytes", _DAMAGED)
-    # The length of a header can begin with the same two bytes, but then it is one that may be.
+    # The length of a header can begin with the same two bytes, but then the length is plausible.
     long = int.from_bytes(content[:8], "little") > MAX_HEADER_BYTES
     if long and content[0] == 0x80 and content[1] in range(2, 6):
         advice = f"Import it once with: neuralil-ase import {path} -o MODEL.safetensors"
@@ -232,7 +232,7 @@ def _array_end(path: Path, name: str, entry: Any) -> int:
 
 
 def _parse_json(path: Path, text: str | bytes, what: str) -> dict[str, Any]:
-    """Parse strictly: one table, no duplicate keys, no NaN or infinity, no bottomless nesting."""
+    """Parse strictly: one table, no duplicate keys, no NaN or infinity, limited nesting."""
 
     def refuse_constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")

@@ -1,4 +1,4 @@
-"""What can be seen before long work begins: whether its results can be written, and that they destroy no input."""
+"""Checks before long work begins: that its results can be written, and that they overwrite no input."""
 
 import os
 import uuid
@@ -47,7 +47,7 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     Raises
     ------
     OutputError
-        If it is a file, or cannot be made or written to.
+        If it is a file, or if it cannot be made or written to.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -60,7 +60,7 @@ def check_folder(path: str | os.PathLike[str]) -> None:
 def check_is_no_input(
     outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]
 ) -> None:
-    """Refuse to write over what is read, whatever links lead there.
+    """Refuse to overwrite what is read, also through links.
 
     Parameters
     ----------

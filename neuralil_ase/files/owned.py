@@ -1,4 +1,4 @@
-"""A file that one run appends to for hours: locked, and watched for what others do to it meanwhile."""
+"""A file that one run appends to for hours: it is locked, and changes by others are noticed."""
 
 import os
 import stat
@@ -25,7 +25,7 @@ class OwnedFile:
     path
         Where the file is or will be.
     purpose
-        What it is for; messages about a path that cannot be written begin with it.
+        What it is for. Messages about a path that cannot be written begin with it.
 
     Raises
     ------
@@ -50,7 +50,7 @@ class OwnedFile:
         return self._found() is not None
 
     def read(self) -> bytes:
-        """The content, empty where there is no file. What others did up to now counts as known."""
+        """The content, empty if there is no file. Changes by others up to now count as known."""
         self._left = self._found()
         if self._left is None:
             return b""
@@ -58,7 +58,7 @@ class OwnedFile:
             return self.path.read_bytes()
 
     def added(self) -> bytes | None:
-        """What others have appended; None if they have done anything else, or nothing."""
+        """What others have appended; None if they did nothing or made another change."""
         found = self._found()
         if (
             found is None
@@ -78,7 +78,7 @@ class OwnedFile:
         self._left = self._found()
 
     def replace(self, content: bytes) -> None:
-        """Put other content in the place of what is there."""
+        """Replace the content."""
         self._lock.check()
         write_atomically(self.path, content)
         self._left = self._found()
@@ -98,7 +98,7 @@ class OwnedFile:
         return aside
 
     def cut_tail(self, keep: int) -> Path:
-        """Move what stands behind the first `keep` bytes to a new file ``name.N``; returns its name."""
+        """Move all but the first `keep` bytes to a new file ``name.N``; returns its name."""
         self._lock.check()
         aside = cut_tail(self.path, keep)
         self._left = self._found()
@@ -114,12 +114,13 @@ class OwnedFile:
 
 
 def checked_path(path: str | os.PathLike[str], purpose: str) -> Path:
-    """`path`, if a file can be written there, as far as can be seen without writing.
+    """Return `path` if a file can be written there, as far as can be seen without writing.
 
     Raises
     ------
     OutputError
-        If there is no such folder, if it or the file may not be written to, or if something else than a file is there.
+        If the folder does not exist, if it or the file may not be written to, or if there is something other than a
+        file.
     """
     target = Path(path)
     try:

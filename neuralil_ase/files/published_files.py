@@ -53,7 +53,7 @@ class _Kind:
     network, pair_term
         As in ModelConfig.
     has_hidden_biases
-        False where the layers between the first and the last have none, beside layer normalisation.
+        False if the layers between the first and the last have no biases, besides layer normalisation.
     note
         For the provenance.
     """
@@ -253,7 +253,7 @@ _NAMES = [
 
 
 def _our_name(published: str, depth: int) -> str:
-    """Our name of a published parameter; ``depth`` counts the core's layers before its outlet."""
+    """Our name of a published parameter; ``depth`` is the number of layers of the core before its outlet."""
     for pattern, ours in _NAMES:
         if match := pattern.match(published):
             found = match.groupdict()

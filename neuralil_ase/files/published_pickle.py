@@ -1,9 +1,9 @@
-"""A reader of published NeuralIL files, which are pickles, that runs nothing of what they hold.
+"""Reads published NeuralIL files, which are pickles, without running anything in them.
 
-It knows the operations and the globals that occur in published files and no other, and puts stand-ins in the place of
-all globals: no object of another library is built before its content has been checked, and a file can set nothing on a
-stand-in. Python's own unpickler is not used: one byte can make it allocate gigabytes, and nested references let it
-hash or compare without end.
+It knows only the operations and globals that occur in published files, and puts stand-ins in the place of all globals:
+no object of another library is built before its content has been checked, and a file can set nothing on a stand-in.
+Python's own unpickler is not used: one byte can make it allocate gigabytes, and nested references let it hash or
+compare without end.
 """
 
 import math
@@ -78,7 +78,7 @@ class _Dtype:
 
 
 class PickledArray:
-    """Stand-in for ``numpy.ndarray``: an array once its shape and its bytes are known to agree."""
+    """Stand-in for ``numpy.ndarray``; becomes an array once shape and bytes are known to agree."""
 
     __slots__ = ("values",)
 
@@ -103,7 +103,7 @@ class PickledArray:
 
 
 def _brief(value: Any) -> str:
-    """A value in a message: only what cannot be long or deep is shown."""
+    """A value for a message, shown only if it cannot be long or deep."""
     if isinstance(value, tuple) and len(value) <= 8:
         return f"({', '.join(map(_brief_item, value))})"
     return _brief_item(value)
@@ -145,9 +145,9 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 
 
 class _Machine:
-    """What a pickle is a program for, with those operations alone that published files use.
+    """The machine that a pickle is a program for, with only the operations that published files use.
 
-    Nothing here hashes, compares or prints what the program made, other than names, so that no nesting can take long.
+    Nothing here hashes, compares or prints what the program made, except names, so that nesting cannot cost time.
     """
 
     def __init__(self) -> None:

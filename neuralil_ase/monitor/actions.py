@@ -31,7 +31,7 @@ class Event:
     rising : bool
         Whether the check before this one was in a lower band: the beginning of an episode.
     stop : bool
-        Whether the last band there is was reached.
+        Whether the worst band was reached: HIGH, or CANDIDATE where only one threshold was given.
     readings : tuple of Reading
         Those that flagged the frame.
     frame : Atoms
@@ -66,7 +66,7 @@ class Event:
 class RollBack:
     """Remembers the last trusted state of the run and puts it back.
 
-    Elements, positions, cell and momenta return; what a thermostat or an optimiser keeps for itself does not.
+    Elements, positions, cell and momenta are restored; the internal state of a thermostat or optimiser is not.
     Start a new dynamics from the restored atoms.
     """
 
@@ -143,7 +143,7 @@ def warn(event: Event, say: Callable[[str], Any] | None = None) -> None:
 
 
 def call(function: Callable[[Event], Any], event: Event) -> None:
-    """Call the user's function; an exception of its own goes on with a note on where it arose."""
+    """Call the user's function; an exception that it raises is passed on, with a note on where it arose."""
     try:
         function(event)
     except Exception as problem:
@@ -156,7 +156,7 @@ def call(function: Callable[[Event], Any], event: Event) -> None:
 
 
 class Attempts:
-    """Runs one action after the other, so that none is lost because another one failed."""
+    """Runs one action after the other; when one fails, the others still run."""
 
     def __init__(self) -> None:
         self.problems: list[Exception] = []
@@ -170,7 +170,7 @@ class Attempts:
             return None
 
     def raise_first(self) -> None:
-        """Raise the first problem; the others go with it as notes."""
+        """Raise the first problem, with the others as notes."""
         if self.problems:
             first, *others = self.problems
             for other in others:

@@ -35,7 +35,7 @@ class Criterion:
     Parameters
     ----------
     low, high : float, optional
-        Where the bands begin, in the unit of the criterion. Without ``low``, ``bands`` is asked; without ``high``
+        Where the bands begin, in the unit of the criterion. Without ``low``, :meth:`bands` gives both; without ``high``
         there is a single threshold.
     elements : tuple of str, optional
         Look at these elements only, e.g. ``("N", "H")``.
@@ -87,7 +87,9 @@ class Criterion:
                 f"{type(self).__name__}: {unknown[0]!r} is neither the symbol of an element nor the index of an atom."
             )
         if self.label is not None and not names_column(self.label):
-            raise ConfigError(f"label {self.label!r} names a log column: no blanks, not empty.")
+            raise ConfigError(
+                f"label {self.label!r} names a column of the log: give a name that is not empty and has no blanks."
+            )
 
     @property
     def name(self) -> str:
@@ -149,7 +151,7 @@ class Criterion:
         )
 
     def resolved(self, calibration: Calibration | None) -> Self:
-        """This criterion with what it leaves open filled in from the model's calibration.
+        """This criterion, with whatever was left open filled in from the model's calibration.
 
         Parameters
         ----------
@@ -159,7 +161,7 @@ class Criterion:
         Raises
         ------
         MonitorError
-            If something is open that the model does not hold.
+            If the calibration lacks what is needed.
         """
         if self.low is not None:
             return self
@@ -167,7 +169,7 @@ class Criterion:
         return replace(self, low=low, high=high if self.high is None else self.high)
 
     def taken_from(self, calibration: Calibration | None, take: Callable[[Any], _T]) -> _T:
-        """``take(calibration)``; a MonitorError where the calibration does not hold what that needs."""
+        """``take(calibration)``; a MonitorError if the calibration lacks what that needs."""
         try:
             return take(calibration)
         except (AttributeError, LookupError, TypeError, ValueError) as problem:
@@ -254,14 +256,14 @@ class MaxForceErrorBar(Criterion):
 
 @dataclass(frozen=True)
 class MeanForceSpread(Criterion):
-    """Mean spread of the forces over the chosen atoms, eV/Å. Steady, blind to one bad atom."""
+    """Mean spread of the forces over the chosen atoms, eV/Å. Fluctuates little, but does not see a single bad atom."""
 
     kind = "mean_force_std"
     unit = "eV/Å"
     needs = "forces"
 
     def read(self, atoms: Atoms, prediction: PredictionLike) -> Reading:
-        """The mean over the chosen atoms; it belongs to no single atom."""
+        """The mean over the chosen atoms, with no atom named."""
         return self.reading(np.mean(prediction.forces_std[self.chosen(atoms)]))
 
 
@@ -293,7 +295,7 @@ class EnergySpreadPerAtom(Criterion):
             )
 
     def read(self, atoms: Atoms, prediction: PredictionLike) -> Reading:
-        """``energy_std / N``; it belongs to no single atom."""
+        """``energy_std / N``, with no atom named."""
         return self.reading(prediction.energy_std / len(atoms))
 
 
@@ -311,7 +313,7 @@ class RelativeCriterion(Criterion):
         return replace(found, usual=self.taken_from(calibration, self.usual_values))
 
     def usual_values(self, calibration: Calibration) -> dict[str, float]:
-        """What is usual for a model with this calibration; an error as in :meth:`bands` where it does not say."""
+        """What is usual for a model with this calibration. Errors become a MonitorError, as in :meth:`bands`."""
         raise NotImplementedError(f"{type(self).__name__} has no usual_values()")
 
 

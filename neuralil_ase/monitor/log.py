@@ -21,7 +21,7 @@ ESTIMATOR = (
 FIRST_LINE = "# neuralil_ase monitor log, format 2"
 FIXED = ("step", "image", "time_fs", "temperature_K", "energy_eV", "energy_std_eV", "band", "saved")
 DIGITS = {"step": 15, "time_fs": 12, "energy_eV": 12}
-"""Significant digits in the file, where nine are too few."""
+"""Significant digits in the file, for columns that need more than nine."""
 
 
 class Log:
@@ -33,14 +33,14 @@ class Log:
     criteria : sequence of Criterion
         With their thresholds.
     append : bool
-        Go on with an existing file; otherwise it is renamed.
+        Continue an existing file; otherwise it is renamed.
 
     Raises
     ------
     OutputError
         If the file cannot be written.
     MonitorError
-        If it should be gone on with, but is no log with the same columns or has a damaged row.
+        If it should be continued, but is no log with the same columns or has a damaged row.
     """
 
     def __init__(self, file: OwnedFile | None, criteria: Sequence[Criterion], append: bool) -> None:
@@ -130,7 +130,7 @@ class Log:
         return _Table([], self.columns, rows).as_dict()
 
     def _opened(self, file: OwnedFile) -> "_Table | None":
-        """What an earlier part of the run left; None if that is nothing, or the beginning of a header."""
+        """The rows that an earlier part of the run left; None without any, or if the file ends inside its header."""
         content = file.read()
         whole = _whole_lines(content)
         table = _parsed(file.path, content[:whole] or content)
@@ -169,7 +169,7 @@ class Log:
             self.clock = (int(reached[-1, 0]), float(times[0]))
 
     def _restore(self, file: OwnedFile) -> str | None:
-        """Bring the file back into order after somebody else changed or deleted it; returns what is to be told."""
+        """Repair the file after somebody else changed or deleted it; returns what the user should be told."""
         added = file.added()
         if added == self._unwritten:
             file.read()  # our own: an interrupt came just after they were written
@@ -178,7 +178,7 @@ class Log:
             line[:1] in b"#\n\r" for line in added.splitlines(keepends=True)
         ):
             if added.endswith(b"\n"):
-                file.append(self._unwritten, sync=False)  # somebody's remarks
+                file.append(self._unwritten, sync=False)  # comments that somebody appended
                 return None
         elif added is not None:
             raise OutputError(
@@ -195,7 +195,7 @@ class Log:
         return f"{file.path} {what} and was written anew, with all rows of this run"
 
     def _content(self) -> bytes:
-        """Everything that belongs into the file."""
+        """The whole content of the file."""
         rows = np.frombuffer(self._values.tobytes()).reshape(-1, len(self.columns))
         return "".join(self._head).encode() + b"".join(map(self._text, rows))
 
@@ -272,7 +272,7 @@ class _Table(NamedTuple):
 def _parsed(path: Path, content: bytes) -> _Table | None:
     """Read a log; None where it is empty or ends inside its header.
 
-    A MonitorError for what is no log, and for a damaged row.
+    Raises a MonitorError if it is no log, or if a row is damaged.
     """
     first, title = FIRST_LINE.encode(), b"# step "
     lines = content.splitlines(keepends=True)

@@ -84,9 +84,8 @@ class NoveltyFilter:
 def fingerprint_of(calculator: Any) -> Fingerprint:
     """The model's own descriptors where the calculator offers them, else sorted distances.
 
-    Saved frames are not at the present positions, and evaluating them would have the calculator
-    rebuild its pair list: another order of summation, other last bits in the run. So a copy of the
-    calculator is asked, made when it is first needed.
+    Evaluating saved frames would make the calculator rebuild its pair list, which changes the order of summation and so
+    the last bits of the run. So a copy of the calculator, made when it is first needed, evaluates them.
     """
     if not callable(getattr(calculator, "descriptors", None)):
         return sorted_distances

@@ -32,8 +32,8 @@ _PathLike = str | PathLike[str]
 class ExtrapolationMonitor:
     """Follows the spread of an ensemble during a run and acts where the model does not know.
 
-    Attach it to any ASE dynamics; it only looks, unless told to stop or to roll back: the same run
-    with and without it is identical.
+    Attach it to any ASE dynamics. Unless it is told to stop or to roll back it changes nothing: the run is the same, to
+    the last bit, with and without it.
 
     Parameters
     ----------
@@ -46,12 +46,12 @@ class ExtrapolationMonitor:
         `stop` ends the run at high, and frames at or above high are not saved. Default: the bands
         of the model's calibration.
     criteria : sequence of Criterion, optional
-        In place of `threshold`; see `neuralil_ase.monitor`. A frame is as bad as its worst one.
+        In place of `threshold`; see `neuralil_ase.monitor`. The worst criterion decides the band of a frame.
     patience : int
         Act after this many checks in a row in a band, so that a single spike does nothing.
     every : int
-        Ask for member forces at every n-th call only. In between, the criteria that need no more
-        than member energies go on (if there are any); when one of them objects, all are evaluated.
+        Evaluate member forces at every n-th call only. In between, only the criteria that need no more than member
+        energies are evaluated; when one of them leaves the trusted band, all are.
     log : path, optional
         Table of all checks, for ``numpy.loadtxt`` or `read_log`.
     save : path, optional
@@ -73,7 +73,7 @@ class ExtrapolationMonitor:
         Warn when a flagged episode begins: with ``warnings.warn``, or by calling this with the
         message, e.g. ``logging.getLogger("md").warning``.
     stop : bool
-        End the run cleanly when the last band is reached.
+        End the run cleanly when the worst band is reached.
     rollback : bool
         As `stop`, and put the last trusted positions, cell and momenta back.
     function : callable, optional
@@ -84,8 +84,8 @@ class ExtrapolationMonitor:
     dyn : optional
         The dynamics, where `system` is not one.
     append : bool
-        Go on with existing `log` and `save` files of an earlier part of this run. Otherwise
-        existing files are renamed to ``name.1``, ``name.2`` and so on; none is overwritten.
+        Continue the `log` and `save` files of an earlier part of this run. Otherwise existing files are renamed to
+        ``name.1``, ``name.2`` and so on; none is overwritten.
     first_step : int, optional
         Steps done in earlier parts of the run, before the dynamics began to count. With `append`
         it is found by comparing energy and spreads of the first structure with the rows of the log;
@@ -105,9 +105,9 @@ class ExtrapolationMonitor:
     Raises
     ------
     MonitorError
-        If the model has a single member or no calibration where one is needed, if the run cannot be
-        stopped from inside, if a log cannot be gone on with, or if a frame or row cannot be written
-        during the run. It is kept in memory then; call `flush` when there is room again.
+        If the model has a single member or no calibration where one is needed, if the run cannot be stopped from
+        inside, if a log cannot be continued, or if a frame or row cannot be written during the run. It is kept in
+        memory then; call `flush` when there is room again.
     OutputError
         If `log` or `save` cannot be written to, or another run writes it.
     ConfigError
@@ -270,12 +270,12 @@ class ExtrapolationMonitor:
         return atoms.calc if self._calculator is None else self._calculator
 
     def _done(self) -> int:
-        """Steps by the count of the dynamics, or calls without one."""
+        """Steps that the dynamics has counted, or the number of calls if there is none."""
         dynamics = self._target.dynamics
         return self._calls if dynamics is None else int(dynamics.nsteps)
 
     def _look(self, with_forces: bool) -> list[Check]:
-        """A check of every image; none if nothing is due at this call."""
+        """Check every image; empty if nothing is due at this call."""
         step = self._done() + (self._steps_before or 0)
         found = [
             checked(self.criteria, self._model(atoms), atoms, with_forces)
@@ -350,7 +350,7 @@ class ExtrapolationMonitor:
         return row
 
     def _act(self, events: Sequence[Event], attempts: Attempts) -> None:
-        """What follows saving: roll back, warn, the user's function, stop. All are attempted."""
+        """After saving: roll back, warn, call the user's function, stop. All are attempted."""
         ending = [event for event in events if event.stop] if self._stop else []
         if ending:
             self.stopped = True

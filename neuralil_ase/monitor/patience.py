@@ -1,4 +1,4 @@
-"""What was found in a frame, the bands of the values, and for how long they have been bad already."""
+"""What was found in a frame, the bands of the values, and for how many checks in a row they have been bad."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ class Reading:
 
     @property
     def in_last_band(self) -> bool:
-        """Whether the value reached the last band there is; this is what stops a run."""
+        """Whether the value reached the worst band; this is what stops a run."""
         return self.band == Band.HIGH or (self.high is None and self.band == Band.CANDIDATE)
 
     @property
@@ -132,7 +132,7 @@ class Streaks:
     acted: Band = Band.TRUSTED
 
     def update(self, readings: Sequence[Reading]) -> tuple[Reading, ...]:
-        """Count the readings in; returns those that have lasted for `patience` checks."""
+        """Count these readings; returns those that have lasted for `patience` checks."""
         for reading in readings:
             for counts, reached in (
                 (self.flagged, reading.band >= Band.CANDIDATE),
@@ -149,17 +149,17 @@ class Streaks:
         return Band.CANDIDATE if lasting else Band.TRUSTED
 
     def stop(self, lasting: Sequence[Reading]) -> bool:
-        """Whether one of them has been in its last band for long enough."""
+        """Whether one of them has been in its worst band for long enough."""
         return any(self.last[r.criterion] >= self.patience for r in lasting)
 
 
 def checked(
     criteria: "Sequence[Criterion]", calculator: Any, atoms: Atoms, with_forces: bool
 ) -> Check | None:
-    """Evaluate what is due; None if nothing is. Step and image are left to the caller.
+    """Evaluate the criteria that are due; None if there are none. The caller sets step and image.
 
-    Without `with_forces` only the criteria that need no member forces are due. When one of these
-    objects, all are evaluated, so that a flagged frame always comes with its force spread.
+    Without `with_forces` only the criteria that need no member forces are due. When one of these leaves the trusted
+    band, all are evaluated, so that a flagged frame always has its force spread.
     """
     due = [c for c in criteria if with_forces or c.needs == "energy"]
     if not due:
@@ -172,7 +172,7 @@ def checked(
 
 
 def one_member() -> MonitorError:
-    """The error for a model that cannot disagree with itself."""
+    """The error for a model without a spread."""
     return MonitorError(
         "the model has a single member, so it has no spread to watch. Use an ensemble of two or "
         "more members (train with several, or import a committee)."

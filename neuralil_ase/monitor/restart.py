@@ -1,8 +1,8 @@
-"""Restarts: which row of a log is that of the structure a run begins with.
+"""Restarts: which row of a log belongs to the structure that a run begins with.
 
 A trajectory may be behind the log (frames every 20 steps, checks every 10), so that the run does not go on at the last
-row. Energy and spreads depend on the positions alone: a row with the same ones is that of the same structure, whatever
-velocities, thermostat or optimiser it goes on with.
+row. Energy and spreads depend on the positions alone: a row with the same values belongs to the same structure,
+whatever velocities, thermostat or optimiser the run continues with.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,14 @@ import numpy as np
 from neuralil_ase.errors import MonitorError
 
 ENERGY_NOISE = 2e-6
-"""eV per atom: so much two evaluations of the energy of one structure may differ. Five times what float32 instead of
-float64, another order of summation, and positions rounded to 1e-6 Å did to 225, 450 and 6075 atoms of liquid EAN."""
+"""In eV per atom: how much two evaluations of one structure may differ in energy. Five times the effect of float32
+instead of float64, another order of summation, and positions rounded to 1e-6 Å, in 225, 450 and 6075 atoms of liquid
+EAN."""
 SPREAD_NOISE = 2e-3, 5e-6
-"""The same for spreads, relative and absolute (in eV, eV/Å or 1)."""
+"""The same for spreads: relative, and absolute (in eV, eV/Å or without unit)."""
 TIE = 1e-3
-"""Rows whose deviations differ by less, in units of the noise, match equally well: those of a structure at rest."""
+"""Rows whose deviations differ by less than this, in units of the noise, match equally well, as for a structure at
+rest."""
 
 Row = Mapping[str, float]
 Records = Mapping[str, np.ndarray]

@@ -1,4 +1,4 @@
-"""What is followed (the images behind an Atoms object, a dynamics, a filter or a NEB), and what predicts for it."""
+"""What the monitor follows (images behind Atoms, a dynamics, a filter or a NEB), and the calculator it asks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ase.optimize.sciopt import Converged, SciPyGradientlessOptimizer, SciPyOpti
 from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import MonitorError
 
-# These run loops of their own that never look at max_steps.
+# These have loops of their own that never look at max_steps.
 _UNSTOPPABLE = (NEBOptimizer, SwitchLangevin, BasinHopping, SciPyGradientlessOptimizer)
 
 
@@ -100,7 +100,7 @@ class Target:
 
     @property
     def shared_calculator(self) -> bool:
-        """Whether several images have one calculator among them."""
+        """Whether several images share a calculator."""
         return len(self.images) > len({id(atoms.calc) for atoms in self.images})
 
     @property
@@ -165,7 +165,7 @@ def check_stoppable(target: Target) -> None:
 
 
 def predicting(calculator: Any) -> PredictingCalculator:
-    """`calculator`, if it can predict with uncertainties; a MonitorError otherwise."""
+    """Return `calculator` if it can predict with uncertainties; raise a MonitorError otherwise."""
     if calculator is None:
         raise MonitorError(
             "the atoms have no calculator; set atoms.calc, or give the monitor one as calculator=."
@@ -181,7 +181,7 @@ def predicting(calculator: Any) -> PredictingCalculator:
 
 
 def calibration_of(calculator: Any) -> Calibration | None:
-    """What the model is calibrated to: ``calculator.potential.calibration``, or None."""
+    """The calibration of the model: ``calculator.potential.calibration``, or None."""
     found: Calibration | None = getattr(getattr(calculator, "potential", None), "calibration", None)
     return found
 
