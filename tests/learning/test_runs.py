@@ -177,7 +177,7 @@ def test_a_monitor_follows_as_ever(folder: Path) -> None:
 
 def test_a_criterion_that_objects_is_heard(folder: Path) -> None:
     atoms, teacher = crystal(rattle=0.01), Teacher()
-    too_near = ShortestDistance(low=1.0, reference={"Cu-Cu": 2.7})
+    too_near = ShortestDistance(low=1.0, usual={"Cu-Cu": 2.7})
     atoms.calc = LearningCalculator(teacher, folder, settings=SMALL, criteria=[too_near])
     atoms.get_forces()
     atoms.positions[0] += 1e-3
