@@ -1,14 +1,17 @@
 """Find a configuration that the model is unsure of but that costs little energy.
 
 A bias of -STRENGTH times the spread of the energy is added to the potential; an ordinary ASE optimiser on
-the sum then walks to where labelling would teach the model most. The result is written for labelling.
+the sum then walks to where labelling would teach the model most. Writes the structure for labelling, unsure.extxyz,
+and uncertainty_search.png.
 """
 
 from pathlib import Path
 
+import numpy as np
 from ase.calculators.mixing import SumCalculator
 from ase.io import read, write
 from ase.optimize import FIRE
+from matplotlib.figure import Figure
 
 from neuralil_ase import NeuralILCalculator
 from neuralil_ase.bias import UncertaintyBias
@@ -23,7 +26,10 @@ FIRE(atoms, dt=0.05, dtmax=0.2, logfile=None).run(fmax=0.1, steps=200)
 relaxed = model.prediction(atoms)
 
 atoms.calc = SumCalculator([model, UncertaintyBias(model, -STRENGTH)])
-FIRE(atoms, dt=0.05, dtmax=0.2, logfile=None).run(fmax=0.1, steps=200)
+path = []  # energy and its spread, eV
+search = FIRE(atoms, dt=0.05, dtmax=0.2, logfile=None)
+search.attach(lambda: path.append((model.prediction().energy, model.prediction().energy_std)))
+search.run(fmax=0.1, steps=200)
 found = model.prediction(atoms)
 
 print("                        relaxed    found")
@@ -35,3 +41,22 @@ print(
 print(f"energy above relaxed: {1000 * (found.energy - relaxed.energy) / len(atoms):.1f} meV/atom")
 atoms.calc = model
 write("unsure.extxyz", annotate(atoms, found))
+
+figure = Figure(figsize=(7, 3), layout="constrained")
+left, right = figure.subplots(1, 2)
+energy, spread = np.array(path).T
+left.plot(1000 * (energy - relaxed.energy) / len(atoms), spread, ".-", lw=0.8, ms=3)
+left.plot(0, relaxed.energy_std, "o", label="relaxed")
+left.plot(1000 * (energy[-1] - relaxed.energy) / len(atoms), spread[-1], "s", label="found")
+left.set(xlabel="energy above relaxed (meV/atom)", ylabel="spread of energy (eV)")
+left.legend()
+for symbol in sorted(set(atoms.symbols)):
+    of_element = atoms.symbols == symbol
+    right.plot(
+        relaxed.forces_std[of_element], found.forces_std[of_element], ".", ms=4, label=symbol
+    )
+limits = [0, found.forces_std.max()]
+right.plot(limits, limits, color="0.6", lw=0.8)
+right.set(xlabel="spread of force, relaxed (eV/Å)", ylabel="found (eV/Å)")
+right.legend()
+figure.savefig("uncertainty_search.png", dpi=100)

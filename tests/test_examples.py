@@ -93,6 +93,7 @@ def test_relax(tmp_path: Path) -> None:
     relaxed = read(tmp_path / "relaxed.extxyz")
     largest = relaxed.arrays["forces_std"].max()
     assert largest == pytest.approx(number("largest force spread NUMBER eV/Å", output), abs=1e-3)
+    assert (tmp_path / "relax.png").stat().st_size > 10_000
 
 
 def test_neb(tmp_path: Path) -> None:
@@ -184,6 +185,7 @@ def test_uncertainty_search(tmp_path: Path) -> None:
     assert found > 2 * relaxed
     assert number("above relaxed: NUMBER meV/atom", output) < 5
     assert (tmp_path / "unsure.extxyz").exists()
+    assert (tmp_path / "uncertainty_search.png").stat().st_size > 10_000
 
 
 def test_the_gallery_shows_every_example() -> None:
