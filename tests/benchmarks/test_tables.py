@@ -1,0 +1,76 @@
+"""The table of public data sets: folds, errors of a peer, absent files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tables
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+
+from neuralil_ase.evaluation.calibration import quality
+
+
+def rattled(count: int) -> list[Atoms]:
+    found = []
+    for seed in range(count):
+        atoms = bulk("Cu", cubic=True)
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = EMT()
+        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        atoms.info["number"] = seed
+        found.append(atoms)
+    return found
+
+
+def test_folds_hold_every_frame_out_once(tmp_path: Path) -> None:
+    write(tmp_path / "all.extxyz", rattled(12))
+    splits = tables.DataSet((tmp_path / "all.extxyz",)).splits()
+    held_out = [[atoms.info["number"] for atoms in test] for _, test in splits]
+    assert sorted(number for numbers in held_out for number in numbers) == list(range(12))
+    for (train, _), test in zip(splits, held_out, strict=True):
+        assert {atoms.info["number"] for atoms in train} == set(range(12)) - set(test)
+
+
+def test_a_peer_that_made_the_labels_has_no_error() -> None:
+    card = tables.score_peer(EMT(), rattled(3))["card"]
+    assert card["energy_meV_per_atom"]["rmse"] < 1e-6
+    assert card["force_meV_per_A"]["rmse"] < 1e-6
+
+
+def test_a_set_that_is_absent_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tables.DATA_SETS, "Cu", tables.DataSet((tmp_path / "none.extxyz",)))
+    tables.main(["-o", str(tmp_path / "out.jsonl"), "--only", "Cu"])
+    assert f"Cu is skipped: its files are not in {tmp_path}" in capsys.readouterr().out
+
+
+def test_rows_are_means_over_folds() -> None:
+    rng = np.random.default_rng(0)
+    bars = quality(rng.normal(size=(50, 3)), rng.uniform(1, 2, 50))
+
+    def entry(fold: int, mae: float) -> dict[str, object]:
+        card = {
+            "energy_meV_per_atom": {
+                "mae": 9.0,
+                "rmse": 9.0,
+                "offset_removed": {"mae": mae, "rmse": 2},
+            },
+            "force_meV_per_A": {"mae": 10 * mae, "rmse": 30.0},
+        }
+        return {
+            "set": "EAN", "potential": tables.OURS, "fold": fold, "card": card, "train_cpu_s": 100.0,
+            "calibration": {"force error bar": bars},
+        }  # fmt: skip
+
+    text = tables.table([entry(0, 1.0), entry(1, 3.0)])
+    assert "| EAN | NeuralIL | 2.00 / 2.00 (offset removed) | 20.0 / 30.0 |" in text
+    assert f"| {bars['rms_error_over_rms_sigma']:.2f} |" in text
+    one = tables.table([entry(0, 1.0) | {"set": "acetylacetone", "molecule_rmse_meV": 5.0}])
+    assert "9.00 / 9.00; 5.0 a molecule" in one
+    assert "MACE (published) | – / 0.9 a molecule | – / 5.1" in one
