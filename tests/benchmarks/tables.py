@@ -10,9 +10,10 @@ script says so. Ni, Cu, Si, Mo (mlearn) and acetylacetone have the split of thei
 five folds, and the errors are means over them. Nothing but the data is given to ``train``; acetylacetone comes with its
 isolated atoms. No energy offset is removed, but for EAN and SrTiO3 ("offset removed" in their row).
 
-One line of JSON for each set, fold and potential; what the file has already is not run again. Peers are the potentials
-of Zuo et al. (J. Phys. Chem. A 124, 731, 2020), which come with LAMMPS, on the same test frames. Figures that were only
-published, by Batatia et al. (arXiv:2205.06643), are marked so.
+One line of JSON for each set, fold and potential; what the file has already is not run again. Models and checkpoints
+are kept beside it, in tables.models: a run that was stopped goes on. Peers are the potentials of Zuo et al. (J. Phys.
+Chem. A 124, 731, 2020), which come with LAMMPS, on the same test frames. Figures that were only published, by Batatia
+et al. (arXiv:2205.06643), are marked so.
 """
 
 import argparse
@@ -95,18 +96,17 @@ def _data_sets() -> dict[str, DataSet]:
 DATA_SETS = _data_sets()
 
 
-def score(structures: Split, options: dict[str, Any]) -> dict[str, Any]:
-    """Train on the first part with nothing but these options, and test on the second."""
-    began = time.process_time()
-    result = train(structures[0], report=False, progress=True, **options)
-    seconds = time.process_time() - began
+def score(structures: Split, options: dict[str, Any], model: Path) -> dict[str, Any]:
+    """Train on the first part with nothing but these options, or go on with a stopped run; test on the second."""
+    model.parent.mkdir(parents=True, exist_ok=True)
+    result = train(structures[0], model, resume=True, progress=True, **options)
     evaluation = evaluate(result.potential, frames_from_atoms(structures[1]))
     calibration = calibration_report(result.potential.calibration, evaluation.comparison)
     calculator = NeuralILCalculator(result.potential, uncertainty="energy")
     comparison = evaluation.comparison
     return {
         "frames": [len(result.train), len(result.validation), len(structures[1])],
-        "train_cpu_s": round(seconds, 1),
+        "train_cpu_s": result.potential.provenance["cpu_seconds"],
         "step_us_per_atom": round(step_cost(calculator, structures[1]), 2),
         "r_cut": result.potential.r_cut,
         "molecule_rmse_meV": _rmse(1e3 * comparison.energy_errors),
@@ -174,13 +174,14 @@ def snap(element: str, kind: str) -> Any:
 
 
 def runs(
-    name: str, peers: bool, options: dict[str, Any]
+    name: str, peers: bool, options: dict[str, Any], models: Path
 ) -> Iterator[tuple[str, int, Callable[[], Any]]]:
     """Potential, fold and how its score is made, for one set."""
     title = OURS + "".join(f" {key}={value}" for key, value in options.items())
     splits = DATA_SETS[name].splits()
     for fold, structures in enumerate(splits):
-        yield title, fold, lambda structures=structures: score(structures, options)  # type: ignore[misc]
+        model = models / f"{name}-{fold}-{title.replace(' ', '-')}.safetensors"
+        yield title, fold, lambda s=structures, m=model: score(s, options, m)  # type: ignore[misc]
     if peers and name in ("Ni", "Cu", "Si", "Mo", "Ge", "Li"):
         for peer, kind in (("SNAP", ""), ("qSNAP", ".quadratic")):
             yield peer, 0, lambda kind=kind: score_peer(snap(name, kind), splits[0][1])  # type: ignore[misc]
@@ -265,6 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = tomllib.loads("\n".join(given.set))
+    models = given.output.with_suffix(".models")
     lines = given.output.read_text(encoding="utf-8").splitlines() if given.output.exists() else []
     scores = [json.loads(line) for line in lines]
     done = {(entry["set"], entry["potential"], entry["fold"]) for entry in scores}
@@ -272,7 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not DATA_SETS[name].is_there:
             print(f"{name} is skipped: its files are not in {DATA_SETS[name].train[0].parent}")
             continue
-        for potential, fold, make in runs(name, given.peers, options):
+        for potential, fold, make in runs(name, given.peers, options, models):
             if (name, potential, fold) in done or (given.folds and fold not in given.folds):
                 continue
             scores.append({"set": name, "potential": potential, "fold": fold, **make()})
