@@ -74,7 +74,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """The parser; only the command that the words name gets its options, so that help loads nothing heavy."""
     parser = argparse.ArgumentParser(
         "neuralil-ase",
-        description="Train, judge and look at NeuralIL potentials.",
+        description="Train, evaluate and inspect NeuralIL potentials.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -99,23 +99,23 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     _add_data(parser, "data to train on")
     parser.add_argument("-o", "--output", required=True, metavar="MODEL", help="model file")
     parser.add_argument(
-        "--settings", metavar="TOML", help="settings from a file; options win over it"
+        "--settings", metavar="TOML", help="read settings from this file; options override them"
     )
     parser.add_argument(
         "--start-from",
         metavar="OLD",
-        help="go on from the parameters of this model, say with new data; its architecture is kept",
+        help="start from the parameters of this model, for example with new data; keeps its architecture",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint beside MODEL"
+        "--resume", action="store_true", help="continue from the checkpoint beside MODEL"
     )
     parser.add_argument(
         "--report",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="evaluate, calibrate and draw pictures in MODEL.report at the end",
+        help="at the end, evaluate, calibrate and draw pictures in MODEL.report",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="do not show progress")
     add_options(parser.add_argument_group("settings (also in the TOML file, with _ for -)"))
 
 
@@ -143,12 +143,16 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help="model file")
     _add_data(parser, "labelled data")
     _add_keys(parser)
     _add_selection(parser)
-    parser.add_argument("--output", metavar="FOLDER", help="where to put pictures and numbers")
-    parser.add_argument("--write-predictions", metavar="EXTXYZ", help="predictions beside labels")
+    parser.add_argument("--output", metavar="FOLDER", help="folder for pictures and figures")
+    parser.add_argument(
+        "--write-predictions",
+        metavar="EXTXYZ",
+        help="file for structures with predictions and labels",
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -196,11 +200,13 @@ def _check_outputs(options: argparse.Namespace, output: str | None) -> None:
 
 
 def _calibrate_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
-    _add_data(parser, "held-out data: labelled, and not used in training")
+    parser.add_argument("model", metavar="MODEL", help="model file")
+    _add_data(parser, "labelled data that were not used in training")
     _add_keys(parser)
     _add_selection(parser)
-    parser.add_argument("-o", "--output", metavar="MODEL", help="write here, not over the model")
+    parser.add_argument(
+        "-o", "--output", metavar="MODEL", help="write this file instead of changing MODEL"
+    )
 
 
 def _calibrate(options: argparse.Namespace) -> int:
@@ -224,7 +230,10 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 def _info_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="model file; without it, the model that ships"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="model file; by default the model that ships with the package",
     )
     parser.add_argument(
         "--lammps",
@@ -232,7 +241,7 @@ def _info_options(parser: argparse.ArgumentParser) -> None:
         const="metal",
         choices=("metal", "real"),
         metavar="UNITS",
-        help="lines that LAMMPS can include: model, elements, cutoff, thresholds; for units metal or real",
+        help="print lines for LAMMPS to include (model, elements, cutoff, thresholds), in metal or real units",
     )
 
 
@@ -293,9 +302,9 @@ COMMANDS = {
         _calibrate_options,
         _calibrate,
     ),
-    "info": _Command("say what a model file holds", _info_options, _info),
+    "info": _Command("describe a model file", _info_options, _info),
     "import": _Command("convert a published NeuralIL file", _import_options, _import),
-    "host": _Command("print the file that another program loads", _host_options, _host),
+    "host": _Command("print the path of the file that another program loads", _host_options, _host),
 }
 
 
@@ -304,7 +313,7 @@ def _add_data(parser: argparse.ArgumentParser, text: str) -> None:
         "data",
         nargs="+",
         metavar="DATA",
-        help=f"{text}: any files ASE reads; file@0:100 takes a part",
+        help=f"{text}, in any format that ASE reads; file@0:100 selects frames",
     )
 
 
@@ -313,7 +322,12 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
 
     for name in ("energy", "forces", "stress", "virial"):
         parser.add_argument(f"--{name}-key", metavar="NAME", help=f"name of the {name} in the data")
-    parser.add_argument("--stress-unit", choices=list(STRESS_UNITS), default="eV/A^3")
+    parser.add_argument(
+        "--stress-unit",
+        choices=list(STRESS_UNITS),
+        default="eV/A^3",
+        help="unit of the stresses in the data",
+    )
     parser.add_argument(
         "--stress-sign",
         type=int,
@@ -325,7 +339,9 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--select", metavar="KEY=VALUE", help="only frames with this in atoms.info: split=test"
+        "--select",
+        metavar="KEY=VALUE",
+        help="use only frames with this entry in atoms.info, e.g. split=test",
     )
 
 
