@@ -48,7 +48,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     text = io.StringIO()
     write(text, frames, format="extxyz")
     path.write_bytes(lzma.compress(text.getvalue().encode()))
-    return ["--data", str(path), "--atoms", "30"]
+    return ["--data", str(path), "--atoms", "30", "--steps", "4", "--interval", "2"]
 
 
 def command(work: Path, *options: str) -> list[str]:
@@ -96,7 +96,7 @@ def test_both_loops_teach_their_frames_and_are_judged(quick: tuple[Path, str]) -
     work, printed = quick
     table = rows((work / "table.txt").read_text(encoding="utf-8"))
     assert [row[:3] for row in table] == [
-        ["0", "both", "3"], ["1", "active", "4"], ["1", "random", "4"],
+        ["0", "both", "2"], ["1", "active", "3"], ["1", "random", "3"],
     ]  # fmt: skip
     assert rows(printed)[-3:] == table
     assert "3/3" in table[0]  # with the threshold of --quick everything is flagged
@@ -135,7 +135,7 @@ def test_every_model_goes_on_from_the_one_before(quick: tuple[Path, str]) -> Non
     for loop in ("active", "random"):
         provenance = load_potential(model(work, f"round_1/{loop}")).provenance
         assert provenance["start_from"]["sha256"] == first.sha256
-        assert (provenance["training_frames"], provenance["validation_frames"]) == (4, 2)
+        assert (provenance["training_frames"], provenance["validation_frames"]) == (3, 2)
         assert provenance["epochs"] == script.QUICK["epochs"]
 
 

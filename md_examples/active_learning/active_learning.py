@@ -91,7 +91,7 @@ class Settings:
 
 
 QUICK = {
-    "rounds": 1, "start_frames": 3, "valid_frames": 2, "test_frames": 2, "labels": 1, "boxes": 1,
+    "rounds": 1, "start_frames": 2, "valid_frames": 2, "test_frames": 2, "labels": 1, "boxes": 1,
     "steps": 20, "members": 2, "first_epochs": 4, "epochs": 2, "threshold": (0.01, 1e3),
 }  # fmt: skip
 
