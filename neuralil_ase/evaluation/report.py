@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from neuralil_ase.calibration import Calibration
-from neuralil_ase.evaluation.calibration import coverage
 from neuralil_ase.evaluation.metrics import Comparison
+from neuralil_ase.evaluation.quality import coverage
 from neuralil_ase.files.atomic import make_folder, write_atomically
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")

@@ -34,7 +34,8 @@ from matplotlib.figure import Figure
 from scipy.stats import norm, rankdata
 
 from neuralil_ase.calibration import Calibration
-from neuralil_ase.evaluation.calibration import HeldOut, auroc, crps, fit_calibration, quality
+from neuralil_ase.evaluation.calibration import HeldOut, fit_calibration
+from neuralil_ase.evaluation.quality import auroc, crps, quality
 
 PUBLISHED = {"published committee": (0.57, 2.4), "published deep ensemble": (0.70, 1.07)}
 SIGNALS = [

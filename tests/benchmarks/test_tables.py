@@ -11,7 +11,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from neuralil_ase.evaluation.calibration import quality
+from neuralil_ase.evaluation.quality import quality
 
 
 def rattled(count: int) -> list[Atoms]:

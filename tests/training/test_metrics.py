@@ -10,10 +10,11 @@ from small_runs import frames
 
 from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import DataError
-from neuralil_ase.evaluation.calibration import calibration_report, coverage, held_out_errors
+from neuralil_ase.evaluation.calibration import calibration_report, held_out_errors
 from neuralil_ase.evaluation.dataset import Frame
 from neuralil_ase.evaluation.evaluate import compare, evaluation_of
 from neuralil_ase.evaluation.metrics import Comparison, accuracy, format_table
+from neuralil_ase.evaluation.quality import coverage
 from neuralil_ase.evaluation.report import binned_rms
 from neuralil_ase.prediction import Members, Prediction
 
