@@ -157,7 +157,7 @@ def pack(n_pairs: int, edge: float, *, periodic: bool, seed: int, attempts: int 
     for _ in range(attempts):
         start = np.vstack(
             [
-                Rotation.random(rng=rng).apply(ion.positions) + rng.uniform(0.0, edge, 3)
+                Rotation.random(None, rng).apply(ion.positions) + rng.uniform(0.0, edge, 3)
                 for ion in ions
             ]
         )

@@ -159,7 +159,7 @@ def replaced(
         del kept[ion]
         guest = molecule(name)
         shape = guest.positions - guest.positions.mean(axis=0)
-        turns = [Rotation.random(rng=rng).apply(shape) + centre for _ in range(200)]
+        turns = [Rotation.random(None, rng).apply(shape) + centre for _ in range(200)]
         guest.positions = max(turns, key=lambda turn: _room(kept, turn))
         made = kept + guest
         return made, _marked(made, range(len(kept), len(made)))

@@ -88,7 +88,7 @@ def _lattice(rng: np.random.Generator, n_atoms: int) -> tuple[np.ndarray, bool]:
         cell = cellpar_to_cell([*lengths, *angles])
     except AssertionError:  # no such angles
         cell = np.diag(lengths)
-    cell = cell @ Rotation.random(rng=rng).as_matrix() if rng.random() < 0.5 else cell
+    cell = cell @ Rotation.random(None, rng).as_matrix() if rng.random() < 0.5 else cell
     if rng.random() < 0.3:
         cell = cell[[1, 0, 2]]
     return cell, shape != "ordinary"
