@@ -88,6 +88,7 @@ def test_the_compiled_core_runs_without_jax(tmp_path: Path) -> None:
 
 
 @needs_core
+@pytest.mark.slow
 def test_jax_is_asked_where_it_may_find_an_accelerator(tmp_path: Path) -> None:
     """A plugin that brings none."""
     plugin = tmp_path / "jax_plugins" / "none"
@@ -124,6 +125,7 @@ print(jax.config.jax_numpy_rank_promotion, jax.config.jax_transfer_guard)
 """
 
 
+@pytest.mark.slow
 def test_strict_settings_of_jax_do_not_break_predictions() -> None:
     code = f"TESTS = {str(Path(__file__).parent)!r}\n{STRICT}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
