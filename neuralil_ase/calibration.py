@@ -160,7 +160,7 @@ class Calibration:
         if aleatoric is None or not self.force_scale_of_spread:
             return found
         alone = self.force_error_bars_of_spread(symbols, spreads)
-        return np.where(spreads > self._reference(symbols), np.maximum(found, alone), found)
+        return np.where(spreads > self._usual_spreads(symbols), np.maximum(found, alone), found)
 
     def force_error_bars_of_spread(self, symbols: Sequence[str], spreads: np.ndarray) -> np.ndarray:
         """The same from spreads alone, for N atoms in eV/Å."""
@@ -205,8 +205,8 @@ class Calibration:
                 scales[element] *= float(self._flattened([element], median)[0] / median[0])
         return scales
 
-    def _reference(self, symbols: Sequence[str]) -> np.ndarray:
-        """What counts as an unusual spread of every atom in eV/Å."""
+    def _usual_spreads(self, symbols: Sequence[str]) -> np.ndarray:
+        """Above what the spread of each atom is unusual, in eV/Å."""
         quantiles = {
             e: q.get(str(USUAL_QUANTILE), np.nan) for e, q in self.force_std_quantiles.items()
         }
@@ -216,10 +216,10 @@ class Calibration:
         """s₀ (s / s₀)^exponent in eV/Å; the spread itself where no exponent is known."""
         if not self.force_exponent:
             return spreads
-        reference = self._reference(symbols)
-        reference = np.where(reference > 0, reference, 1.0)  # no spread at all: any unit will do
+        usual = self._usual_spreads(symbols)
+        usual = np.where(usual > 0, usual, 1.0)  # no spread at all: any unit will do
         exponent = np.array([self.force_exponent.get(symbol, 1.0) for symbol in symbols])
-        return reference * (spreads / reference) ** exponent
+        return usual * (spreads / usual) ** exponent
 
     def _combined(self, spread: Any, aleatoric: Any) -> Any:
         """What the error bars were fitted to."""
@@ -245,6 +245,10 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(key, str) and _is_number(item) for key, item in value.items()
     )
+
+
+def _is_exponents(value: Any) -> bool:
+    return _is_table(value) and all(item <= 1 for item in value.values())
 
 
 def _is_bands(value: Any) -> bool:
@@ -282,7 +286,7 @@ _CHECKS = {
     "force_floor": _is_table,
     "force_scale_of_spread": _is_table,
     "force_floor_of_spread": _is_table,
-    "force_exponent": _is_table,
+    "force_exponent": _is_exponents,
     "energy_scale": _is_optional_number,
     "energy_floor": _is_optional_number,
     "uses_aleatoric": lambda value: isinstance(value, bool),

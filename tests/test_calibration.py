@@ -225,6 +225,14 @@ def test_an_exponent_without_its_unit_is_refused(exponent: dict, quantiles: dict
         Calibration(table, table, force_exponent=exponent, force_std_quantiles=quantiles)
 
 
+def test_an_exponent_above_one_is_refused() -> None:
+    table = {"H": 1.0}
+    with pytest.raises(ConfigError, match="force_exponent"):
+        Calibration(
+            table, table, force_exponent={"H": 1e300}, force_std_quantiles={"H": {"0.99": 1}}
+        )
+
+
 def test_crps_is_that_of_samples() -> None:
     """E|X - y| - E|X - X'| / 2 for samples X of the Gaussian, the definition."""
     rng = np.random.default_rng(0)
