@@ -40,7 +40,7 @@ from monitor_cost import rebuilt
 from neuralil_ase import NeuralILCalculator, Potential
 from neuralil_ase.calculator import to_system
 from neuralil_ase.engine.arrays import System
-from neuralil_ase.engine.jax_backend import jitted, precision
+from neuralil_ase.engine.jax_backend import JaxModel, jitted, precision
 from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.files.model_file import as_potential
@@ -119,7 +119,7 @@ class Bench:
         atoms, system = self._system(case)
         potential = self.potentials[case.members]
         function = jitted(potential.config, case.uncertainty)._jitted  # type: ignore[arg-type]  # a level
-        graph = Predictor(potential, backend="jax")._pad(system.types, system.pairs)
+        graph = JaxModel(potential, "float32")._pad(system)
         record, result = self._timed(case, function, potential, graph)
         record["error"] = self._error(case, np.asarray(result.forces)[: len(atoms)])
         if case.precision == "float32":

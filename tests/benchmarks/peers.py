@@ -52,7 +52,7 @@ def apax(stress: bool, r_cut: float = 3.5) -> Any:
     return calculator
 
 
-def mace(r_cut: float = 3.5) -> Any:
+def mace(r_cut: float = 3.5, device: str = "cpu") -> Any:
     """Two layers of 64 scalar channels, correlation 3, float32."""
     import torch
 
@@ -71,7 +71,7 @@ def mace(r_cut: float = 3.5) -> Any:
         atomic_numbers=[1, 6, 7, 8], correlation=3, gate=torch.nn.functional.silu, atomic_inter_scale=SMALL,
         atomic_inter_shift=0.0,
     )  # fmt: skip
-    return MACECalculator(models=[model], device="cpu", default_dtype="float32")
+    return MACECalculator(models=[model], device=device, default_dtype="float32")
 
 
 def _noise() -> list[Atoms]:
