@@ -92,7 +92,8 @@ class Trainer:
     def __init__(self, task: Task, n_steps: int | None = None) -> None:
         self.task = task
         self.steps_per_epoch = -(-len(task.train) // task.settings.batch_size)
-        self._objective = objective_of(task, n_steps or self.steps_per_epoch * task.settings.epochs)
+        self._n_steps = n_steps or self.steps_per_epoch * task.settings.epochs
+        self._objective = objective_of(task)
 
     def start(self) -> Run:
         """A run with the parameters of the potential to go on from, or with fresh ones."""
@@ -102,9 +103,8 @@ class Trainer:
         else:
             initial = unfold(task.config, task.scaling, task.start.params)
         params = jax.tree.map(jnp.asarray, initial)
-        state = State(
-            params, params, self._objective.optimizer.init(params), jnp.zeros((), jnp.int32)
-        )
+        optimizer = build_optimizer(self._objective.settings, self._n_steps)
+        state = State(params, params, optimizer.init(params), jnp.zeros((), jnp.int32))
         return Run(state, params)
 
     def epoch(self, run: Run) -> Run:
@@ -191,7 +191,8 @@ class Trainer:
         gradient, loss = results[0][0], results[0][1][0]
         for other, (other_loss, _) in results[1:]:
             gradient, loss = _add((gradient, loss), (other, other_loss))
-        return _update(objective, state, gradient), loss, [sums for _, (_, sums) in results], norms
+        state = _update(objective, self._n_steps, state, gradient)
+        return state, loss, [sums for _, (_, sums) in results], norms
 
     def residuals(
         self, params: Params, samples: Sequence[Sample]
@@ -209,7 +210,7 @@ class Trainer:
 
 
 class Objective(NamedTuple):
-    """All that the compiled functions depend on besides their arguments: runs that agree in it share them.
+    """All that the gradient depends on besides its arguments: runs that agree in it share the compiled function.
 
     Attributes
     ----------
@@ -219,8 +220,6 @@ class Objective(NamedTuple):
         Those of the loss and of the optimiser; the others have their defaults.
     slots
         How many neighbours of each element an atom has room for.
-    n_steps
-        Of the whole run, for the learning rate.
     has_stress
         Whether stresses are learnt.
     """
@@ -228,19 +227,13 @@ class Objective(NamedTuple):
     config: ModelConfig
     settings: TrainingSettings
     slots: tuple[int, ...]
-    n_steps: int
     has_stress: bool
 
-    @property
-    def optimizer(self) -> optax.GradientTransformation:
-        """The transformation, without a state."""
-        return build_optimizer(self.settings, self.n_steps)
 
-
-def objective_of(task: Task, n_steps: int) -> Objective:
-    """Of a run of ``n_steps`` steps."""
+def objective_of(task: Task) -> Objective:
+    """Of this task."""
     settings = TrainingSettings(**{name: getattr(task.settings, name) for name in _COMPILED_IN})
-    return Objective(task.config, settings, task.packer.slots, n_steps, task.has_stress)
+    return Objective(task.config, settings, task.packer.slots, task.has_stress)
 
 
 _COMPILED_IN = (
@@ -271,11 +264,13 @@ def _add(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a, b)
 
 
-@partial(jax.jit, static_argnums=0)
-def _update(objective: Objective, state: State, gradient: Params) -> State:
+@partial(jax.jit, static_argnums=(0, 1))
+def _update(objective: Objective, n_steps: int, state: State, gradient: Params) -> State:
+    """The only function to compile anew for a run of another length, whose learning rate changes otherwise."""
     settings = objective.settings
+    optimizer = build_optimizer(settings, n_steps)
     clipped = clip_members(objective.config, gradient, settings.clip_norm)
-    updates, optimizer_state = objective.optimizer.update(clipped, state.optimizer, state.params)
+    updates, optimizer_state = optimizer.update(clipped, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     average = averaged_params(settings, state.average, params, optimizer_state, state.step)
     return State(params, average, optimizer_state, state.step + 1)

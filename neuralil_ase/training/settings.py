@@ -103,7 +103,7 @@ class TrainingSettings:
     ema
         Decay per step of the moving average of the weights that is validated and saved; 0 for none.
     epochs
-        Passes over the data; 0 for as many as make ``DEFAULT_STEPS`` steps, and at least ``FEWEST_EPOCHS``.
+        Passes over the data; 0 for as many as make 5000 steps, and at least 100.
     batch_size
         Frames per step.
     time_limit

@@ -80,6 +80,11 @@ def test_without_epochs_the_number_of_steps_counts(n_frames: int) -> None:
     assert TrainingSettings(epochs=7).with_epochs(n_frames).epochs == 7
 
 
+def test_the_help_says_how_long_a_run_is() -> None:
+    text = TrainingSettings.__doc__ or ""
+    assert f"{DEFAULT_STEPS} steps, and at least {FEWEST_EPOCHS}" in text
+
+
 @pytest.mark.parametrize(
     ("nearest", "alike", "neighbours", "r_cut"),
     [
