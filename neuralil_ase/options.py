@@ -53,6 +53,7 @@ def _kind(kind: Any) -> dict[str, Any]:
     plain: dict[Any, tuple[Callable[[str], Any], str]] = {
         int: (int, "N"),
         float: (float, "X"),
+        float | None: (float, "X"),
         str | None: (str, "NAME"),
         str: (str, "NAME"),
     }

@@ -27,7 +27,7 @@ from neuralil_ase.training.cutoff import rounded, surroundings
 from neuralil_ase.training.normalisation import first_params
 from neuralil_ase.training.prepare import model_config
 from neuralil_ase.training.reference import energy_reference
-from neuralil_ase.training.settings import TrainingSettings
+from neuralil_ase.training.settings import RADIAL_SPACING, TrainingSettings
 from neuralil_ase.training.warm_start import Start, reference_for
 
 logger = logging.getLogger(__name__)
@@ -243,7 +243,9 @@ class Pupil:
 def first_potential(frames: Sequence[Frame], settings: TrainingSettings) -> Potential:
     """A potential with random parameters whose architecture suits the frames."""
     elements = elements_of(frames)
-    settings = settings.with_descriptor(rounded(REACH * surroundings(frames, elements).nearest))
+    r_cut = settings.r_cut or rounded(REACH * surroundings(frames, elements).nearest)
+    # A few frames do not fill a finer descriptor.
+    settings = replace(settings, r_cut=r_cut, n_max=settings.n_max or round(r_cut / RADIAL_SPACING))
     types = [types_of(frame, elements) for frame in frames]
     pairs = [pairs_of(f, t, settings.r_cut) for f, t in zip(frames, types, strict=True)]
     config = model_config(settings, elements, pairs, types)

@@ -19,22 +19,23 @@ of the matrix; Adam's is about 1."""
 
 def build_optimizer(settings: TrainingSettings, n_steps: int) -> optax.GradientTransformation:
     """The optax transformation of the settings, for a run of ``n_steps`` steps."""
-    rate = schedule(settings, n_steps)
+    rate, decay = schedule(settings, n_steps), settings.weight_decay
     if settings.optimizer == "adam":
         return optax.adam(rate)
+    assert decay is not None  # with_frames has named it
     if settings.optimizer == "muon":
         return optax.contrib.muon(
             rate,
-            weight_decay=settings.weight_decay,
+            weight_decay=decay,
             muon_weight_dimension_numbers=_matrix_axes,
             consistent_rms=MUON_RMS,
         )
     if settings.optimizer == "schedule-free":
         warmup = max(1, round(settings.warmup * n_steps))
         return optax.contrib.schedule_free_adamw(
-            settings.learning_rate, warmup_steps=warmup, weight_decay=settings.weight_decay
+            settings.learning_rate, warmup_steps=warmup, weight_decay=decay
         )
-    return optax.adamw(rate, weight_decay=settings.weight_decay, mask=_is_kernel)
+    return optax.adamw(rate, weight_decay=decay, mask=_is_kernel)
 
 
 def schedule(settings: TrainingSettings, n_steps: int) -> optax.Schedule:

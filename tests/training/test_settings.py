@@ -16,6 +16,7 @@ from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.options import add_options, given_options, help_texts
 from neuralil_ase.training.cutoff import LONGEST, Surroundings, cutoff_for, surroundings
 from neuralil_ase.training.settings import (
+    DECAY_OF_ONE_FRAME,
     DEFAULT_STEPS,
     FEWEST_EPOCHS,
     TrainingSettings,
@@ -70,19 +71,28 @@ def test_wrong_options_are_refused(options: dict, message: str) -> None:
 
 @pytest.mark.parametrize("n_frames", [1, 3, 50, 400])
 def test_without_epochs_the_number_of_steps_counts(n_frames: int) -> None:
-    settings = TrainingSettings().with_epochs(n_frames)
+    settings = TrainingSettings().with_frames(n_frames)
     steps_per_epoch = -(-n_frames // settings.batch_size)
     assert settings.epochs >= FEWEST_EPOCHS
     assert settings.epochs * steps_per_epoch >= DEFAULT_STEPS
     assert settings.epochs == FEWEST_EPOCHS or (settings.epochs - 1) * steps_per_epoch < (
         DEFAULT_STEPS
     )
-    assert TrainingSettings(epochs=7).with_epochs(n_frames).epochs == 7
+    assert TrainingSettings(epochs=7).with_frames(n_frames).epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("n_frames", "decay"), [(1, 2.0), (36, 2.0), (72, 1.0), (360, 0.2), (5000, 0.1)]
+)
+def test_without_a_decay_the_number_of_frames_counts(n_frames: int, decay: float) -> None:
+    assert TrainingSettings().with_frames(n_frames).weight_decay == pytest.approx(decay)
+    assert TrainingSettings(weight_decay=0.0).with_frames(n_frames).weight_decay == 0.0
 
 
 def test_the_help_says_how_long_a_run_is() -> None:
     text = TrainingSettings.__doc__ or ""
     assert f"{DEFAULT_STEPS} steps, and at least {FEWEST_EPOCHS}" in text
+    assert f"{DECAY_OF_ONE_FRAME:g} over the number of training frames" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -103,16 +113,23 @@ def test_without_a_cutoff_distances_and_densities_choose_it(
     assert cutoff_for(Surroundings(nearest, alike, neighbours)) == r_cut
 
 
-def test_radial_functions_follow_the_cutoff() -> None:
-    assert [TrainingSettings().with_descriptor(r).n_max for r in (3.5, 4.5, 5.5, 6.0)] == [
-        4,
-        5,
-        6,
-        7,
-    ]
-    assert TrainingSettings(r_cut=4.6).with_descriptor(3.5).r_cut == 4.6
-    assert TrainingSettings(r_cut=4.6).with_descriptor(3.5).n_max == 5
-    assert TrainingSettings(n_max=3).with_descriptor(3.5).n_max == 3
+@pytest.mark.parametrize(
+    ("elements", "n_max"),
+    [
+        (("C", "H", "N", "O"), [4, 5, 6, 7]),
+        (("Al", "Ni"), [4, 5, 6, 7]),
+        (("Cu",), [5, 7, 8, 8]),  # finer, up to 165 features
+    ],
+)
+def test_radial_functions_follow_the_cutoff(elements: tuple[str, ...], n_max: list[int]) -> None:
+    chosen = [TrainingSettings().with_descriptor(r, elements).n_max for r in (3.5, 4.5, 5.5, 6.0)]
+    assert chosen == n_max
+
+
+def test_cutoff_and_radial_functions_that_are_given_are_kept() -> None:
+    assert TrainingSettings(r_cut=4.6).with_descriptor(3.5, ("Cu", "Zn")).r_cut == 4.6
+    assert TrainingSettings(r_cut=4.6).with_descriptor(3.5, ("Cu", "O", "Zn")).n_max == 5
+    assert TrainingSettings(n_max=3).with_descriptor(3.5, ("Cu",)).n_max == 3
 
 
 def labelled(*structures: Atoms) -> list[Frame]:
