@@ -6,8 +6,8 @@ Darby et al., PRL 131, 028001, 2023). The invariants are
 
     B_{k1 k2 k3, l1 l2 l3} = Σ_{m1 m2 m3} G_{m1 m2 m3} u_{k1 l1 m1} u_{k2 l2 m2} u_{k3 l3 m3}
 
-with the Gaunt coefficients G of real harmonics, for 1 ≤ l1 ≤ l2 ≤ l3 ≤ 3 and even l1 + l2 + l3; those with an l of 0 are
-products of invariants that the power spectrum has.
+with the Gaunt coefficients G of real harmonics, for 1 ≤ l1 ≤ l2 ≤ l3 ≤ 3 and even l1 + l2 + l3. Those with an l of 0
+are products of invariants that the power spectrum has.
 """
 
 from dataclasses import dataclass, replace
