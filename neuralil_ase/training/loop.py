@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -98,10 +98,13 @@ class Trainer:
     def start(self) -> Run:
         """A run with the parameters of the potential to go on from, or with fresh ones."""
         task = self.task
+        config = replace(task.config, n_members=task.settings.members)
         if task.start is None:
-            initial = first_params(task.config, task.settings.seed)
+            initial = first_params(config, task.settings.seed)
         else:
-            initial = unfold(task.config, task.scaling, task.start.params)
+            initial = unfold(config, task.scaling, task.start.params)
+        if (k := task.member) is not None:
+            initial = jax.tree.map(lambda leaf: leaf[k : k + 1], initial)
         params = jax.tree.map(jnp.asarray, initial)
         optimizer = build_optimizer(self._objective.settings, self._n_steps)
         state = State(params, params, optimizer.init(params), jnp.zeros((), jnp.int32))

@@ -61,6 +61,7 @@ class Output:
         self.model = Path(path)
         check_can_write(self.model, ".checkpoint.1000")
         self.checkpoint, self.log, self.report = map(self._beside, ("checkpoint", "log", "report"))
+        self.members = self._beside("members")
         check_is_no_input([self.model, self.checkpoint, self.log, self.report], inputs)
         _check_is_model(self.model)
         for file in (self.checkpoint, self.log):
@@ -269,7 +270,7 @@ class Recorder:
         return self._cpu_seconds + time.process_time() - self._began
 
     def _settings(self) -> dict[str, Any]:
-        return _plain(self.trainer.task.settings.to_dict())
+        return plain(self.trainer.task.settings.to_dict())
 
     def _log(self, output: Output, run: Run) -> None:
         line = (log_line(run.history[-1]) + "\n").encode()
@@ -322,8 +323,8 @@ def _errors(record: Mapping[str, Any], prefix: str) -> dict[str, str]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Tuples to lists, as JSON would."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -77,6 +77,8 @@ class Task:
         Fingerprints of the data, see ``checkpoint.fingerprint``.
     start
         The potential whose parameters come first; None to begin with random ones.
+    member
+        Which member of the ensemble is trained alone; None for all of them together.
     """
 
     config: ModelConfig
@@ -90,6 +92,18 @@ class Task:
     element_fractions: Mapping[str, tuple[float, float]]
     data: Mapping[str, str]
     start: Start | None = None
+    member: int | None = None
+
+    def of_member(self, member: int) -> "Task":
+        """The same for one member alone, with the first parameters and the frames that it has among all."""
+        config = replace(self.config, n_members=1)
+        return replace(
+            self,
+            config=config,
+            packer=replace(self.packer, config=config),
+            counts=self.counts[member : member + 1],
+            member=member,
+        )
 
     @property
     def has_stress(self) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from neuralil_ase.files.model_file import save_potential
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.training.cutoff import LONGEST
 from neuralil_ase.training.loop import History, Trainer, fit
+from neuralil_ase.training.members import Job, train_members
 from neuralil_ase.training.output import Output, Recorder
 from neuralil_ase.training.prepare import prepare
 from neuralil_ase.training.settings import TrainingSettings
@@ -77,6 +79,7 @@ def train(
     resume: bool = False,
     progress: bool = False,
     report: bool = True,
+    executor: Executor | None = None,
     **options: Any,
 ) -> TrainingResult:
     """Train an ensemble on labelled structures.
@@ -105,6 +108,11 @@ def train(
     report
         At the end, evaluate training and validation frames, calibrate the spreads on the validation frames, store both
         in the model and draw pictures.
+    executor
+        Whose workers train, one member each, which this process joins, evaluates and calibrates. Each member keeps its
+        own best epoch; the result depends on neither the number of workers nor their order. Finished members are kept
+        in ``<output>.members``, and ``resume`` trains only those that are missing. The log is written at the end. In
+        process pools use the start method "spawn", and give each worker a core or two.
     **options
         Single options, on top of ``settings``; see :class:`TrainingSettings`.
 
@@ -123,7 +131,8 @@ def train(
     ModelFileError
         If ``start_from`` or the checkpoint cannot be read.
     ProcessError
-        If this process was forked from one in which JAX has computed.
+        If workers died, naming the members that are missing; or if this process was forked from one in which JAX has
+        computed.
     """
     claim_jax()
     chosen = (settings or TrainingSettings()).updated(options)
@@ -135,14 +144,24 @@ def train(
         frames = load_data(data, chosen)
         if chosen.stress_weight > 0:
             check_stresses([*frames[0], *frames[1]])
-        trainer = Trainer(prepare(chosen, *frames, start, progress))
-        with Recorder(trainer, files, progress) as recorder:
-            run = fit(trainer, recorder.resumed() if resume else recorder.started(), recorder)
+        if executor is None:
+            trainer = Trainer(prepare(chosen, *frames, start, progress))
+            found = _train_here(trainer, files, resume, progress)
+        else:
+            job = Job(chosen, *frames, start)
+            found = train_members(job, executor, files, resume, progress)
         written = files.model if files is not None and files.has_model else None
-        result = TrainingResult(
-            recorder.potential(run), run.history, recorder.reason, *frames, output=written
-        )
-        return _with_report(result) if report and run.epoch else result
+        result = TrainingResult(*found, *frames, output=written)
+        return _with_report(result) if report and result.history else result
+
+
+def _train_here(
+    trainer: Trainer, files: Output | None, resume: bool, progress: bool
+) -> tuple[Potential, History, str]:
+    """All members together: the potential, the history, and why it ended."""
+    with Recorder(trainer, files, progress) as recorder:
+        run = fit(trainer, recorder.resumed() if resume else recorder.started(), recorder)
+    return recorder.potential(run), run.history, recorder.reason
 
 
 def _inputs(

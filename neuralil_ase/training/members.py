@@ -1,0 +1,236 @@
+"""Members of an ensemble trained apart, each by a worker of an executor, and joined.
+
+A member has the first parameters, the resampled frames (bootstrap) and the order of frames that it would have among the
+others. Its best epoch is chosen by its own validation loss, where members that are trained together share the one of
+their mean. So the result depends on neither the number of workers nor the order in which they finish.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    wait,
+)
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuralil_ase.engine.concurrency import claim_jax
+from neuralil_ase.errors import ConfigError, NeuralILError, ProcessError, TrainingError
+from neuralil_ase.evaluation.dataset import Frame
+from neuralil_ase.files.atomic import free_name, make_folder, write_atomically
+from neuralil_ase.files.model_file import load_potential, save_potential
+from neuralil_ase.model.potential import Potential, flatten, unflatten
+from neuralil_ase.progress import Progress
+from neuralil_ase.training.checkpoint import check_same_run, fingerprint
+from neuralil_ase.training.loop import History, Trainer, fit
+from neuralil_ase.training.output import Output, Recorder, log_line, plain
+from neuralil_ase.training.prepare import prepare
+from neuralil_ase.training.settings import TrainingSettings
+from neuralil_ase.training.warm_start import Start
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is told, beside the number of its member."""
+
+    settings: TrainingSettings
+    train: Sequence[Frame]
+    validation: Sequence[Frame]
+    start: Start | None
+
+    def record(self) -> dict[str, Any]:
+        """What a member that was kept must agree in to be of the same run."""
+        return {
+            "settings": plain(self.settings.to_dict()),
+            "data": fingerprint(self.train, self.validation),
+            "start": None if self.start is None else self.start.provenance,
+        }
+
+
+def train_members(
+    job: Job, executor: Executor, files: Output | None, resume: bool, progress: bool
+) -> tuple[Potential, History, str]:
+    """The joined ensemble, the mean of the members' histories, and why the run ended.
+
+    Every member that is finished is kept in ``<output>.members`` at once. ``resume`` trains only those that are
+    missing.
+
+    Raises
+    ------
+    ConfigError
+        If members share layers.
+    ProcessError
+        If workers died: a member whose worker died is given to another one once, where the executor survives it.
+        Names the members that are missing.
+    NeuralILError
+        What a worker says of data, settings or a diverged loss.
+    """
+    if job.settings.shared_layers:
+        raise ConfigError(
+            f"members that share layers are trained together: leave out the executor, or shared_layers="
+            f"{job.settings.shared_layers}"
+        )
+    kept = None if files is None else _Kept(files.members, job.record(), resume)
+    found = {} if kept is None else kept.found(job.settings.members)
+    missing = [k for k in range(job.settings.members) if k not in found]
+    with Progress(job.settings.members, "member", "training", progress) as bar:
+        bar.update(len(found))
+        for member, potential in _trained(job, executor, missing):
+            found[member] = potential if kept is None else kept.keep(member, potential)
+            bar.update(len(found))
+    members = [found[k] for k in sorted(found)]
+    history = mean_history([potential.provenance["history"] for potential in members])
+    joined = join(members, history)
+    if files is not None:
+        lines = "".join(log_line(entry) + "\n" for entry in history).encode()
+        files.write(files.log, lambda path: write_atomically(path, lines))
+        files.write(files.model, lambda path: save_potential(joined, path))
+    return joined, history, joined.provenance["ended"]
+
+
+def train_member(job: Job, member: int) -> Potential:
+    """What a worker does for one message: a potential of one member, its history in the provenance."""
+    claim_jax()
+    task = prepare(job.settings, job.train, job.validation, job.start)
+    trainer = Trainer(task.of_member(member))
+    with Recorder(trainer, None, progress=False) as recorder:
+        try:
+            run = fit(trainer, recorder.started(), recorder)
+        except TrainingError as error:
+            raise TrainingError(
+                f"member {member}, trained apart from the others: {error}"
+            ) from error
+    if recorder.reason == "interrupted":
+        raise KeyboardInterrupt  # half a member is none
+    potential = recorder.potential(run)
+    return replace(potential, provenance={**potential.provenance, "history": run.history})
+
+
+def join(members: Sequence[Potential], history: History) -> Potential:
+    """One ensemble of potentials of one member each.
+
+    Raises
+    ------
+    ProcessError
+        If they differ in their architecture.
+    """
+    first = members[0]
+    if any(potential.config != first.config for potential in members):
+        raise ProcessError(
+            "the workers made members of different architectures: do all of them run the same neuralil-ase on the same "
+            "data?"
+        )
+    flat = [flatten(potential.params) for potential in members]
+    params = unflatten(
+        {name: np.concatenate([leaves[name] for leaves in flat]) for name in flat[0]}
+    )
+    records = [potential.provenance for potential in members]
+    best = [record["best_validation_loss"] for record in records]
+    provenance = {
+        **{key: value for key, value in records[0].items() if key not in ("history", "run")},
+        "epochs": max(record["epochs"] for record in records),
+        "ended": next((r["ended"] for r in records if r["ended"] != "finished"), "finished"),
+        "cpu_seconds": round(sum(record["cpu_seconds"] for record in records), 1),
+        "last_epoch": history[-1] if history else {},
+        "best_validation_loss": None if None in best else float(np.mean(best)),
+        "members_trained": "apart",
+    }
+    config = replace(first.config, n_members=len(members))
+    return Potential(config, params, first.energy_reference, provenance)
+
+
+def mean_history(histories: Sequence[History]) -> History:
+    """One record for each epoch: the mean over the members that had it."""
+    longest = max(histories, key=len)
+    return [_mean([h[k] for h in histories if len(h) > k]) for k in range(len(longest))]
+
+
+def _mean(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    shared = [key for key in records[0] if all(key in record for record in records)]
+    values = {key: [record[key] for record in records] for key in shared}
+    return {
+        key: int(v[0]) if key in ("epoch", "step") else float(np.mean(v))
+        for key, v in values.items()
+    }
+
+
+class _Kept:
+    """The folder of finished members."""
+
+    def __init__(self, folder: Path, record: dict[str, Any], resume: bool) -> None:
+        self._folder, self._record, self._resume = folder, record, resume
+
+    def found(self, count: int) -> dict[int, Potential]:
+        """Those of this run that an earlier call has finished."""
+        if not self._resume:
+            return {}
+        paths = {k: self._path(k) for k in range(count)}
+        return {k: self._load(path) for k, path in paths.items() if path.exists()}
+
+    def keep(self, member: int, potential: Potential) -> Potential:
+        """Write a member; the folder of another run is renamed first."""
+        if not self._resume and self._folder.exists():
+            aside = self._folder.rename(free_name(self._folder))
+            logger.info("%s of an earlier run is kept as %s", self._folder, aside.name)
+        self._resume = True  # from now on, what lies there is ours
+        make_folder(self._folder)
+        record = {**potential.provenance, "run": self._record}
+        save_potential(replace(potential, provenance=record), self._path(member))
+        return potential
+
+    def _load(self, path: Path) -> Potential:
+        potential = load_potential(path)
+        before = potential.provenance.get("run", {"settings": {}, "data": {}})
+        check_same_run(path, before, *(self._record[key] for key in ("settings", "data", "start")))
+        return potential
+
+    def _path(self, member: int) -> Path:
+        return self._folder / f"{member}.safetensors"
+
+
+def _trained(
+    job: Job, executor: Executor, members: Sequence[int]
+) -> Iterator[tuple[int, Potential]]:
+    """Members as they come."""
+    pending: dict[Future[Potential], int] = {}
+    missing, tried_again, problem = set(members), set[int](), ""
+    try:
+        for member in members:
+            pending[executor.submit(train_member, job, member)] = member
+        while pending:
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                member = pending.pop(future)
+                try:
+                    potential = future.result()
+                except NeuralILError:
+                    raise
+                except Exception as error:  # what an executor makes of a worker that died
+                    problem = f"{type(error).__name__}: {error}"
+                    if member in tried_again or isinstance(error, BrokenExecutor | CancelledError):
+                        continue  # others may have finished before
+                    logger.warning("member %d is trained again: %s", member, problem)
+                    tried_again.add(member)
+                    pending[executor.submit(train_member, job, member)] = member
+                else:
+                    missing.discard(member)
+                    yield member, potential
+    except BrokenExecutor as error:
+        problem = f"{type(error).__name__}: {error}"
+    finally:
+        for future in pending:
+            future.cancel()
+    if missing:
+        raise ProcessError(
+            f"workers died before they had trained the members {sorted(missing)} ({problem}); usually they ran out of "
+            "memory or were killed. Members that were finished are kept beside the output: start a new executor and "
+            "train again with resume=True"
+        )
