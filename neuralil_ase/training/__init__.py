@@ -9,7 +9,8 @@ if find_spec("optax") is None:
         "training needs optax, which is not installed: pip install 'neuralil-ase[train]'"
     )
 
-from neuralil_ase.training.settings import TrainingSettings  # says first what is missing
-from neuralil_ase.training.train import TrainingResult, train  # likewise
+# After the check above, so that a missing optax is reported first.
+from neuralil_ase.training.settings import TrainingSettings
+from neuralil_ase.training.train import TrainingResult, train
 
 __all__ = ["TrainingResult", "TrainingSettings", "train"]

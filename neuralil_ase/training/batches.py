@@ -1,10 +1,10 @@
-"""Frames → padded microbatches of one shape, so that a run compiles its functions once.
+"""Packs frames into padded microbatches of one shape, so that a run compiles its functions once.
 
-What stays the same from epoch to epoch is computed once per frame: densities and their slopes. The descriptor has no
-trainable parameters. From the derivative of a member's energy with respect to the density coefficients of an atom,
-forces follow by one more linear step: the slope of each pair's contribution to them, which all members and epochs
-share. A pair (i, j) contributes to the coefficients of the element of j alone, so that slopes sit in slots by neighbour
-element, and a whole microbatch is a few batched matrix products without any scatter.
+The descriptor has no trainable parameters. Density coefficients and their slopes are therefore computed once per frame
+and used in every epoch, by all members. The slope of a pair is the derivative of its contribution to the density
+coefficients by the pair vector. A force is then a matrix product of these slopes and the derivative of the energy by
+the coefficients. A pair (i, j) contributes only to the coefficients of the element of j. The slots for neighbours are
+therefore grouped by element, and a microbatch needs a few batched matrix products and no scatter.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,9 +23,9 @@ from neuralil_ase.model.spectrum import channels
 from neuralil_ase.training.forward import Batch
 
 MICROBATCH_ATOMS = 256
-"""Atoms evaluated together: the arrays of eight members then stay in the caches of a CPU."""
+"""Atoms evaluated together. At this size the arrays of eight members stay in the caches of a CPU."""
 PAIR_BLOCK = 1024
-"""Pairs differentiated together, whatever the frame: one shape, so that it is compiled once for all data sets."""
+"""Pairs differentiated together. The number is the same for all frames, so that the function is compiled once."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,12 @@ class FrameArrays:
     types
         Element indices, shape (N,).
     slopes
-        Derivative of the pair's contribution to them by r_ij, shape (N, S, 3, C), float32; zero in empty slots.
+        Derivative by r_ij of the pair's contribution to the density coefficients, shape (N, S, 3, C), float32; zero in
+        empty slots.
     vectors
         r_ij in Å, shape (N, S, 3), float32; zero in empty slots.
     reverse
-        Flat index (atom * S + slot) of the pair (j, i) for every slot, shape (N, S); an empty slot names itself.
+        Flat index (atom * S + slot) of the pair (j, i) for every slot, shape (N, S). An empty slot holds its own index.
     """
 
     density: np.ndarray
@@ -74,9 +75,9 @@ class Labels:
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame, ready for training; ``arrays`` is None where memory does not allow to keep them.
+    """One frame, ready for training. ``arrays`` is None if they exceed the memory budget.
 
-    ``weight`` is how much it counts; 1 on the average of the training frames.
+    The mean of ``weight`` over the training frames is 1.
     """
 
     types: np.ndarray
@@ -97,7 +98,7 @@ class Packer:
     n_frames: int
 
     def pack(self, samples: Sequence[Sample], weights: np.ndarray) -> Iterator[Batch]:
-        """Microbatches that hold the samples in their order; ``weights`` has shape (members, samples)."""
+        """Yield microbatches with the samples in their order; ``weights`` has shape (members, samples)."""
         start, filled = 0, 0
         for k, sample in enumerate(samples):
             size = len(sample.types)
@@ -164,7 +165,7 @@ def packer_for(
 
 
 def _fill_labels(batch: Batch, sample: Sample, k: int, rows: slice) -> None:
-    """Copy labels; a missing one keeps weight zero."""
+    """Copy the labels. A missing label keeps the weight zero."""
     labels, weight = sample.labels, sample.weight
     if np.isfinite(labels.energy):
         batch.energy[k], batch.energy_weight[k] = labels.energy, weight
@@ -190,7 +191,7 @@ def precompute(
     config
         The descriptor.
     pairs, types
-        Its neighbours inside the cutoff, sorted by center and the neighbour's type, and its elements.
+        Pairs inside the cutoff, sorted by center and then by the neighbour's type, and the type of every atom.
     slots
         Number of slots for every neighbour element, no smaller than the largest count.
     """
@@ -209,7 +210,7 @@ def precompute(
 def _products_and_slopes(
     config: DescriptorConfig, vectors: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What every pair adds to the density, (P, C), and its derivative by the pair vector, (P, 3, C)."""
+    """Contribution of every pair to the density, (P, C), and its derivative by the pair vector, (P, 3, C)."""
     blocks = [
         _block(config, block) for block in in_blocks(vectors, PAIR_BLOCK, 1.01 * config.r_cut)
     ]
@@ -220,7 +221,7 @@ def _products_and_slopes(
 
 
 def in_blocks(vectors: np.ndarray, size: int, length: float) -> list[np.ndarray]:
-    """Pair vectors in blocks of one size, the last filled up with vectors of this length in Å; at least one block."""
+    """Pair vectors in blocks of equal size. The last one is filled up with vectors of this length in Å."""
     n_blocks = max(1, -(-len(vectors) // size))
     padded = np.zeros((n_blocks * size, 3), vectors.dtype)
     padded[:, 0] = length
@@ -238,7 +239,7 @@ def _block(config: DescriptorConfig, vectors: Array) -> tuple[Array, Array]:
 
 
 def _density(products: np.ndarray, pairs: Pairs, types: np.ndarray, n_elements: int) -> np.ndarray:
-    """Density coefficients, (N, elements, C): sums over the pairs of a center with neighbours of an element."""
+    """Density coefficients, (N, elements, C): sums over the neighbours of each element."""
     density = np.zeros((len(types) * n_elements, products.shape[1]), products.dtype)
     segments = pairs.centers.astype(np.int64) * n_elements + types[pairs.neighbors]
     starts = np.flatnonzero(np.diff(segments, prepend=-1))
@@ -265,9 +266,9 @@ def _into_slots(
 
 
 def _reverse(pairs: Pairs, slot: np.ndarray, n_atoms: int, n_slots: int) -> np.ndarray:
-    """Where the pair (j, i) with the opposite vector sits, for every slot."""
+    """Flat index of the pair (j, i) with the opposite vector, for every slot."""
     flat = pairs.centers.astype(np.int64) * n_slots + slot
-    # Several images of j may be neighbours of i; a generic projection tells them apart.
+    # Several images of j can be neighbours of i. The projection on a generic direction tells them apart.
     projection = pairs.vectors @ np.array((0.5377, 0.8339, 0.1241))
     forward = np.lexsort((projection, pairs.neighbors, pairs.centers))
     backward = np.lexsort((-projection, pairs.centers, pairs.neighbors))

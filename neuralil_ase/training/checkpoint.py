@@ -18,7 +18,7 @@ from neuralil_ase.files.atomic import write_atomically
 
 FORMAT = "neuralil-ase-checkpoint"
 FREE_SETTINGS = ("time_limit", "checkpoint_every", "memory_budget")
-"""Settings that may change when a run is resumed, because the losses do not depend on them."""
+"""Settings that may change when a run is resumed. The losses do not depend on them."""
 _RECORD: dict[str, tuple[type, ...]] = {
     "settings": (dict,),
     "data": (dict,),
@@ -38,11 +38,11 @@ class Checkpoint:
     Attributes
     ----------
     path
-        The file, for messages.
+        The file; used in messages.
     leaves
         The arrays of a pytree.
     record
-        JSON data: epoch, history, settings, fingerprints of the data and of the potential it began with.
+        JSON data: epoch, history, settings, fingerprints of the data and of the potential that the run began with.
     """
 
     path: str
@@ -51,7 +51,7 @@ class Checkpoint:
 
     @classmethod
     def of(cls, arrays: Any, record: dict[str, Any]) -> "Checkpoint":
-        """Of any pytree of arrays."""
+        """Make a checkpoint from any pytree of arrays."""
         return cls("", [np.asarray(leaf) for leaf in jax.tree.leaves(arrays)], record)
 
     def like(self, template: Any) -> Any:
@@ -60,7 +60,7 @@ class Checkpoint:
         Raises
         ------
         ModelFileError
-            If they are those of another architecture.
+            If the checkpoint belongs to another architecture.
         """
         expected, tree = jax.tree.flatten(template)
         if [leaf.shape for leaf in self.leaves] != [np.shape(leaf) for leaf in expected]:
@@ -77,7 +77,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
     Raises
     ------
     OutputError
-        If the file cannot be written; a file that was there before is then untouched.
+        If the file cannot be written. An existing file is then untouched.
     """
     leaves = {f"{k:05d}": leaf for k, leaf in enumerate(checkpoint.leaves)}
     metadata = {FORMAT: json.dumps(checkpoint.record)}
@@ -125,12 +125,12 @@ def check_same_run(
     data: Mapping[str, str],
     start: Mapping[str, str] | None = None,
 ) -> None:
-    """Resuming must reproduce the uninterrupted run: same start, same data, same settings.
+    """Check that resuming will reproduce the uninterrupted run: same start, same data, same settings.
 
     Raises
     ------
     TrainingError
-        Naming what differs.
+        If one of them differs. The message says which.
     """
     _check_same_start(path, record.get("start"), start)
     before = record["settings"]
@@ -141,14 +141,14 @@ def check_same_run(
             f"{key} (was {before.get(key)}, now {settings.get(key)})" for key in changed
         )
         raise TrainingError(
-            f"cannot resume from {path}: other settings than before: {named}. Resume with the old ones, or start "
-            "afresh without resuming"
+            f"cannot resume from {path}: other settings than before: {named}. Resume with the old settings, or start "
+            "a new run without resuming"
         )
     before_data = record["data"]
     others = sorted(key for key in data if key != "all" and before_data.get(key) != data[key])
     if others:
         raise TrainingError(
-            f"cannot resume from {path}: the training data have changed ({', '.join(others)}). Start afresh without "
+            f"cannot resume from {path}: the training data have changed ({', '.join(others)}). Start a new run without "
             "resuming"
         )
 
@@ -156,7 +156,7 @@ def check_same_run(
 def _check_same_start(
     path: str | Path, before: Mapping[str, str] | None, now: Mapping[str, str] | None
 ) -> None:
-    """A file may be called otherwise now; its content counts."""
+    """Compare the start by its content. The file may have been renamed."""
     if (before or {}).get("sha256") == (now or {}).get("sha256"):
         return
     names = [
@@ -166,13 +166,13 @@ def _check_same_start(
         for start in (before, now)
     ]
     raise TrainingError(
-        f"cannot resume from {path}: that run began with {names[0]}, this one is to begin with {names[1]}. Give the "
-        "model that it was started from, or start afresh without resuming"
+        f"cannot resume from {path}: that run began with {names[0]}, this one is to begin with {names[1]}. Start from "
+        "the same model again, or start a new run without resuming"
     )
 
 
 def fingerprint(train: Sequence[Frame], validation: Sequence[Frame]) -> dict[str, str]:
-    """Hashes of all that a run learns from, part by part, and of everything ("all")."""
+    """Hashes of the data that a run learns from: one for each part, and one for everything ("all")."""
     parts: dict[str, Any] = {name: hashlib.sha256() for name in _PARTS}
     for side, frames in (("training", train), ("validation", validation)):
         for frame in frames:

@@ -1,7 +1,7 @@
-"""Short trainings one after another, while the data grow: all of them share what was compiled for the first.
+"""Runs short trainings one after another, while the data grow. All use the functions compiled for the first one.
 
-Compilation takes longer than such a training. So architecture, number of steps, and the shapes of microbatches stay:
-room for neighbours is made with some to spare, and microbatches hold as many atoms as the largest frame asks for.
+Compiling takes longer than such a training. The architecture, the number of steps and the shapes of the microbatches
+therefore stay the same. There are spare slots for neighbours, and a microbatch is large enough for the largest frame.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,9 +21,9 @@ from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start
 
 SPARE = 1.2
-"""Room for neighbours of each element over what the frames need when it is made."""
+"""Slots for the neighbours of an element, divided by the number that the frames need at that time."""
 ROUND = 8
-"""It is made in such steps, so that like systems share what is compiled."""
+"""The number of slots is a multiple of this, so that similar systems share compiled functions."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Residuals:
 
 
 class Continuation:
-    """Trains a potential again and again.
+    """Trains a potential repeatedly.
 
     Parameters
     ----------
     potential
-        Whose architecture and energy reference all updates keep.
+        Its architecture and energy reference are kept in all updates.
     settings
-        Those of the loss and of the optimiser, ``batch_size``, ``seed`` and ``memory_budget`` count.
+        Only the settings of the loss and of the optimiser, ``batch_size``, ``seed`` and ``memory_budget`` are used.
     steps
         Steps of one update: a whole cycle of the learning rate.
     """
@@ -67,7 +67,7 @@ class Continuation:
         return len(self._samples)
 
     def add(self, frame: Frame) -> int:
-        """Take a labelled frame in; returns its number.
+        """Add a labelled frame and return its number.
 
         Raises
         ------
@@ -85,7 +85,7 @@ class Continuation:
         return len(self._samples) - 1
 
     def move_reference(self, reference: np.ndarray) -> None:
-        """Count energies from another zero: energy of every element in eV, shape (elements,)."""
+        """Replace the energy reference: energy of every element in eV, shape (elements,)."""
         self.reference = reference
         self._samples = [
             replace(s, labels=make_labels(self.config, f, s.types, s.pairs, reference))
@@ -95,18 +95,18 @@ class Continuation:
     def update(
         self, potential: Potential, learnt: Sequence[int], chances: np.ndarray, seed: int
     ) -> Potential:
-        """The potential after one more training.
+        """Train once more and return the new potential.
 
         Parameters
         ----------
         potential
-            To go on from.
+            Training continues from its parameters.
         learnt
             Numbers of the frames to learn from.
         chances
-            How often each of them is drawn, relative to the others, same length.
+            Relative probability that each of these frames is drawn, same length.
         seed
-            Of the order in which frames are drawn.
+            Seed of the order in which frames are drawn.
 
         Raises
         ------
@@ -123,7 +123,7 @@ class Continuation:
         return replace(potential, params=trained.params, energy_reference=self.reference)
 
     def residuals(self, potential: Potential, numbers: Sequence[int]) -> list[Residuals]:
-        """How far the potential is from the labels of these frames."""
+        """Residuals of the potential on these frames."""
         claim_jax()
         trainer = self._trainer(potential, numbers)
         samples = trainer.task.train
@@ -179,14 +179,14 @@ class Continuation:
 
 
 def _draws(chances: np.ndarray, batch_size: int, steps: int, seed: int) -> list[np.ndarray]:
-    """Samples of every step, drawn without replacement as far as there are enough."""
+    """Samples of every step, drawn without replacement within a step."""
     rng = np.random.default_rng((seed, 4))
     size = min(batch_size, len(chances))
     return [rng.choice(len(chances), size, False, chances / chances.sum()) for _ in range(steps)]
 
 
 def _rows(forces: Iterator[np.ndarray], sample: Sample) -> np.ndarray:
-    """Those of the next sample."""
+    """Take the forces of the next sample from the iterator, shape (N, 3); empty if it has no force labels."""
     has_forces = np.isfinite(sample.labels.forces).all()
     rows = [*islice(forces, len(sample.types))] if has_forces else []
     return np.array(rows).reshape(-1, 3)

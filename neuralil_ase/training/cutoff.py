@@ -1,4 +1,4 @@
-"""The cutoff of a run that names none, from the distances and densities in its data."""
+"""Chooses the cutoff from the distances and densities in the data, if the settings give none."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,31 +8,32 @@ import numpy as np
 from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
 
 SHORTEST, LONGEST = 3.5, 6.0
-"""Cutoffs in Å that a run chooses between."""
+"""Smallest and largest cutoff in Å that is chosen."""
 REACH = 2.2
-"""Cutoff over the distance between nearest neighbours, where neither of the limits below acts: a second shell."""
+"""Cutoff divided by the distance between nearest neighbours: it includes the second shell. The limits below can
+change it."""
 MOST_ALIKE = 35
-"""Neighbours of one element that an environment should hold. The density of one element is one function on a sphere,
-and more neighbours than its coefficients resolve blur it. In copper 4.5 Å (32 neighbours) err by 59 meV/Å, 4.0 Å by
-82 and 5.5 Å (59 neighbours) by 63, at 1.7 times the cost; in SrTiO3 5.5 Å (35 oxygen atoms) are best."""
+"""Largest number of neighbours of one element inside the cutoff. The coefficients of the density cannot resolve more.
+Force errors of copper are 82 meV/Å with 4.0 Å, 59 with 4.5 Å (32 neighbours), and 63 with 5.5 Å (59 neighbours), at
+1.7 times the cost. In SrTiO3 5.5 Å (35 oxygen atoms) is best."""
 FEW = 16
-"""Where the longest cutoff holds no more neighbours than this, as in a small molecule, it is taken: they all count."""
+"""If the largest cutoff holds no more neighbours than this, as in a small molecule, the largest cutoff is chosen."""
 SAMPLE = 64
-"""Frames looked at, spread over the data."""
+"""Number of frames that are analysed, spread over the data."""
 
 
 class Surroundings(NamedTuple):
-    """What stands around the atoms of a data set.
+    """Distances and numbers of neighbours in a data set.
 
     Attributes
     ----------
     nearest
-        Median distance in Å from an atom to its nearest neighbour, of the element for which it is largest. Atoms
-        without a neighbour within half the longest cutoff count as if they had one there.
+        Median distance in Å from an atom to its nearest neighbour, for the element where it is largest. The distance of
+        an atom counts as half the largest cutoff at most.
     alike
-        Mean number of neighbours of one element within the longest cutoff, of the element that has most.
+        Mean number of neighbours of one element within the largest cutoff, for the element where it is largest.
     neighbours
-        Mean number of all of them.
+        Mean number of neighbours of all elements within the largest cutoff.
     """
 
     nearest: float
@@ -41,7 +42,7 @@ class Surroundings(NamedTuple):
 
 
 def surroundings(frames: Sequence[Frame], elements: tuple[str, ...]) -> Surroundings:
-    """Of the atoms of at most ``SAMPLE`` frames."""
+    """Analyse the atoms of at most ``SAMPLE`` frames."""
     types, nearest, counts = [], [], []
     for frame in frames[:: max(1, len(frames) // SAMPLE)]:
         types.append(types_of(frame, elements))
@@ -56,14 +57,14 @@ def surroundings(frames: Sequence[Frame], elements: tuple[str, ...]) -> Surround
 
 
 def cutoff_for(found: Surroundings) -> float:
-    """Cutoff in Å: ``REACH`` times the nearest distance, less where one element is crowded; all of a small molecule."""
+    """Cutoff in Å: ``REACH`` times the nearest distance, smaller where one element is dense, largest for molecules."""
     if found.neighbours <= FEW:
         return LONGEST
-    # The radius that holds so many, at the mean density inside the longest cutoff: shells would make it jump.
+    # The radius that holds CROWD neighbours at the mean density: counting neighbours would jump from shell to shell.
     crowded = LONGEST * np.cbrt(MOST_ALIKE / max(found.alike, 1e-9))
     return rounded(min(REACH * found.nearest, float(crowded)))
 
 
 def rounded(radius: float) -> float:
-    """To half an Å, between the shortest and the longest cutoff."""
+    """Round to half an Å, between the smallest and the largest cutoff."""
     return float(np.clip(round(2 * radius) / 2, SHORTEST, LONGEST))

@@ -18,7 +18,7 @@ from neuralil_ase.prediction import VOIGT
 class Batch(NamedTuple):
     """Frames side by side, padded; N atoms, S slots, B frames, M members.
 
-    Labels that are missing, padding atoms and padding frames have weight zero (and a finite label).
+    Missing labels, padding atoms and padding frames have weight zero (and a finite label).
 
     Attributes
     ----------
@@ -33,9 +33,9 @@ class Batch(NamedTuple):
     stress, stress_weight
         In eV/Å³, shape (B, 6), and (B,).
     n_atoms, volume
-        Of every frame, shape (B,); 1 for padding.
+        Number of atoms and volume in Å³ of every frame, shape (B,); 1 for padding.
     member_weight
-        How much every member cares for each frame, shape (M, B).
+        Weight of each frame for every member, shape (M, B).
     """
 
     density: np.ndarray
@@ -67,7 +67,8 @@ class Predicted(NamedTuple):
     stress
         In eV/Å³, shape (M, B, 6).
     energy_aleatoric_variance, forces_aleatoric_variance
-        σ² in eV², shape (M, B), and of a force component in eV²/Å², shape (M, N); None without such outputs.
+        σ² of the energy in eV², shape (M, B), and of a force component in eV²/Å², shape (M, N). None if the network
+        does not predict them.
     """
 
     energy: Array
@@ -103,10 +104,10 @@ def predict(
 
 
 def _aleatoric_variances(config: ModelConfig, params: Params, batch: Batch) -> Array:
-    """σ²_E and σ²_F of every atom, (M, N, 2), as functions of their own layers alone.
+    """σ²_E and σ²_F of every atom, (M, N, 2). Gradients reach only the layers that predict them.
 
-    What leads to the energy does not learn for them: else the network spends on its noise, and forces become
-    worse ("faithful" regression, Stirn et al., arXiv:2212.09184).
+    The layers that lead to the energy do not learn from this likelihood: forces would become worse ("faithful"
+    regression, Stirn et al., arXiv:2212.09184).
     """
     listed = parameters(config)
     own = {
@@ -154,7 +155,7 @@ def _forces(pair_gradient: Array, reverse: Array) -> Array:
 
 @jax.custom_vjp
 def permute(rows: Array, involution: Array) -> Array:
-    """rows[involution]; backwards the same gather again instead of a scatter, as it is its own inverse."""
+    """rows[involution]. An involution is its own inverse, so that the backward pass is a gather and not a scatter."""
     return rows[involution]
 
 

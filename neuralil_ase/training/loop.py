@@ -1,4 +1,4 @@
-"""The loop: steps, epochs, validation, the best state so far, orderly ends."""
+"""The training loop: steps, epochs, validation, the best state so far, and how a run ends."""
 
 import logging
 import time
@@ -27,24 +27,24 @@ from neuralil_ase.training.settings import TrainingSettings
 logger = logging.getLogger(__name__)
 History = list[dict[str, Any]]
 _DIVERGED = (
-    "Usually the learning rate is too high or a frame has absurd labels; the last good model was kept. Lower "
-    "learning_rate, or look at the frames with the largest forces"
+    "Usually the learning rate is too high or a frame has absurd labels. The last good model was kept. Lower "
+    "learning_rate, or check the frames with the largest forces"
 )
 
 
 class State(NamedTuple):
-    """What changes during a run, on the device.
+    """The state of a run on the device.
 
     Attributes
     ----------
     params
-        Of the normalised networks.
+        Parameters of the normalised networks.
     average
-        Their moving average.
+        Moving average of the parameters.
     optimizer
         State of the optimiser.
     step
-        Steps done.
+        Number of steps done.
     """
 
     params: Params
@@ -60,13 +60,13 @@ class Run:
     Attributes
     ----------
     state
-        On the device.
+        The state on the device.
     best
-        The averaged parameters of the smallest validation loss so far; the latest ones without validation.
+        The averaged parameters with the smallest validation loss so far. Without validation, the latest ones.
     best_loss
-        That loss; None before the first validation.
+        The smallest validation loss; None before the first validation.
     epoch
-        Epochs done.
+        Number of epochs done.
     history
         One record per epoch.
     """
@@ -84,9 +84,9 @@ class Trainer:
     Parameters
     ----------
     task
-        What is learnt.
+        The training problem.
     n_steps
-        Length of the cycle of the learning rate in steps; by default that of all epochs.
+        Length of the learning-rate cycle in steps; by default all epochs.
     """
 
     def __init__(self, task: Task, n_steps: int | None = None) -> None:
@@ -96,7 +96,7 @@ class Trainer:
         self._objective = objective_of(task)
 
     def start(self) -> Run:
-        """A run with the parameters of the potential to go on from, or with fresh ones."""
+        """A new run, from the parameters of the task's ``start`` or from random ones."""
         task = self.task
         config = replace(task.config, n_members=task.settings.members)
         if task.start is None:
@@ -116,7 +116,7 @@ class Trainer:
         Raises
         ------
         TrainingError
-            If loss or parameters are no longer finite; ``run`` is then untouched.
+            If the loss or the parameters are no longer finite. ``run`` is then unchanged.
         """
         began = time.perf_counter()
         state, losses, sums, norms = self._pass(run)
@@ -128,7 +128,7 @@ class Trainer:
             record["energy_mae"] = float(np.mean(sums.energy_error)) / norms.energy
         if norms.forces:
             record["force_mae"] = float(np.mean(sums.force_error)) / norms.forces
-        # Before the first validation, the latest state is the best there is.
+        # Before the first validation, the latest state counts as the best.
         best, best_loss = (state.average if run.best_loss is None else run.best), run.best_loss
         if self._is_validation_due(epoch):
             errors = self.validate(state.average)
@@ -139,7 +139,7 @@ class Trainer:
         return Run(state, best, best_loss, epoch, [*run.history, record])
 
     def validate(self, params: Params) -> dict[str, float]:
-        """The loss of the mean over members on the validation samples, and its errors in eV/atom and eV/Å."""
+        """Loss of the ensemble mean on the validation samples, and its errors in eV/atom and eV/Å."""
         energy, forces, stress = self.residuals(params, self.task.validation)
         s = self.task.settings
         shape = SHAPES[s.loss]
@@ -160,7 +160,7 @@ class Trainer:
         return bool(self.task.validation) and (epoch % settings.validate_every == 0 or is_last)
 
     def potential(self, params: Params, provenance: dict[str, Any] | None = None) -> Potential:
-        """The potential with normalisation folded into its layers."""
+        """The potential, with the normalisation folded into its layers."""
         folded = jax.tree.map(np.asarray, fold(self.task.config, self.task.scaling, params))
         return Potential(self.task.config, folded, self.task.reference, provenance or {})
 
@@ -183,7 +183,7 @@ class Trainer:
         return state, losses, totals, Norms(*map(sum, zip(*norms, strict=True)))
 
     def step(self, state: State, chosen: np.ndarray) -> tuple[State, jax.Array, list[Sums], Norms]:
-        """One step on the chosen training samples: the new state, every member's loss, its parts, how many labels."""
+        """One step on the chosen training samples: new state, loss of every member, its parts, numbers of labels."""
         task, objective = self.task, self._objective
         samples = [task.train[k] for k in chosen]
         norms = norms_of(samples)
@@ -200,7 +200,7 @@ class Trainer:
     def residuals(
         self, params: Params, samples: Sequence[Sample]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the mean over members, where labels are: eV/atom, eV/Å and eV/Å³."""
+        """Residuals of the ensemble mean where there are labels, in eV/atom, eV/Å and eV/Å³."""
         weights = np.ones((self.task.config.n_members, len(samples)))
         parts = [
             _mean_residuals(
@@ -213,16 +213,16 @@ class Trainer:
 
 
 class Objective(NamedTuple):
-    """All that the gradient depends on besides its arguments: runs that agree in it share the compiled function.
+    """Everything that the gradient depends on besides its arguments. Runs with equal objectives share compiled code.
 
     Attributes
     ----------
     config
-        Of the model.
+        Architecture of the model.
     settings
-        Those of the loss and of the optimiser; the others have their defaults.
+        Settings of the loss and of the optimiser. All others have their default values.
     slots
-        How many neighbours of each element an atom has room for.
+        Number of slots for the neighbours of each element.
     has_stress
         Whether stresses are learnt.
     """
@@ -234,7 +234,7 @@ class Objective(NamedTuple):
 
 
 def objective_of(task: Task) -> Objective:
-    """Of this task."""
+    """The objective of a task."""
     settings = TrainingSettings(**{name: getattr(task.settings, name) for name in _COMPILED_IN})
     return Objective(task.config, settings, task.packer.slots, task.has_stress)
 
@@ -255,7 +255,7 @@ def _gradient(
         predicted = _predicted(objective, scaling, p, batch, objective.has_stress)
         sums = loss_sums(objective.settings, predicted, batch)
         losses = total(objective.settings, sums, norms)
-        # The variances learn by their likelihood alone, and nothing else depends on them: it needs no weight.
+        # Only the variances learn from the likelihood, and only from it. It needs no weight.
         likelihood = sums.likelihood / (norms.forces + norms.energy)
         return (losses + likelihood).sum(), (losses, sums)
 
@@ -269,7 +269,7 @@ def _add(a: Any, b: Any) -> Any:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _update(objective: Objective, n_steps: int, state: State, gradient: Params) -> State:
-    """The only function to compile anew for a run of another length, whose learning rate changes otherwise."""
+    """One step of the optimiser. Only this function depends on the length of the run, and so on its schedule."""
     settings = objective.settings
     optimizer = build_optimizer(settings, n_steps)
     clipped = clip_members(objective.config, gradient, settings.clip_norm)
@@ -292,12 +292,12 @@ def fit(
     run: Run,
     after_epoch: Callable[[Run, str | None], None],
 ) -> Run:
-    """Train to the last epoch, the time limit, an interrupt or a failure.
+    """Train until the last epoch, the time limit, an interrupt or a failure.
 
     Parameters
     ----------
     trainer, run
-        The task and where to go on.
+        The trainer, and the state that training continues from.
     after_epoch
         Called after every epoch with the run, and once more at the end with the reason: "finished", "time limit",
         "interrupted" or "failed". It writes logs, checkpoints and models.
@@ -305,7 +305,7 @@ def fit(
     Raises
     ------
     TrainingError
-        If the loss is no longer finite, after ``after_epoch`` has saved the last good state.
+        If the loss is no longer finite. ``after_epoch`` has then saved the last good state.
     """
     settings = trainer.task.settings
     began = time.monotonic()
@@ -343,7 +343,7 @@ def _at_least_one(norms: Norms) -> Norms:
 
 
 def _mean_residuals(predicted: Any, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Residuals of the mean over members where labels are: eV/atom, eV/Å, eV/Å³."""
+    """Residuals of the ensemble mean where there are labels, in eV/atom, eV/Å and eV/Å³."""
     energy = (np.mean(predicted.energy, axis=0) - batch.energy) / batch.n_atoms
     forces = np.mean(predicted.forces, axis=0) - batch.forces
     stress = np.mean(predicted.stress, axis=0) - batch.stress
@@ -359,13 +359,13 @@ def _finite_mean(losses: Sequence[jax.Array], epoch: int) -> float:
     if not np.isfinite(array).all():
         step, member = np.argwhere(~np.isfinite(array))[0]
         raise TrainingError(
-            f"the loss of member {member} became {array[step, member]} in epoch {epoch}, step {step + 1} of it. "
+            f"the loss of member {member} became {array[step, member]} in epoch {epoch}, step {step + 1} of the epoch. "
             f"{_DIVERGED}"
         )
     return float(array.mean())
 
 
 def check_finite(state: State, when: str) -> None:
-    """A TrainingError if the parameters are no longer finite."""
+    """Raise a TrainingError if the parameters are no longer finite."""
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.average))):
         raise TrainingError(f"the parameters are no longer finite after {when}. {_DIVERGED}")

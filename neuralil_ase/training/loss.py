@@ -1,4 +1,4 @@
-"""What training minimises: how far energies, forces and stresses are from their labels."""
+"""The loss: what training minimises."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,16 +12,16 @@ from neuralil_ase.training.settings import TrainingSettings
 
 
 class Sums(NamedTuple):
-    """Sums over a microbatch for every member, shape (M,); divided by ``Norms`` they are the loss and its parts.
+    """Sums over a microbatch for every member, shape (M,). Divided by ``Norms``, they are the parts of the loss.
 
     Attributes
     ----------
     energy, forces, stress
-        Shaped residuals, without unit.
+        Sums of the loss function over the scaled residuals, without unit.
     likelihood
-        Negative log-likelihood of energies and forces, for heteroscedastic networks; else 0.
+        Negative log-likelihood of energies and forces if the network predicts variances, else 0.
     energy_error, force_error
-        Absolute residuals in eV/atom and eV/Å, for the progress report.
+        Sums of absolute residuals in eV/atom and eV/Å, for the progress bar.
     """
 
     energy: Array
@@ -65,10 +65,7 @@ SHAPES: dict[str, Callable[[Array], Array]] = {
 
 
 def loss_sums(settings: TrainingSettings, predicted: Predicted, batch: Batch) -> Sums:
-    """Weighted sums of the shaped residuals, for every member.
-
-    The energy residual is taken per atom.
-    """
+    """Weighted sums over a microbatch, for every member. The energy residual is per atom."""
     shape = SHAPES[settings.loss]
     of_frame, of_atom = batch.member_weight, batch.member_weight[:, batch.frame]
     energy_residual = predicted.energy - batch.energy
@@ -92,7 +89,7 @@ def loss_sums(settings: TrainingSettings, predicted: Predicted, batch: Batch) ->
 def _likelihood(
     predicted: Predicted, batch: Batch, energy_residual: Array, force_residual: Array
 ) -> Array:
-    """Gaussian negative log-likelihood ½(log σ² + residual²/σ²) of forces and energies, for given residuals."""
+    """Gaussian negative log-likelihood ½(log σ² + residual²/σ²) of forces and energies, at fixed residuals."""
     if predicted.energy_aleatoric_variance is None or predicted.forces_aleatoric_variance is None:
         return jnp.zeros(len(batch.member_weight))
     energy_residual, force_residual = jax.lax.stop_gradient((energy_residual, force_residual))

@@ -1,8 +1,7 @@
-"""Scales that make training easy, and how they disappear into the first and last layers.
+"""Normalises descriptors and energies for training, and folds the scales into the layers afterwards.
 
-Training works on normalised descriptors and energies. Both scalings are linear, so that they fold into the layers
-that read the descriptor and into the last one: the potential that is evaluated and saved has the published
-architecture, without any normalisation.
+Both scalings are linear. They fold into the layers that read the descriptor and into the last layer. The potential
+that is evaluated and saved therefore has the published architecture, without normalisation.
 """
 
 from typing import Any, NamedTuple
@@ -17,15 +16,16 @@ from neuralil_ase.model.parameters import ALEATORIC
 from neuralil_ase.model.potential import Params, flatten, unflatten
 
 ALEATORIC_FACTOR = 10.0
-"""From the last layers of the variances to what softplus turns into σ²: forces known to 0.05 eV/Å need -6, energies -9,
-which is farther than a learning rate of 2e-3 moves a weight in a usual run."""
+"""Factor between the last layers of the variances and the argument of softplus, which gives σ². An error of 0.05 eV/Å
+needs -6 there, an energy -9. With a learning rate of 2e-3 a weight does not move that far in a usual run."""
 
 
 FEATURE_EXPONENT = 0.5
-"""How far features of different spread are made alike: 1 gives all of them unit variance, 0 keeps their ratios.
+"""Exponent of the standard deviation by which each feature is divided: 1 gives all features unit variance, 0 keeps
+their ratios.
 
-What varies little is a product of small coefficients; made as large as the rest, it is learnt by heart first. With 0.5
-in place of 1, held-out forces of SrTiO3 err by 113 meV/Å in place of 121, and the largest errors of metals shrink."""
+Features of small variance, scaled up to unit variance, cause overfitting. With 0.5 instead of 1, the errors of
+held-out forces of SrTiO3 fall from 121 to 113 meV/Å, and the largest errors of metals shrink."""
 
 
 class Scaling(NamedTuple):
@@ -34,9 +34,9 @@ class Scaling(NamedTuple):
     Attributes
     ----------
     mean
-        Subtracted from the features, shape (F,), in Å^-3.
+        Is subtracted from the features, shape (F,), in Å^-3.
     factor
-        Then multiplied, shape (F,), in Å^3.
+        Multiplies the difference, shape (F,), in Å^3.
     energy
         Factor from the network's output to eV.
     """
@@ -47,7 +47,7 @@ class Scaling(NamedTuple):
 
 
 def scaling_of(features: np.ndarray, force_rms: float) -> Scaling:
-    """Unit variance for the feature that varies most, energies in units of the forces times 1 Å.
+    """Give the feature that varies most unit variance; energies are in units of the typical force times 1 Å.
 
     Parameters
     ----------
@@ -67,9 +67,9 @@ def scaling_of(features: np.ndarray, force_rms: float) -> Scaling:
 
 
 def first_params(config: ModelConfig, seed: int) -> Params:
-    """Random parameters to begin a run with.
+    """Random initial parameters.
 
-    Variances begin alike for all atoms, at softplus(-5) = 0.007: for forces that is a σ of 0.08 eV/Å.
+    All variances begin at softplus(-5) = 0.007. For forces this is a σ of 0.08 eV/Å.
     """
     flat = dict(flatten(init_params(config, seed)))
     for name in ALEATORIC if config.is_heteroscedastic else ():
@@ -80,7 +80,7 @@ def first_params(config: ModelConfig, seed: int) -> Params:
 
 
 def fold(config: ModelConfig, scaling: Scaling, params: Params) -> Params:
-    """Parameters of the published architecture from those that training works on."""
+    """Convert the parameters used in training to those of the published architecture."""
     flat: dict[str, Any] = dict(flatten(params))
     n_features = config.descriptor.n_features
     for layer in inlets(config):
@@ -95,9 +95,9 @@ def fold(config: ModelConfig, scaling: Scaling, params: Params) -> Params:
 
 
 def unfold(config: ModelConfig, scaling: Scaling, params: Params) -> Params:
-    """Inverse of :func:`fold`: parameters for training to go on with, from those of a potential, in float32.
+    """Inverse of :func:`fold`: convert the parameters of a potential to those used in training, in float32.
 
-    With any scaling, the folded parameters, and so the predictions, are the same to float32 rounding.
+    Folding them again, with any scaling, gives the same predictions to float32 rounding.
     """
     flat: dict[str, Any] = dict(flatten(params))
     n_features = config.descriptor.n_features
@@ -113,12 +113,12 @@ def unfold(config: ModelConfig, scaling: Scaling, params: Params) -> Params:
 
 
 def inlets(config: ModelConfig) -> list[str]:
-    """Layers that read the descriptor.
+    """Names of the layers that read the descriptor.
 
     Raises
     ------
     ConfigError
-        If it also goes past them, so that training cannot normalise it.
+        If the raw descriptor also bypasses them, so that it cannot be normalised.
     """
     network = config.network
     if network.kind == "core":
@@ -139,7 +139,7 @@ def _outlets(config: ModelConfig, scaling: Scaling) -> dict[str, float]:
     energy = "energy_denormalizer" if is_published else "denormalizer"
     outlets = {f"network/body/{energy}/{leaf}": scaling.energy for leaf in ("kernel", "bias")}
     if config.is_heteroscedastic:
-        # Those of the published architecture have no bias.
+        # In the published architecture they have no bias.
         leaves = ("kernel",) if is_published else ("kernel", "bias")
         for name in ALEATORIC:
             outlets |= {f"network/body/{name}_denormalizer/{x}": ALEATORIC_FACTOR for x in leaves}

@@ -1,4 +1,4 @@
-"""The optimiser: one-cycle schedule, clipping of each member by itself, moving average of the weights."""
+"""The optimiser: one-cycle schedule, gradient clipping for each member, moving average of the weights."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def build_optimizer(settings: TrainingSettings, n_steps: int) -> optax.GradientT
     rate, decay = schedule(settings, n_steps), settings.weight_decay
     if settings.optimizer == "adam":
         return optax.adam(rate)
-    assert decay is not None  # with_frames has named it
+    assert decay is not None  # with_frames has set it
     if settings.optimizer == "muon":
         return optax.contrib.muon(
             rate,
@@ -53,8 +53,8 @@ def schedule(settings: TrainingSettings, n_steps: int) -> optax.Schedule:
 def clip_members(config: ModelConfig, gradient: Params, limit: float) -> Params:
     """Scale the gradient of every member to a norm of at most ``limit``.
 
-    Layers that all share count as one more member, and those of the variances, which learn by a loss of their own, as
-    another for each.
+    Shared layers are clipped as if they were one more member. Layers that predict variances have a loss of their own
+    and are clipped separately.
     """
     listed, leaves = parameters(config), flatten(gradient)
     groups: dict[tuple[bool, bool], list[str]] = {}
@@ -73,14 +73,14 @@ def clip_members(config: ModelConfig, gradient: Params, limit: float) -> Params:
 def averaged_params(
     settings: TrainingSettings, average: Params, params: Params, optimizer_state: Any, step: Array
 ) -> Params:
-    """The parameters to validate and save: those schedule-free training evaluates at, else their moving average."""
+    """The parameters to validate and save: the moving average, or the evaluation point of schedule-free training."""
     if settings.optimizer == "schedule-free":
         return optax.contrib.schedule_free_eval_params(optimizer_state, params)
     return averaged(average, params, settings.ema, step)
 
 
 def averaged(average: Params, params: Params, decay: float, step: Array) -> Params:
-    """Exponential moving average whose memory grows with the step, so that the start leaves no trace."""
+    """Exponential moving average. Its memory grows with the step, so that it forgets the initial parameters."""
     effective = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda a, p: effective * a + (1 - effective) * p, average, params)
 
@@ -95,7 +95,7 @@ def _factor(squares: list[Array], limit: float) -> Array:
 
 
 def _matrix_axes(params: Params) -> Any:
-    """Kernels of the members are matrices with a leading axis; all else goes to Adam."""
+    """Weight matrices, behind the member axis, for Muon; None for parameters that Adam updates."""
     return jax.tree.map(
         lambda leaf, chosen: (
             optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if chosen else None
@@ -106,10 +106,10 @@ def _matrix_axes(params: Params) -> Any:
 
 
 def _is_kernel(params: Params) -> Any:
-    """Which parameters decay, and go to Muon: matrices, but not the last ones, which set the range of energies.
+    """Which parameters decay and are updated by Muon: all weight matrices except the last one.
 
-    Decay of biases, of scales behind a normalisation and of the outlet only keeps a network from reaching rare
-    frames of high energy.
+    Decay of biases, of the scales of a layer normalisation and of the last layer only prevents the network from
+    reaching rare frames of high energy.
     """
 
     def chosen(path: tuple[Any, ...], leaf: Array) -> bool:

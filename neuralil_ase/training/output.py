@@ -1,4 +1,4 @@
-"""What a run leaves on disk: model, checkpoint, log. Nothing of an earlier run is lost to it, or to one beside it."""
+"""The files of a run: model, checkpoint, log. Files of an earlier run are kept, and two runs never share files."""
 
 import json
 import logging
@@ -33,15 +33,15 @@ logger = logging.getLogger(__name__)
 
 
 class Output:
-    """The files of one run, locked until it is closed; a context manager.
+    """The files of one run, locked until the object is closed; a context manager.
 
-    What an earlier run left under these names stays there until this run has something to put in its place; it
-    is then renamed to ``<name>.1``, or the next free number.
+    Files of an earlier run keep their names until this run has a new file to write. They are then renamed to
+    ``<name>.1``, or the next free number.
 
     Parameters
     ----------
     path
-        Model file; log, checkpoint and report stand beside it.
+        Model file. Log, checkpoint and report are written beside it.
     inputs
         Files that the run reads.
     report
@@ -84,7 +84,7 @@ class Output:
 
     @property
     def has_model(self) -> bool:
-        """Whether the model file is of this run."""
+        """Whether this run has written the model file."""
         return self.model in self._written
 
     def check_room(self, size: int) -> None:
@@ -93,26 +93,26 @@ class Output:
         Raises
         ------
         OutputError
-            If it has not.
+            If there is less room.
         """
         free = shutil.disk_usage(self.model.absolute().parent).free
         if free < size:
             raise OutputError(
-                f"the disk of {self.model} has {free / 1e6:.1f} MB left, and model and checkpoint take up to "
-                f"{size / 1e6:.1f} MB; make room, or write elsewhere"
+                f"the disk of {self.model} has {free / 1e6:.1f} MB left, but model and checkpoint need up to "
+                f"{size / 1e6:.1f} MB. Free some space, or write to another disk"
             )
 
     def belongs(self, *paths: Path) -> None:
-        """These files are of this run already, which was interrupted."""
+        """Mark files as written by this run; used when an interrupted run is resumed."""
         self._written.update(paths)
 
     def write(self, path: Path, write: Callable[[Path], object]) -> None:
-        """Let ``write`` make or replace a file; that of an earlier run is renamed first.
+        """Write a file with the function ``write``. A file of an earlier run is renamed first.
 
         Raises
         ------
         OutputError
-            If it cannot be written; the file that was there has its name back.
+            If the file cannot be written. An existing file then has its name back.
         """
         is_ours = path in self._written or not path.is_file()
         backup = None if is_ours else set_aside(path)
@@ -136,11 +136,11 @@ class Recorder:
     Parameters
     ----------
     trainer
-        The run.
+        The trainer of the run.
     output
-        Its files; None to write nothing.
+        The files of the run; None to write nothing.
     progress
-        Whether to show how far it has come, on the standard error.
+        Whether to show the progress on the standard error.
 
     Attributes
     ----------
@@ -164,16 +164,16 @@ class Recorder:
         self._progress.__exit__()
 
     def started(self) -> Run:
-        """A fresh run."""
+        """A new run."""
         run = self.trainer.start()
         if self._output is not None:
-            # A checkpoint and a model, and the temporary files that replace them.
+            # Room for a checkpoint, a model, and the temporary files that replace them.
             state, best = (_size(x) for x in (run.state, run.best))
             self._output.check_room(2 * (state + 2 * best) + 2**20)
         return run
 
     def resumed(self) -> Run:
-        """The run of the checkpoint, its log cut back to there; a fresh one without a checkpoint."""
+        """The run of the checkpoint, with the log cut back to its epoch; a new run if there is no checkpoint."""
         output = self._output
         if output is None or not output.checkpoint.exists():
             logger.info("there is no checkpoint to resume from; training starts afresh")
@@ -194,12 +194,12 @@ class Recorder:
         return run
 
     def __call__(self, run: Run, reason: str | None) -> None:
-        """After an epoch, and at the end.
+        """Write what is due after an epoch, or at the end.
 
         Raises
         ------
         OutputError
-            If a file cannot be written; the checkpoint and the model written before are untouched.
+            If a file cannot be written. The last checkpoint and the last model are then untouched.
         """
         self.reason = reason or self.reason
         every = self.trainer.task.settings.checkpoint_every
@@ -236,7 +236,7 @@ class Recorder:
         return self.trainer.potential(run.best, provenance)
 
     def _save(self, output: Output, run: Run) -> None:
-        """Model and checkpoint, as far as there is something to save."""
+        """Write model and checkpoint, if there is something to save."""
         if run.epoch == 0:
             return  # nothing has been learnt yet
         if self._is_worth_writing(output, run):
@@ -255,13 +255,14 @@ class Recorder:
         output.write(output.checkpoint, lambda path: save_checkpoint(checkpoint, path))
 
     def _is_worth_writing(self, output: Output, run: Run) -> bool:
-        """The model of an earlier run is replaced by a validated one alone."""
+        """Whether to write the model. Only a validated model replaces the model of an earlier run."""
         validates = bool(self.trainer.task.validation)
         if output.has_model or not output.model.exists() or not validates:
             return True
         if run.best_loss is None and self.reason != "finished":
             logger.warning(
-                "the run ended before its first validation: %s is still the model of an earlier run; resume to go on",
+                "the run ended before its first validation, so %s is still the model of an earlier run. Resume the run "
+                "to continue",
                 output.model,
             )
         return run.best_loss is not None
@@ -290,15 +291,15 @@ def log_line(record: Mapping[str, Any]) -> str:
 
 
 def _check_is_model(path: Path) -> None:
-    """A file that is no model is not replaced: usually the name is that of something else."""
+    """Refuse to replace a file that is not a model: usually the name was given by mistake."""
     if not path.is_file() or path.stat().st_size == 0:
         return
     with open(path, "rb") as file:
         start = file.read(4096)
     if f'"{MODEL_FORMAT}"'.encode() not in start:
         raise ConfigError(
-            f"{path} exists and is not a model of neuralil-ase: training does not replace it. Give the output another "
-            "name, or remove the file"
+            f"{path} exists and is not a model of neuralil-ase, so training does not replace it. Give the output "
+            "another name, or remove the file"
         )
 
 
@@ -314,7 +315,7 @@ def _summary(run: Run) -> str:
 
 
 def _errors(record: Mapping[str, Any], prefix: str) -> dict[str, str]:
-    """Force and energy error, where there are labels, for the bar."""
+    """Force and energy error for the progress bar, if there are labels."""
     parts = (("force_mae", "F", "meV/Å"), ("energy_mae", "E", "meV/atom"))
     return {
         f"{prefix[:3]} {name}".strip(): f"{1e3 * record[prefix + key]:.3g} {unit}"

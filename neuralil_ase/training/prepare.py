@@ -1,4 +1,4 @@
-"""From frames and settings to everything a run needs: architecture, targets, precomputed arrays, scales."""
+"""Makes everything a run needs from frames and settings: architecture, targets, precomputed arrays, scales."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,11 +46,11 @@ from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start, check_elements, reference_for
 
 ZBL_BLOCK = 256
-"""Close pairs evaluated together, whatever the frame: one shape, compiled once."""
+"""Close pairs evaluated together. The number is the same for all frames, so that the function is compiled once."""
 
 
 FEATURE_BLOCK = 256
-"""Atoms described together, likewise."""
+"""Atoms whose descriptors are evaluated together; again the same number for all frames."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,17 @@ class Task:
     packer
         Makes microbatches.
     train, validation
-        Samples; isolated atoms stand behind the training frames.
+        Samples. Isolated atoms follow the training frames.
     counts
-        How often every member sees each training sample, shape (members, samples); ones without bootstrap.
+        How often every member sees each training sample per epoch, shape (members, samples); ones without bootstrap.
     element_fractions
         Smallest and largest fraction of each element in the training frames.
     data
         Fingerprints of the data, see ``checkpoint.fingerprint``.
     start
-        The potential whose parameters come first; None to begin with random ones.
+        The potential that gives the first parameters; None for random ones.
     member
-        Which member of the ensemble is trained alone; None for all of them together.
+        Index of the member that is trained alone; None if all members are trained together.
     """
 
     config: ModelConfig
@@ -107,7 +107,7 @@ class Task:
 
     @property
     def has_stress(self) -> bool:
-        """Whether any training sample has a stress, and it counts."""
+        """Whether stresses are learnt: any training sample has one, and their weight is not 0."""
         return self.settings.stress_weight > 0 and any(
             np.isfinite(sample.labels.stress).all() for sample in self.train
         )
@@ -120,18 +120,18 @@ def prepare(
     start: Start | None = None,
     progress: bool = False,
 ) -> Task:
-    """Find elements, cutoff, neighbour counts, repulsion radii and energy reference, and precompute.
+    """Find elements, cutoff, neighbour counts, repulsion radii and energy reference, and precompute arrays.
 
-    Elements and radii are those of ``start``, where there is one, and so is the reference unless the data have another
-    zero of energy; the settings must have its architecture.
+    With ``start``, elements and radii are those of ``start``, and the settings must have its architecture. The energy
+    reference is also kept, unless the data have another zero of energy.
 
     Raises
     ------
     DataError
-        If nothing can be learnt from the frames: no labels, or no neighbours inside the cutoff; or if they hold an
+        If nothing can be learnt from the frames (no labels, or no neighbours inside the cutoff), or if they contain an
         element that ``start`` does not know.
     ConfigError
-        If the network is one that is not trained anew, or that training cannot normalise.
+        If the network can only be trained with ``start``, or cannot be normalised.
     """
     data = fingerprint(train, validation)
     atoms, train = _apart(train, settings)
@@ -188,7 +188,7 @@ def _apart(train: Sequence[Frame], settings: TrainingSettings) -> tuple[list[Fra
     others = [frame for frame in train if frame.source not in names]
     if not others:
         raise DataError(
-            "all frames are isolated atoms, of which no interaction can be learnt; give frames of several atoms"
+            "all frames are isolated atoms, and no interaction can be learnt from them. Give frames of several atoms"
         )
     return atoms, others
 
@@ -221,14 +221,13 @@ def _check_validation(validation: Sequence[Frame], elements: tuple[str, ...]) ->
         unknown = sorted(set(frame.symbols.tolist()) - set(elements))
         if unknown:
             raise DataError(
-                f"the validation frame {frame.source} holds {', '.join(unknown)}, which no training frame does "
-                f"({', '.join(elements)}): nothing can be learnt of it. Move such a frame to the training data, or "
-                "leave it out"
+                f"the validation frame {frame.source} holds {', '.join(unknown)}, which no training frame holds (only "
+                f"{', '.join(elements)}). Move some frames with this element to the training data, or leave them out"
             )
 
 
 def _weighted(samples: Sequence[Sample], weights: Sequence[float], n_train: int) -> list[Sample]:
-    """Samples with weights whose mean over the training frames is 1."""
+    """Samples with weights, scaled so that their mean over the training frames is 1."""
     mean = float(np.mean(weights[:n_train]))
     if mean <= 0:
         raise DataError("all training frames have weight 0; give some of them another weight")
@@ -244,9 +243,9 @@ def model_config(
     """The architecture that the settings ask for, with repulsion radii from the data."""
     if settings.network == "heteroscedastic":
         raise ConfigError(
-            "the network 'heteroscedastic' is the published architecture of deep ensembles, which is trained on from "
-            "an imported model (start_from), not anew: its swish in front of σ² dies too easily. For a new deep "
-            "ensemble leave the network at 'core', whose head_widths lead to the variances"
+            "the network 'heteroscedastic' is the published architecture of deep ensembles. It can be trained from an "
+            "imported model (start_from), but not from random parameters: with its swish before σ², gradients vanish "
+            "too easily. For a new deep ensemble use 'core' with head_widths"
         )
     heads = () if settings.network == "resnet" else settings.head_widths
     use_zbl = settings.pair_term == "zbl"
@@ -304,7 +303,7 @@ def _samples(
 
 
 def scaling_of_samples(packer: Packer, samples: Sequence[Sample]) -> Scaling:
-    """Scales of descriptor and energy, from at most 64 samples, spread over the data."""
+    """Scales of descriptor and energy, from at most 64 samples spread over the data."""
     chosen = samples[:: max(1, len(samples) // 64)]
     density = np.concatenate([(s.arrays or packer.arrays(s)).density for s in chosen])
     features = _features(packer.config.descriptor, density)
@@ -339,8 +338,8 @@ def zbl_radii(
 ) -> tuple[float, ...]:
     """Distance in Å below which each pair of elements is repelled, in the order of ``np.triu_indices``.
 
-    It is the shortest distance in the data, so that the repulsion disturbs nothing the data know, but at least 0.7
-    times the sum of the covalent radii; that sum itself for pairs that never come inside the cutoff.
+    It is the shortest distance in the data, so that the repulsion does not act on the training frames, but at least 0.7
+    times the sum of the covalent radii. For a pair that never comes inside the cutoff it is that sum.
     """
     n = len(elements)
     radii = covalent_radii[[atomic_numbers[symbol] for symbol in elements]]
@@ -353,7 +352,7 @@ def zbl_radii(
 def make_labels(
     config: ModelConfig, frame: Frame, types: np.ndarray, pairs: Pairs, reference: np.ndarray
 ) -> Labels:
-    """Targets of one frame for the network alone."""
+    """Targets of the network for one frame, without energy reference and repulsion."""
     energy, forces, virial = _repulsion(config, types, pairs)
     target = np.nan if frame.energy is None else frame.energy - reference[types].sum() - energy
     target_forces = np.full((len(types), 3), np.nan)
@@ -368,7 +367,7 @@ def make_labels(
 def _repulsion(
     config: ModelConfig, types: np.ndarray, pairs: Pairs
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Energy, forces and virial of the repulsion between the few pairs inside its radii."""
+    """Energy, forces and virial of the short-range repulsion."""
     forces = np.zeros((len(types), 3))
     if config.pair_term != "zbl":
         return 0.0, forces, np.zeros(6)

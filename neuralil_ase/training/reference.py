@@ -1,4 +1,4 @@
-"""The energy of every element that is taken off the labels before the network learns the rest."""
+"""The energy reference: one energy per element, subtracted from the labels. The network learns the rest."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from neuralil_ase.evaluation.dataset import Frame, types_of
 
 logger = logging.getLogger(__name__)
 UNDETERMINED = 1e-9
-"""Singular values below this part of the largest say nothing about single elements."""
+"""Singular values below this fraction of the largest one are ignored: they do not determine any energy."""
 
 
 def energy_reference(
@@ -20,9 +20,9 @@ def energy_reference(
 ) -> np.ndarray:
     """Energy of every element in eV: the least-squares fit to the energies per atom.
 
-    Where the compositions leave it open, as in data of one composition, it is the fit that is closest to the energies
-    of the isolated atoms, all moved by the same energy per atom; without these it begins with the same energy for all.
-    What the network has to learn is therefore small whatever energies isolated atoms have.
+    The compositions may leave the fit open, as in data of one composition. The fit closest to the energies of the
+    isolated atoms is then taken, after all of these have been shifted by the same energy. Without isolated atoms, all
+    elements begin with the same energy. What the network has to learn is therefore small in any case.
 
     Returns
     -------
@@ -40,13 +40,14 @@ def energy_reference(
     known = np.array([symbol in (isolated_atoms or {}) for symbol in elements])
     reference = np.array([(isolated_atoms or {}).get(symbol, 0.0) for symbol in elements])
     present = counts.sum(axis=0) > 0
-    if not known[present].all():  # those that are not known share what the others leave
+    if not known[present].all():
+        # First the elements without an isolated atom: they get what the others leave.
         reference = _closest(fractions, energies, reference, present & ~known)
     return _closest(fractions, energies, reference, present)
 
 
 def say_what_is_open(frames: Sequence[Frame], elements: tuple[str, ...]) -> None:
-    """Tell the user if the compositions cannot tell the elements' energies apart."""
+    """Warn if the compositions do not determine the energies of all elements."""
     with_energy = [frame for frame in frames if frame.energy is not None]
     if not with_energy or len(elements) == 1:
         return
@@ -54,14 +55,14 @@ def say_what_is_open(frames: Sequence[Frame], elements: tuple[str, ...]) -> None
     rank = int(np.linalg.matrix_rank(np.array(sorted(fractions)), tol=1e-6))
     if len(fractions) == 1:
         logger.warning(
-            "all frames with energies have one composition: the energies of single elements (%s) are arbitrary, and "
-            "energies of other compositions mean nothing before the data hold them",
+            "all frames with energies have the same composition. The energies of single elements (%s) are therefore "
+            "arbitrary, and predicted energies of other compositions have no meaning. Add such frames if you need them",
             ", ".join(elements),
         )
     elif rank < len(elements):
         logger.warning(
-            "the compositions of the frames determine %d of %d energies of elements (%s): energies of other kinds of "
-            "compositions mean nothing before the data hold them",
+            "the compositions of the frames determine only %d of %d energies of elements (%s). Predicted energies of "
+            "compositions that differ in another way have no meaning. Add such frames if you need them",
             rank, len(elements), ", ".join(elements),
         )  # fmt: skip
 
@@ -69,7 +70,7 @@ def say_what_is_open(frames: Sequence[Frame], elements: tuple[str, ...]) -> None
 def isolated_energies(
     atoms: Iterable[Frame], given: Mapping[str, float] | None, elements: tuple[str, ...]
 ) -> dict[str, float]:
-    """Energies in eV of single atoms by element: as given by the user, else from frames of one atom.
+    """Energies in eV of isolated atoms by element: given by the user, or taken from frames of one atom.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def isolated_energies(
         lowest = min(frames, key=lambda frame: frame.energy or 0.0)
         use = "not used: no other frame holds the element"
         if symbol in elements:
-            use = "not used: isolated_atoms gives another" if given else "the energy of its element"
+            use = "not used: isolated_atoms is given" if given else "the energy of its element"
         logger.info(
             "%s is a single %s atom%s, %.6g eV: %s",
             lowest.source, symbol, "" if len(frames) == 1 else f", the lowest of {len(frames)}",
@@ -104,7 +105,7 @@ def isolated_energies(
 def _closest(
     fractions: np.ndarray, energies: np.ndarray, start: np.ndarray, free: np.ndarray
 ) -> np.ndarray:
-    """The start with its free entries moved to the least-squares fit: alike first, then as little as possible."""
+    """Move the free entries to the least-squares fit: first all by the same energy, then as little as possible."""
     moved = start.copy()
     together = fractions[:, free].sum(axis=1)
     scale = float(together @ together)

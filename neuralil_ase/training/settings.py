@@ -1,4 +1,4 @@
-"""Every option of a training run: validated, or read from a TOML file."""
+"""The settings of a training run, validated; also read from TOML files."""
 
 import tomllib
 from collections.abc import Mapping
@@ -15,36 +15,36 @@ Optimizer = Literal["adamw", "adam", "muon", "schedule-free"]
 DefaultPairTerm = Literal["zbl", "none"]
 
 DEFAULT_STEPS = 5000
-"""Steps of a run that names no epochs: what optimisation needs is steps, whatever the size of the data set."""
+"""Number of steps if no epochs are given. Optimisation needs about as many steps for any size of the data set."""
 FEWEST_EPOCHS = 100
-"""Epochs of such a run on many frames, which have more to teach than the steps above can learn: 114 in place of 57 take
-copper from 63 to 45 meV/Å (RMSE, frames held out of the training set)."""
+"""Smallest number of epochs of such a run, for large data sets. With 114 epochs instead of 57, the force RMSE of copper
+on held-out training frames falls from 63 to 45 meV/Å."""
 
 DECAY_OF_ONE_FRAME = 72.0
 LEAST_DECAY, MOST_DECAY = 0.1, 2.0
-"""Decay of the weights times the number of training frames, for a run that names none, and its limits. A prior counts
-less, the more data there are: 36 cells of a liquid are best learnt with 2 (0.5 makes forces 2 % worse), 72 of a
-perovskite with 0.5 to 2, 360 frames of a molecule with 0.1 (2 makes forces a third worse)."""
+"""Default weight decay times the number of training frames, and the limits of the decay. Weight decay acts as a prior,
+which should count less with more data. Best values: 2 for 36 cells of a liquid (with 0.5 forces are 2 % worse), 0.5 to
+2 for 72 cells of a perovskite, 0.1 for 360 frames of a molecule (with 2 forces are a third worse)."""
 
 RADIAL_SPACING = 0.9
-"""Cutoff in Å over the largest radial index of a run that names none, where there are many elements."""
+"""Cutoff in Å divided by the default largest radial index, if there are many elements."""
 FINEST_SPACING = 0.6
-"""The same where the descriptor stays short: 120 features in place of 56 take the errors of held-out forces of copper
-from 16 to 12 meV/Å. A liquid of four elements got worse with more than its 470."""
+"""The same as long as the descriptor stays short. With 120 features instead of 56, the errors of held-out forces of
+copper fall from 16 to 12 meV/Å. For a liquid of four elements, more than its 470 features made errors larger."""
 SHORT_DESCRIPTOR = 170
-"""Features up to which a descriptor is short."""
+"""Largest number of features of a short descriptor."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What a training run does; the defaults train well without a single option.
+    """Settings of a training run. The defaults train well for most data.
 
     Attributes
     ----------
     energy_key, forces_key, stress_key, virial_key
-        Name of this label in the data. Give several names, separated by commas, if it differs between frames; the first
-        one that a frame has is used. By default the labels that ASE recognises are used, and "virial" where a frame has
-        no stress. Energies and virials are in eV, forces in eV/Å.
+        Name of this label in the data. If it differs between frames, give several names separated by commas; the first
+        one that a frame has is used. By default the labels that ASE recognises are used, and "virial" if a frame has no
+        stress. Energies and virials are in eV, forces in eV/Å.
     stress_unit
         Unit of the stresses: "eV/A^3", "GPa" or "kB".
     stress_sign
@@ -53,27 +53,27 @@ class TrainingSettings:
     weight_key
         Key in ``atoms.info`` of the weight of each frame. Only the ratios of weights matter.
     validation_files
-        Data sets to validate on. Without them ``validation_fraction`` of the data is held back.
+        Data sets to validate on. Without them, ``validation_fraction`` of the data is held out.
     validation_fraction
-        Part of the frames (of the groups, with ``split_by``) held back for validation; 0 trains on everything.
+        Fraction of the frames (with ``split_by``, of the groups) held out for validation; 0 trains on everything.
     split_by
-        Key in ``atoms.info``; frames that share its value stay on one side of the split. Values "train", "valid" and
-        "test" are the split itself.
+        Key in ``atoms.info``. Frames with the same value stay together, in training or in validation. The values
+        "train", "valid" and "test" define the split themselves.
     max_frames
         Train on a random subset of this many frames; 0 for all.
     isolated_atoms
         Energy in eV of an isolated atom of each element. Frames of single atoms in the data have the same effect. These
-        energies are learnt like frames. They also decide how the energy is shared among the elements where the
-        compositions of the other frames leave it open.
+        energies are learnt like frames. They also determine the energies of the elements if the compositions of the
+        other frames do not.
     max_force
-        Frames with a force component above this, in eV/Å, are named and left out.
+        Frames with a force component above this, in eV/Å, are reported and left out.
     network
-        Kind of network: "core" or "resnet"; "heteroscedastic", the published deep ensemble, only with ``start_from``.
+        Kind of network: "core" or "resnet". "heteroscedastic", the published deep ensemble, needs ``start_from``.
     widths
         Widths of the layers.
     head_widths
         Widths of the layers that predict the variances of a member's own errors (deep ensembles). In a "core" network
-        they start from its first layer; in a "heteroscedastic" one they form its three heads. () gives a core network
+        they follow its first layer; in a "heteroscedastic" network they form its three heads. () gives a core network
         without them ("none" on the command line). A "resnet" has none.
     activation
         Name of the activation function in jax.nn.
@@ -88,46 +88,46 @@ class TrainingSettings:
     cross_terms
         Use the products of all pairs of radial functions in the descriptor, not only of equal ones.
     members
-        Members of the ensemble; spreads and error bars need two or more.
+        Number of members of the ensemble; spreads and error bars need two or more.
     pair_term
         Short-range repulsion: "zbl" below the distances in the data, or "none".
     loss
-        Shape of the loss of each residual.
+        Loss function of each residual.
     force_scale, energy_scale, stress_scale
         Residual at which log-cosh and Huber turn from quadratic to linear, in eV/Å, eV/atom and eV/Å³.
     force_weight, energy_weight, stress_weight
-        Weight of this part of the loss, whose residuals are divided by their scale.
+        Weight of this part of the loss. Residuals are divided by their scale first.
     bootstrap
         Each member trains on its own resampling of the frames.
     optimizer
-        Name of the optimiser, from optax.
+        Name of the optimiser in optax.
     learning_rate
-        Highest learning rate of the one-cycle schedule ("schedule-free" keeps it after the rise).
+        Highest learning rate of the one-cycle schedule ("schedule-free" keeps it constant after the warm-up).
     weight_decay
-        Decoupled decay of the weight matrices; not for "adam". By default 72 over the number of training frames, from
-        0.1 to 2.
+        Decoupled decay of the weight matrices; not used by "adam". The default is 72 divided by the number of training
+        frames, but between 0.1 and 2.
     clip_norm
-        Largest norm of the gradient of a member.
+        Largest norm of the gradient of a member; larger gradients are scaled down.
     warmup
-        Part of the run over which the learning rate rises.
+        Fraction of the run during which the learning rate rises.
     final_rate
         Last learning rate divided by the highest one.
     ema
-        Decay per step of the moving average of the weights that is validated and saved; 0 for none.
+        Decay per step of the moving average of the weights, which is validated and saved; 0 for no average.
     epochs
-        Passes over the data; 0 for as many as make 5000 steps, and at least 100.
+        Passes over the data. 0 chooses about 5000 steps, but at least 100 epochs.
     batch_size
         Frames per step.
     time_limit
-        Stop in order after this many seconds; 0 for no limit. The schedule of the learning rate does not adapt to it.
+        Stop after this many seconds and save the best model; 0 for no limit. The learning-rate schedule does not adapt.
     validate_every
-        Epochs between validations; the best validated state is kept.
+        Epochs between validations. The state with the lowest validation loss is kept.
     checkpoint_every
-        Epochs between checkpoints; one more is written after the first epoch.
+        Epochs between checkpoints. One more is written after the first epoch.
     seed
         Seed of the split, the initial parameters and the order of the frames.
     memory_budget
-        Memory in bytes for precomputed derivatives of pairs. What does not fit is computed again at every step.
+        Memory in bytes for precomputed derivatives of pairs. The rest is computed again at every step.
     """
 
     energy_key: str | None = None
@@ -192,7 +192,7 @@ class TrainingSettings:
 
     @property
     def keys(self) -> Keys:
-        """Where the labels are in the data; a label without weight is not missed."""
+        """Names of the labels in the data. Labels with weight 0 may be missing."""
         weights = {"energy": self.energy_weight, "forces": self.force_weight}
         return Keys(
             self.energy_key,
@@ -221,7 +221,7 @@ class TrainingSettings:
         return cls(**_checked(data))
 
     def with_frames(self, n_frames: int) -> "TrainingSettings":
-        """A copy that says how many epochs to run on this many training frames, and how fast weights decay."""
+        """A copy with epochs and weight decay filled in, for this number of training frames."""
         steps_per_epoch = -(-n_frames // self.batch_size)
         epochs = self.epochs or max(FEWEST_EPOCHS, -(-DEFAULT_STEPS // steps_per_epoch))
         decay = self.weight_decay
@@ -230,7 +230,7 @@ class TrainingSettings:
         return replace(self, epochs=epochs, weight_decay=decay)
 
     def with_descriptor(self, cutoff: float, elements: tuple[str, ...]) -> "TrainingSettings":
-        """A copy that says cutoff and largest radial index; ``cutoff`` (Å) is for settings without one."""
+        """A copy with cutoff and largest radial index filled in; ``cutoff`` (Å) is used if ``r_cut`` is 0."""
         r_cut = self.r_cut or cutoff
         n_max = self.n_max or round(r_cut / RADIAL_SPACING)
         if not self.n_max:
@@ -272,7 +272,7 @@ def _checked(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _coerce(kind: Any, key: str, value: Any) -> Any:
-    """TOML and command-line values to the declared type: lists become tuples, an int serves as a float."""
+    """Convert values from TOML or the command line: lists become tuples, integers become floats where needed."""
     items = {tuple[str, ...]: str, tuple[int, ...]: int}
     if kind in items:
         if not isinstance(value, list | tuple):

@@ -37,28 +37,28 @@ from neuralil_ase.training.warm_start import settings_from, start_of
 
 logger = logging.getLogger(__name__)
 MAX_TRAINING_FRAMES = 200
-"""Training frames beyond this number are not evaluated; the card says how many were."""
+"""Largest number of training frames that are evaluated at the end. The card says how many were."""
 Data = Sequence[str | Path] | Sequence[Atoms] | str | Path
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run leaves.
+    """The result of a training run.
 
     Attributes
     ----------
     potential
-        The best potential: of the lowest validation loss, or the last without validation.
+        The potential with the lowest validation loss. Without validation, the last one.
     history
         One record per epoch.
     reason
-        Why it ended: "finished", "time limit" or "interrupted".
+        Why the run ended: "finished", "time limit" or "interrupted".
     train, validation
-        The frames on either side of the split.
+        The training and validation frames.
     accuracy
         The cards of the data sets "train" and "validation", see ``metrics.accuracy``; empty without a report.
     output
-        The model file; None if this run wrote none, because it ended too early or was not asked to.
+        The model file. None if ``output`` was not given, or if the run ended before it had a model.
     """
 
     potential: Potential
@@ -89,22 +89,21 @@ def train(
     data
         One or several files that ASE reads, or a list of ``Atoms`` with calculator results.
     output
-        Model file to write. Beside it appear ``<output>.checkpoint``, ``<output>.log`` (a line of JSON per epoch) and
-        the folder ``<output>.report`` of pictures. What an earlier run left there is renamed to ``<name>.1``, once
-        this run has something to put in its place. Without ``output`` nothing is written.
+        Model file to write. The run also writes ``<output>.checkpoint``, ``<output>.log`` (a line of JSON per epoch)
+        and the folder ``<output>.report`` with pictures. Files of an earlier run are renamed to ``<name>.1`` when this
+        run has a new file to write. Without ``output`` nothing is written.
     settings
-        All options; the defaults train well.
+        All settings; the defaults train well.
     start_from
-        Model file, or potential, to go on from: with new frames added to its data, or from a cheap method to a dear
-        one. The run begins with its predictions and keeps its architecture and repulsion radii; settings of the
-        architecture are then taken from it. The energy reference is kept, too, unless the data count energies from
-        another zero. Learning rate and schedule begin anew. Hold back the same frames as
-        before (``split_by``, ``validation_files``): on frames that the old run has learnt, errors and error bars
-        come out too small.
+        Model file or potential to start from, for instance when frames were added to its data, or with frames of a more
+        expensive method. The run begins with the predictions of this potential and keeps its architecture and repulsion
+        radii. The energy reference is also kept, unless the energies of the data have
+        another zero. Learning rate and schedule start again. Hold out the same frames as before (``split_by``,
+        ``validation_files``): on frames that the old run has learnt, errors and error bars are too small.
     resume
-        Go on from the checkpoint beside ``output``, if there is one, exactly as if never interrupted.
+        Continue from the checkpoint beside ``output``, if there is one. The result is the same as without interruption.
     progress
-        Show a progress bar on the standard error; a line every ten seconds where that is no terminal.
+        Show a progress bar on the standard error. If that is not a terminal, write a line every ten seconds.
     report
         At the end, evaluate training and validation frames, calibrate the spreads on the validation frames, store both
         in the model and draw pictures.
@@ -114,17 +113,17 @@ def train(
         in ``<output>.members``, and ``resume`` trains only those that are missing. The log is written at the end. In
         process pools use the start method "spawn", and give each worker a core or two.
     **options
-        Single options, on top of ``settings``; see :class:`TrainingSettings`.
+        Single settings, which take precedence over ``settings``; see :class:`TrainingSettings`.
 
     Raises
     ------
     DataError
-        If the data cannot be read or lack what is needed, or hold elements that ``start_from`` lacks.
+        If the data cannot be read, lack labels, or contain elements that ``start_from`` does not know.
     ConfigError
-        If an option is unknown or wrong, or asks for another architecture than ``start_from`` has; or if ``output``
-        is one of the files that are read, or exists and is no model.
+        If a setting is unknown or wrong, or contradicts the architecture of ``start_from``. Also if ``output`` is one
+        of the files that are read, or exists and is not a model.
     TrainingError
-        If the loss is no longer finite (the last good model has then been written), or a run cannot be resumed
+        If the loss is no longer finite (the last good model has then been written), or if a run cannot be resumed
         because data, settings or ``start_from`` have changed.
     OutputError
         If a file cannot be written, or another run writes to the same output.
@@ -174,13 +173,13 @@ def _inputs(
 
 
 def _with_report(result: TrainingResult) -> TrainingResult:
-    """Evaluated and calibrated; as it is if the user loses patience, as the model is on disk already."""
+    """Evaluate and calibrate the result. The model is already on disk, so the user may interrupt this."""
     try:
         potential, accuracy = finish(
             result.potential, result.train, result.validation, result.output, result.history
         )
     except KeyboardInterrupt:
-        logger.warning("interrupted; the model is neither evaluated nor calibrated")
+        logger.warning("interrupted: the model was neither evaluated nor calibrated")
         return replace(result, reason="interrupted")
     return replace(result, potential=potential, accuracy=accuracy)
 
@@ -194,13 +193,13 @@ def load_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list
     else:
         frames = read_frames(items, keys, settings.split_by)
     frames = drop_absurd(frames, settings.max_force)
-    # Isolated atoms say something about elements, not about how good a model is: never held back.
+    # Isolated atoms are never held out: they determine energies of elements, but do not test a model.
     radius = max(LONGEST, settings.r_cut)
     atoms = [frame for frame in frames if is_isolated_atom(frame, radius)]
     frames = [frame for frame in frames if not is_isolated_atom(frame, radius)]
     if not frames:
         raise DataError(
-            "all frames are isolated atoms, of which no interaction can be learnt; give frames of several atoms"
+            "all frames are isolated atoms, and no interaction can be learnt from them. Give frames of several atoms"
         )
     if settings.validation_files:
         validation = read_frames(settings.validation_files, keys, None)
@@ -224,12 +223,12 @@ def finish(
     output: str | Path | None,
     history: Sequence[Mapping[str, Any]],
 ) -> tuple[Potential, dict[str, Card]]:
-    """Evaluate and calibrate a trained potential; write it again, and its pictures, where ``output`` is given.
+    """Evaluate and calibrate a trained potential. If ``output`` is given, write it again, with pictures.
 
     Returns
     -------
     Potential
-        With the accuracy in its provenance and, where the validation frames suffice, a calibration.
+        With the accuracy in its provenance and, if there are enough validation frames, a calibration.
     dict
         The cards of "train" and "validation".
     """
@@ -246,7 +245,7 @@ def finish(
 
 
 def _draw(folder: str, *what: Any) -> None:
-    """Pictures of the run; the model is on disk already, and is not given up for them."""
+    """Draw the pictures of the run. If that fails, only warn: the model is already on disk."""
     from neuralil_ase.evaluation.report import write_report
 
     try:
@@ -260,7 +259,7 @@ def _evaluations(
 ) -> dict[str, Evaluation]:
     several = [frame for frame in train if not is_isolated_atom(frame, potential.r_cut)]
     shown = several[:: -(-len(several) // MAX_TRAINING_FRAMES)]
-    # Together, so that few shapes are compiled.
+    # One call for both sets, so that few shapes are compiled.
     predictions = predict_frames(potential, [*shown, *validation])
     n = len(shown)
     evaluations = {"train": evaluation_of(shown, predictions[:n])}

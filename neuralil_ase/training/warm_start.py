@@ -1,4 +1,4 @@
-"""Training that goes on from a potential: which one it is, what it fixes, what it cannot learn."""
+"""Training that starts from a potential: which settings it fixes, and which data it cannot learn."""
 
 import hashlib
 import logging
@@ -20,27 +20,27 @@ from neuralil_ase.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 OTHER_ZERO = 0.05
-"""Smallest shift, in eV/atom, that is taken for another zero of energy; less is for the network to learn."""
+"""Smallest shift, in eV/atom, that counts as another zero of energy. The network learns smaller ones."""
 OWN_PREDICTION = 1e-6
-"""Largest error in eV/atom of labels that the start made itself, in another precision."""
+"""Energy errors below this, in eV/atom, show that the labels are predictions of the start itself."""
 LEFT_BY_SHIFT = 0.3
-"""And the largest part of the energy errors (root mean square) that may then be left."""
+"""Largest fraction of the energy errors (root mean square) that may remain after the shift."""
 
 
 @dataclass(frozen=True)
 class Start:
     """The potential that a run begins with.
 
-    Its architecture and repulsion radii stay as they are, and so does its energy reference unless the data count
-    energies from another zero (:func:`reference_for`); its parameters are the first ones of the run, which therefore
-    begins with exactly its forces (to float32 rounding).
+    The run keeps its architecture and repulsion radii, and also its energy reference unless the energies of the data
+    have another zero (:func:`reference_for`). Its parameters are the first ones of the run, so that the run begins with
+    its forces (to float32 rounding).
 
     Attributes
     ----------
     potential
-        The potential, normalisation folded into its layers as in every model file.
+        The potential, with the normalisation folded into its layers as in every model file.
     name
-        Of the file, without its folder.
+        Name of the file, without its folder.
     """
 
     potential: Potential
@@ -53,7 +53,7 @@ class Start:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of all that the predictions depend on: architecture, parameters, energy reference."""
+        """Hash of everything that the predictions depend on: architecture, parameters, energy reference."""
         digest = hashlib.sha256(repr(self.potential.config).encode())
         arrays = flatten(self.potential.params)
         for name in sorted(arrays):
@@ -64,7 +64,7 @@ class Start:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """What the model file says about it."""
+        """What the new model file says about its start."""
         return {"file": self.name, "sha256": self.sha256}
 
 
@@ -85,8 +85,8 @@ def start_of(model: str | Path | Potential) -> Start:
     pair_term = start.potential.config.pair_term
     if pair_term not in ("zbl", "none"):
         raise ConfigError(
-            f"training cannot go on from {start.name}: its pair term {pair_term!r} came with a published file and "
-            "is not trained here. Start from a model with pair term 'zbl' or 'none', or train a new one"
+            f"training cannot start from {start.name}: its pair term {pair_term!r} came with a published file and "
+            "cannot be trained. Start from a model with pair term 'zbl' or 'none', or train a new model"
         )
     return start
 
@@ -99,16 +99,16 @@ def settings_from(
     Parameters
     ----------
     start
-        The potential to go on from.
+        The potential to start from.
     settings
-        All settings. Those that differ from the defaults count as given, too.
+        All settings. Those that differ from the defaults also count as given.
     given
-        Options that were named explicitly; only their names matter.
+        Options that were given explicitly; only their names matter.
 
     Raises
     ------
     ConfigError
-        Naming the options that ask for another architecture or energy reference.
+        If options contradict the architecture or energy reference. The message names them.
     """
     fixed, defaults = _fixed_by(start.potential), TrainingSettings()
     wrong = [
@@ -119,37 +119,37 @@ def settings_from(
     ]
     if wrong:
         raise ConfigError(
-            f"training that goes on from {start.name} keeps its architecture and energy reference, but the options "
+            f"training that starts from {start.name} keeps its architecture and energy reference, but the options "
             f"contradict them: {'; '.join(wrong)}. Leave these options out, or train a new model without start_from"
         )
-    del fixed["isolated_atoms"]  # kept as the energy reference, whatever it was made from
+    del fixed["isolated_atoms"]  # part of the energy reference, which is kept
     return replace(settings, **fixed)
 
 
 def check_elements(start: Start, frames: Sequence[Frame]) -> None:
-    """All elements in the data must be known to the start.
+    """Check that the start knows all elements in the data.
 
     Raises
     ------
     DataError
-        Naming the first frame with another element.
+        If it does not. The message names the first such frame.
     """
     known = set(start.potential.elements)
     for frame in frames:
         unknown = sorted(set(frame.symbols.tolist()) - known)
         if unknown:
             raise DataError(
-                f"{frame.source} holds {', '.join(unknown)}, but {start.name}, which training is to go on from, knows "
-                f"only {', '.join(start.potential.elements)}. Leave such frames out, or train a new model on all data"
+                f"{frame.source} holds {', '.join(unknown)}, but the model to start from, {start.name}, knows only "
+                f"{', '.join(start.potential.elements)}. Leave such frames out, or train a new model on all data"
             )
 
 
 def reference_for(start: Start, frames: Sequence[Frame]) -> np.ndarray:
-    """Energy of every element in eV: that of the start, moved if these frames count energies from another zero.
+    """Energy of every element in eV: the reference of the start, shifted if the energies have another zero.
 
     Another code, functional or pseudopotential shifts all energies by a constant per element, which the networks should
-    not have to learn. The shift is the least-squares fit to the energies per atom that the start misses. It is made
-    where it is large and explains nearly all of them; errors of the potential itself are not of that kind.
+    not have to learn. The shift is the least-squares fit to the energy errors per atom of the start. It is applied only
+    if it is large and explains nearly all of the errors; errors of the potential itself are not of that kind.
     """
     reference, elements = start.potential.energy_reference, start.potential.elements
     known = [frame for frame in frames if frame.energy is not None]
@@ -169,8 +169,8 @@ def reference_for(start: Start, frames: Sequence[Frame]) -> np.ndarray:
         _say_if_these_are_its_own(start, errors)
         return reference
     logger.warning(
-        "the energies of the data lie %.4g eV/atom from those of %s, alike in all frames of a composition: they count "
-        "from another zero, and the energy reference is moved there (%s eV)",
+        "the energies of the data differ by %.4g eV/atom from those of %s, by the same amount in all frames of a "
+        "composition: they have another zero. The energy reference is shifted to it (%s eV)",
         np.sqrt(np.mean(moved**2)),
         start.name,
         ", ".join(f"{symbol} {by:+.4g}" for symbol, by in zip(elements, shift, strict=True)),
@@ -181,14 +181,14 @@ def reference_for(start: Start, frames: Sequence[Frame]) -> np.ndarray:
 def _say_if_these_are_its_own(start: Start, errors: np.ndarray) -> None:
     if len(errors) > 1 and np.abs(errors).max() < OWN_PREDICTION:
         logger.warning(
-            "the energies of the data are the predictions of %s itself, which teach it nothing. Are the labels of the "
-            "reference method under another name?",
+            "the energies of the data are the predictions of %s itself: nothing can be learnt from them. Do the labels of "
+            "the reference method have another name?",
             start.name,
         )
 
 
 def _fixed_by(potential: Potential) -> dict[str, Any]:
-    """Settings that the potential answers, by name."""
+    """The settings that the potential fixes, by name."""
     config = potential.config
     descriptor, network = config.descriptor, config.network
     reference = zip(potential.elements, potential.energy_reference.tolist(), strict=True)

@@ -92,7 +92,7 @@ def test_forces_do_not_depend_on_whether_variances_are_learnt() -> None:
 
 
 def test_the_published_deep_ensemble_is_not_trained_anew() -> None:
-    with pytest.raises(ConfigError, match="trained on from an imported model"):
+    with pytest.raises(ConfigError, match="can be trained from an imported model"):
         trainer_for(frames(3), [], network="heteroscedastic")
 
 
