@@ -181,8 +181,8 @@ def reference_for(start: Start, frames: Sequence[Frame]) -> np.ndarray:
 def _say_if_these_are_its_own(start: Start, errors: np.ndarray) -> None:
     if len(errors) > 1 and np.abs(errors).max() < OWN_PREDICTION:
         logger.warning(
-            "the energies of the data are the predictions of %s itself: nothing can be learnt from them. Do the labels of "
-            "the reference method have another name?",
+            "the energies of the data are the predictions of %s itself: nothing can be learnt from them. Do the labels "
+            "of the reference method have another name?",
             start.name,
         )
 

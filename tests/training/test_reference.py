@@ -43,7 +43,7 @@ def test_one_composition_shares_its_energy_among_atoms(caplog: pytest.LogCapture
     data = one_composition()
     np.testing.assert_allclose(energy_reference(data, elements), -9399.8 / 15)
     say_what_is_open(data, elements)
-    assert "all frames with energies have one composition" in caplog.text
+    assert "all frames with energies have the same composition" in caplog.text
     atoms = {"C": -1030.0, "H": -13.6, "O": -2040.0}
     found = energy_reference(data, elements, atoms)
     cohesive = -9399.8 - (5 * -1030.0 + 8 * -13.6 + 2 * -2040.0)
