@@ -62,7 +62,7 @@ def test_compositions_that_say_too_little_are_named(caplog: pytest.LogCaptureFix
     ]
     data = frames_from_atoms([with_energy(a, -1.0) for a in salt])
     say_what_is_open(data, ("Cl", "Na", "O"))
-    assert "determine 2 of 3 energies of elements (Cl, Na, O)" in caplog.text
+    assert "determine only 2 of 3 energies of elements (Cl, Na, O)" in caplog.text
 
 
 @settings(max_examples=50, deadline=None)

@@ -92,7 +92,9 @@ def test_without_a_decay_the_number_of_frames_counts(n_frames: int, decay: float
 def test_the_help_says_how_long_a_run_is() -> None:
     text = TrainingSettings.__doc__ or ""
     assert f"{DEFAULT_STEPS} steps, but at least {FEWEST_EPOCHS} epochs" in text
-    assert f"{DECAY_OF_ONE_FRAME:g} divided by the number of training frames" in " ".join(text.split())
+    assert f"{DECAY_OF_ONE_FRAME:g} divided by the number of training frames" in " ".join(
+        text.split()
+    )
 
 
 @pytest.mark.parametrize(

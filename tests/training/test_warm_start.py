@@ -156,7 +156,8 @@ def test_another_zero_of_energy_moves_the_reference_and_nothing_else(
     with caplog.at_level(logging.WARNING):
         trainer = warm_trainer(old(), shifted, validation_fraction=0.25)
     assert (
-        "eV/atom from those of old, alike in all frames of a composition: they count" in caplog.text
+        "eV/atom from those of old, by the same amount in all frames of a composition"
+        in caplog.text
     )
     moved = trainer.task.reference - old().energy_reference
     np.testing.assert_allclose(moved, [-900.0, 50.0], atol=1.0)
