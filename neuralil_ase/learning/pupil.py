@@ -245,7 +245,8 @@ def first_potential(frames: Sequence[Frame], settings: TrainingSettings) -> Pote
     elements = elements_of(frames)
     r_cut = settings.r_cut or rounded(REACH * surroundings(frames, elements).nearest)
     # A few frames do not fill a finer descriptor.
-    settings = replace(settings, r_cut=r_cut, n_max=settings.n_max or round(r_cut / RADIAL_SPACING))
+    n_max = settings.n_max or round(r_cut / RADIAL_SPACING)
+    settings = replace(settings, r_cut=r_cut, n_max=n_max).with_widths(is_molecule=False)
     types = [types_of(frame, elements) for frame in frames]
     pairs = [pairs_of(f, t, settings.r_cut) for f, t in zip(frames, types, strict=True)]
     config = model_config(settings, elements, pairs, types)

@@ -57,7 +57,8 @@ class Continuation:
 
     def __init__(self, potential: Potential, settings: TrainingSettings, steps: int) -> None:
         self.config, self.reference = potential.config, potential.energy_reference
-        self.settings, self.steps = settings, steps
+        # A decay that follows the number of frames would be another function to compile at every update.
+        self.settings, self.steps = settings.with_frames(1), steps
         self._frames: list[Frame] = []
         self._samples: list[Sample] = []
         self._slots: tuple[int, ...] = (0,) * len(potential.elements)

@@ -40,6 +40,11 @@ class Surroundings(NamedTuple):
     alike: float
     neighbours: float
 
+    @property
+    def is_molecule(self) -> bool:
+        """Whether the longest cutoff holds so few neighbours that all of them count, as in a small molecule."""
+        return self.neighbours <= FEW
+
 
 def surroundings(frames: Sequence[Frame], elements: tuple[str, ...]) -> Surroundings:
     """Analyse the atoms of at most ``SAMPLE`` frames."""
@@ -58,7 +63,7 @@ def surroundings(frames: Sequence[Frame], elements: tuple[str, ...]) -> Surround
 
 def cutoff_for(found: Surroundings) -> float:
     """Cutoff in Å: ``REACH`` times the nearest distance, smaller where one element is dense, largest for molecules."""
-    if found.neighbours <= FEW:
+    if found.is_molecule:
         return LONGEST
     # The radius that holds CROWD neighbours at the mean density: counting neighbours would jump from shell to shell.
     crowded = LONGEST * np.cbrt(MOST_ALIKE / max(found.alike, 1e-9))

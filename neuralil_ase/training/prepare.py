@@ -141,7 +141,8 @@ def prepare(
     elements = elements_of(train) if start is None else start.potential.elements
     _check_validation(validation, elements)
     settings = settings.with_frames(len(train))
-    settings = settings.with_descriptor(cutoff_for(surroundings(train, elements)), elements)
+    found = surroundings(train, elements)
+    settings = settings.with_descriptor(cutoff_for(found), elements).with_widths(found.is_molecule)
     alone = isolated_energies(atoms, settings.isolated_atoms, elements)
     if start is None:
         say_what_is_open(train, elements)

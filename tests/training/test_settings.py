@@ -82,7 +82,7 @@ def test_without_epochs_the_number_of_steps_counts(n_frames: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_frames", "decay"), [(1, 2.0), (36, 2.0), (72, 1.0), (360, 0.2), (5000, 0.1)]
+    ("n_frames", "decay"), [(1, 2.0), (36, 2.0), (288, 1.0), (360, 0.8), (5000, 0.1)]
 )
 def test_without_a_decay_the_number_of_frames_counts(n_frames: int, decay: float) -> None:
     assert TrainingSettings().with_frames(n_frames).weight_decay == pytest.approx(decay)
@@ -126,6 +126,16 @@ def test_without_a_cutoff_distances_and_densities_choose_it(
 def test_radial_functions_follow_the_cutoff(elements: tuple[str, ...], n_max: list[int]) -> None:
     chosen = [TrainingSettings().with_descriptor(r, elements).n_max for r in (3.5, 4.5, 5.5, 6.0)]
     assert chosen == n_max
+
+
+def test_small_molecules_have_wider_layers() -> None:
+    assert Surroundings(1.1, 6.0, 14.0).is_molecule
+    assert not Surroundings(1.1, 40.0, 90.0).is_molecule
+    wide, usual = (
+        TrainingSettings().with_widths(is_molecule).widths for is_molecule in (True, False)
+    )
+    assert wide[0] > usual[0]
+    assert TrainingSettings(widths=(8,)).with_widths(True).widths == (8,)
 
 
 def test_cutoff_and_radial_functions_that_are_given_are_kept() -> None:
