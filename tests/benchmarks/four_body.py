@@ -11,6 +11,7 @@ are products of invariants that the power spectrum has.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from typing import NamedTuple
 
@@ -114,15 +115,16 @@ def pull_back(config: WithFourBody, mixing: Mixing, density: Array, cotangents: 
     return gradient + jax.vmap(lambda one: transpose(one)[0])(cotangents[..., known:])
 
 
-def gaunt(*orders: int) -> Array:
+@cache
+def gaunt(*orders: int) -> np.ndarray:
     """∫ Y_{l1 m1} Y_{l2 m2} Y_{l3 m3} dΩ of real harmonics, by a quadrature that is exact for them."""
     nodes, weights = np.polynomial.legendre.leggauss(12)
     angles = 2 * np.pi * np.arange(24) / 24
     cosine, angle = np.repeat(nodes, 24), np.tile(angles, 12)
     sine = np.sqrt(1 - cosine**2)
     points = np.stack([sine * np.cos(angle), sine * np.sin(angle), cosine], axis=1)
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
         harmonics = np.asarray(solid_harmonics(jnp.asarray(points), L_MAX))
     parts = [harmonics[order**2 : (order + 1) ** 2] for order in orders]
     weight = np.repeat(weights, 24) * 2 * np.pi / 24
-    return jnp.asarray(np.einsum("aq,bq,cq,q->abc", *parts, weight), jnp.float32)
+    return np.einsum("aq,bq,cq,q->abc", *parts, weight).astype(np.float32)
