@@ -29,9 +29,8 @@ metal, a smaller decay makes most frames better and the largest errors worse."""
 
 WIDTHS = (64, 32, 16, 16, 16)
 WIDTHS_OF_MOLECULES = (128, 64, 32, 16)
-"""Default widths, in general and for a molecule whose atoms all see each other. The latter has few environments and many
-examples of each: wider layers make the forces of acetylacetone 11 % better. In copper they made energies worse."""
-
+"""Default widths, in general and for a molecule whose atoms all see each other. The molecule has few environments and
+many examples of each: wider layers make the forces of acetylacetone 11 % better. In copper they made energies worse."""
 
 RADIAL_SPACING = 0.9
 """Cutoff in Å divided by the default largest radial index, if there are many elements."""
