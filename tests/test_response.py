@@ -184,7 +184,7 @@ def test_free_energy_of_phonons_is_that_of_their_oscillators() -> None:
 
 
 def test_phonons_of_a_molecule_are_refused() -> None:
-    with pytest.raises(StructureError, match="take vibrations"):
+    with pytest.raises(StructureError, match="use vibrations"):
         Phonons(structure("molecule"), calculator())
 
 

@@ -1,4 +1,4 @@
-"""Learning while a run goes on: from any ASE calculator as teacher to a trusted potential."""
+"""Learning during a run: a potential is trained on the fly with any ASE calculator as teacher."""
 
 from neuralil_ase.learning.calculator import LearningCalculator
 from neuralil_ase.learning.learner import Learner

@@ -1,4 +1,4 @@
-"""The calculator: returns the model's results where it is sure, and asks the teacher where it is not."""
+"""The learning calculator: it returns the results of the model if their error bars allow it, or asks the teacher."""
 
 import logging
 from collections.abc import Sequence
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 REACH, REACH_OF_OPTIMISER = 0.06, 0.15
-"""Å for each frame that a young model knows: so far from them it is trusted, in MD and in an optimisation."""
+"""Distance in Å per learnt frame within which a young model is trusted, in MD and in an optimisation."""
 HELD_OUT, RARELY = 0.25, 20
-"""Where so large a part of the frames is held out, spot checks wait so many times longer: in 20,000 steps of liquid EAN
-they would be 42 of 107 queries."""
+"""If more than this fraction of the frames is held out, spot checks are this many times rarer. Otherwise 42 of 107
+queries in 20,000 steps of liquid EAN would be spot checks."""
 FIT = 0.1
-"""Part of an optimiser's fmax, or of the error bar that it is allowed, that training may leave on the latest frames."""
+"""Force error that training must reach on the latest frames, as a fraction of fmax or of the allowed error bar."""
 OnQuery = Literal["teacher", "model"]
 
 
 class LearningCalculator(Calculator):
-    """Learns from any ASE calculator while a run goes on, and soon no longer asks it.
+    """Learns from any ASE calculator during a run, and needs it less and less.
 
     >>> from ase.build import bulk
     >>> from ase.calculators.emt import EMT
@@ -50,10 +50,10 @@ class LearningCalculator(Calculator):
     >>> atoms = bulk("Cu", cubic=True) * (2, 2, 2)
     >>> atoms.calc = LearningCalculator(EMT(), folder="learned")  # doctest: +SKIP
 
-    For MD, optimisers, cell filters and NEB. Each structure is predicted by an ensemble. If the error bar of the force
-    on every atom is within the tolerance, the results of the model are returned. If not, the teacher is asked: its
-    label is written to the folder, the model is trained on from its last parameters for some seconds, and the run goes
-    on. The same script with the same folder goes on with all that was learnt.
+    It works with MD, optimisers, cell filters and NEB. An ensemble predicts each structure. If the error bar of the
+    force on every atom is within the tolerance, the calculator returns the results of the model. If not, it asks the
+    teacher: the label is written to the folder, the model is trained further for some seconds, and the run continues.
+    A second run of the same script with the same folder starts with everything that was learnt.
 
     Parameters
     ----------
@@ -62,40 +62,40 @@ class LearningCalculator(Calculator):
         ``rattled``, ``max_queries``, ``queries_per_hour``, ``retries``, ``background``, ``executor``,
         ``check_teacher``, ``settings``, ``seed``.
     learner
-        One that other calculators use, too; in place of teacher, folder and options.
+        A learner that is shared with other calculators. It replaces teacher, folder and options.
     on_query
-        What is returned where the teacher was asked: "teacher", its own results, or "model", those of the model
-        after it has learnt them. Energies and forces jump there, by the error that the record of the query names.
+        What is returned when the teacher was asked: "teacher", its own results, or "model", the results of the model
+        after learning them. Energies and forces jump there by the error that the record of the query states.
     confirm
-        For optimisers: their ``fmax`` in eV/Å. Where the largest force of the model falls below it, the teacher is
-        asked, and only its own results can end the optimisation (a cell's stress counts where it is relaxed, as ASE's
-        filters count it by default, without a scalar pressure and for strains up to a fifth). On the way an error bar
-        may be five times fmax or 0.7 times the largest force (``tolerance`` is not used).
+        The ``fmax`` of an optimiser in eV/Å. When the largest force of the model falls below it, the teacher is asked,
+        and only its own results can end the optimisation. If the cell is relaxed, its stress is included as in the
+        default of ASE's filters (no scalar pressure, strains up to 0.2). Before that, an error bar may be five times
+        fmax or 0.7 times the largest force; ``tolerance`` is not used.
     criteria
-        Further criteria of the monitor; the teacher is asked where any of them objects.
+        Further criteria of the monitor. The teacher is asked if any of them is above its threshold.
     check_every
-        A spot check: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
-        more, and so on. It is held out from training and judges updates and error bars; where the error is larger than
-        was tolerated, it is learnt, and a warning is logged. While a quarter of the frames is held out, checks come
-        only after 20 times as many evaluations. 0: never. Not with ``confirm``.
+        Spot checks: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
+        more, and so on. The frame is held out from training and tests updates and error bars. If its error is larger
+        than tolerated, the frame is learnt, and a warning is logged. While a quarter of the frames is held out, checks
+        need 20 times as many evaluations. 0 means never. Not used with ``confirm``.
     progress
         Show evaluations, queries, the present error bar and the last error on the standard error.
 
     Attributes
     ----------
     learner
-        What has been learnt; ``learner.records`` are the queries.
+        The learner; ``learner.records`` are the queries.
     evaluations
-        Evaluations so far, those with the teacher included.
+        Number of evaluations so far, including those by the teacher.
     history
-        For each of them the largest error bar, what was tolerated, the temperature, and whether the teacher was asked.
+        For each evaluation: largest error bar, tolerated error bar, temperature, and whether the teacher was asked.
 
     Raises
     ------
     TeacherError
-        If the teacher cannot be used, or fails.
+        If the teacher is not suitable, or fails.
     QueryLimitError
-        If a label is needed and the budget is used up.
+        If a label is needed and the query limit is reached.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 - ASE's convention
@@ -121,7 +121,7 @@ class LearningCalculator(Calculator):
             raise ConfigError(f"confirm = {confirm!r}: give the fmax of the optimiser in eV/Å")
         if learner is not None and (teacher is not None or options):
             raise ConfigError(
-                f"a learner that is given has its own {'teacher' if teacher is not None else ', '.join(options)}: give "
+                f"the given learner has its own {'teacher' if teacher is not None else ', '.join(options)}: give "
                 "either, not both"
             )
         super().__init__()
@@ -143,7 +143,7 @@ class LearningCalculator(Calculator):
     def prediction(
         self, atoms: Atoms | None = None, uncertainty: Uncertainty | None = None
     ) -> Prediction:
-        """What the present model says of a structure, for a monitor; see :class:`NeuralILCalculator`.
+        """Prediction of the present model for a structure, for a monitor; see :class:`NeuralILCalculator`.
 
         Raises
         ------
@@ -153,8 +153,8 @@ class LearningCalculator(Calculator):
         model = self._present()
         if model is None:
             raise UncertaintyError(
-                "there is no model yet: evaluate the atoms once (atoms.get_forces()), and the teacher gives the first "
-                "labels"
+                "there is no model yet: evaluate the atoms once (atoms.get_forces()), so that the teacher gives the "
+                "first labels"
             )
         return model.prediction(self.atoms if atoms is None else atoms, uncertainty)
 
@@ -166,8 +166,8 @@ class LearningCalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Decide and evaluate; called by ASE."""
-        self.results = {}  # should this fail, those of another structure must not be left
+        """Decide who evaluates the structure, and evaluate it; called by ASE."""
+        self.results = {}  # if this fails, no results of another structure may remain
         if atoms is not None:
             self.atoms = atoms.copy()
         if self.atoms is None:
@@ -178,37 +178,37 @@ class LearningCalculator(Calculator):
         self.evaluations += 1
         self.learner.catch_up()
         decision, results = self._answer(atoms, with_stress)
-        while results is None:  # another frame was learnt in place of this one
+        while results is None:  # another frame was labelled instead of this one
             decision, results = self._answer(atoms, with_stress)
         self.results = results
         self._note(atoms, decision)
 
     @property
     def records(self) -> list[Record]:
-        """All queries so far, those of earlier runs with this folder included."""
+        """All queries so far, including those of earlier runs with this folder."""
         return self.learner.records
 
     def summary(self) -> str:
-        """Queries by reason, errors against what had been promised, in words."""
+        """Text with the queries by reason, and the errors compared with their error bars."""
         return summary_text(self.records, self.evaluations, self.learner.tolerance)
 
     def plot(self, path: str | Path | None = None) -> "Figure":
-        """Queries and error bars over the evaluations of this run, errors against error bars, temperature.
+        """Plot queries and error bars along this run, errors against error bars, and the temperature.
 
         Raises
         ------
         MonitorError
-            If nothing was evaluated yet.
+            If nothing has been evaluated yet.
         """
         return draw(self.history, self.records, path)
 
     def roll_back(self, atoms: Atoms) -> None:
-        """Put positions, cell and momenta of the last trusted structure back, after a ``TeacherError``.
+        """Restore positions, cell and momenta of the last trusted structure, for use after a ``TeacherError``.
 
         Raises
         ------
         TeacherError
-            If no structure of these atoms was trusted.
+            If no structure of these atoms has been trusted.
         """
         trusted = self._last_trusted
         if trusted is None or not np.array_equal(trusted.numbers, atoms.numbers):
@@ -221,7 +221,7 @@ class LearningCalculator(Calculator):
     def _answer(self, atoms: Atoms, with_stress: bool) -> tuple[Decision, dict[str, Any] | None]:
         decision = self._decide(atoms, with_stress)
         if decision.kind is not None and self.learner.is_training:
-            self.learner.settle()  # what is being learnt may be what is missing here
+            self.learner.settle()  # training in the background may already add what is missing
             decision = self._decide(atoms, with_stress)
         if decision.kind is not None:
             return decision, self._asked(atoms, decision.kind, decision, with_stress)
@@ -231,7 +231,7 @@ class LearningCalculator(Calculator):
         return decision, _from_prediction(decision.prediction)
 
     def _note(self, atoms: Atoms, decision: Decision) -> None:
-        """One more evaluation, for the picture and whoever looks on."""
+        """Record one more evaluation for the picture and the progress bar."""
         asked = decision.kind is not None
         temperature = _temperature(atoms)
         self.history.append(
@@ -251,7 +251,7 @@ class LearningCalculator(Calculator):
             return Decision("first", "there is no model yet")
         unknown = sorted(set(atoms.symbols) - set(model.potential.elements))
         if unknown:
-            return Decision("first", f"the model knows no {', '.join(unknown)}")
+            return Decision("first", f"the model does not know {', '.join(unknown)}")
         try:
             prediction = model.prediction(atoms, "forces")
         except PredictionError as error:
@@ -270,8 +270,8 @@ class LearningCalculator(Calculator):
     def _asked(
         self, atoms: Atoms, kind: Kind, decision: Decision, with_stress: bool
     ) -> dict[str, Any] | None:
-        """Ask the teacher, and choose what to return; None where it has labelled another frame."""
-        # After a spot check the next one comes later; after doubts they begin anew.
+        """Ask the teacher, and choose what to return; None if another frame was labelled instead."""
+        # Each spot check doubles the wait for the next one. Any other query resets it.
         self._trusted_in_a_row = 0
         self._next_check = 2 * self._next_check if kind == "check" else self.check_every
         prediction, target = decision.prediction, self.learner.tolerance / 2
@@ -297,8 +297,8 @@ class LearningCalculator(Calculator):
             if error <= decision.allowed:
                 return _from_prediction(prediction)
             logger.warning(
-                "a spot check at evaluation %d found an error of %.3f eV/Å, %.3f were promised and %.3f tolerated: the "
-                "%d evaluations before it may be wrong",
+                "a spot check at evaluation %d found an error of %.3f eV/Å, with an error bar of %.3f and a tolerance "
+                "of %.3f: the %d evaluations before it may be wrong",
                 self.evaluations, error, decision.bar, decision.allowed, self._next_check,
             )  # fmt: skip
         if self.on_query == "model":
@@ -313,7 +313,7 @@ class LearningCalculator(Calculator):
         return _from_label(label, model)  # the model's own results must not end the optimisation
 
     def _is_check_due(self) -> bool:
-        """Whether this trusted frame is labelled all the same."""
+        """Whether this trusted frame is labelled as a spot check."""
         row = self._trusted_in_a_row + 1
         if not self.check_every or self.confirm is not None or row < self._next_check:
             return False
@@ -342,7 +342,7 @@ def _from_prediction(prediction: Prediction) -> dict[str, Any]:
 
 
 def _from_label(label: Atoms, model: NeuralILCalculator) -> dict[str, Any]:
-    """The teacher's results; stress, where it has none, is the derivative of the model's energy."""
+    """The results of the teacher. If it gives no stress, the stress is that of the model."""
     energy = float(label.get_potential_energy())
     results: dict[str, Any] = {
         "energy": energy,

@@ -1,4 +1,4 @@
-"""Trust the model, or ask the teacher?"""
+"""Decides whether to trust the model or to ask the teacher."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,25 +12,25 @@ from neuralil_ase.monitor.patience import Band
 from neuralil_ase.prediction import Prediction
 
 NEAR, DOWNHILL = 5.0, 0.7
-"""Error bar that an optimiser is allowed on its way: this multiple of its fmax, or this part of the largest force if
-that is more, so that a step goes roughly the teacher's way."""
+"""Error bar that is allowed during an optimisation: this multiple of fmax, or this fraction of the largest force if
+that is more. A step then has roughly the direction that the teacher would give it."""
 STRAINED = 1.2
-"""ASE's filters count forces in the cell of the start: by so much those of the present one may differ from them."""
+"""Largest factor between the forces in ASE's filters, which refer to the initial cell, and those in this cell."""
 
 
 class Decision(NamedTuple):
-    """What to do with a structure.
+    """Who evaluates a structure, and why.
 
     Attributes
     ----------
     kind
-        Why the teacher is asked; None where the model is trusted.
+        Why the teacher is asked; None if the model is trusted.
     reason
         The same in words.
     prediction
-        What the model says, with uncertainty "forces"; None where it says nothing.
+        The prediction with uncertainty "forces"; None if there is none.
     bar, allowed
-        Largest error bar of a force on a movable atom, and what was tolerated here, eV/Å.
+        Largest error bar of the force on a movable atom, and the largest one that is tolerated here, in eV/Å.
     """
 
     kind: Kind | None
@@ -48,23 +48,23 @@ def decide(
     criteria: Sequence[Criterion] = (),
     with_stress: bool = False,
 ) -> Decision:
-    """Compare what the model does not know with what is tolerated.
+    """Compare the error bars of a prediction with the tolerance.
 
     Parameters
     ----------
     atoms
-        The structure; atoms that its constraints hold fixed do not count.
+        The structure. Atoms that its constraints fix are ignored.
     prediction
-        With uncertainty "forces", of a calibrated model.
+        Prediction of a calibrated model, with uncertainty "forces".
     tolerance
-        Largest error bar of a force that is trusted, eV/Å; not used with ``confirm``.
+        Largest error bar of a force that is trusted, in eV/Å; not used with ``confirm``.
     confirm
-        The ``fmax`` of an optimiser in eV/Å: forces below it are confirmed by the teacher, and on the way to it error
-        bars may be five times that, or 0.7 times the largest force.
+        The ``fmax`` of an optimiser in eV/Å. The teacher confirms forces below it. Before that, error bars may be five
+        times fmax, or 0.7 times the largest force.
     criteria
-        Further ones; any objection counts.
+        Further criteria; one above its threshold is enough to ask the teacher.
     with_stress
-        Whether the cell is relaxed, too: its stress must then be small for an optimisation to end.
+        Whether the cell is relaxed. The optimisation can then end only if the stress is small, too.
     """
     moving = movable(atoms)
     bar = float(prediction.forces_error_bar[moving].max(initial=0))
@@ -86,16 +86,16 @@ def decide(
 
 
 def movable(atoms: Atoms) -> np.ndarray:
-    """Indices of the atoms that constraints leave some freedom."""
-    # Forces without a pattern: what fixes the centre of mass alone takes nothing from a single atom.
+    """Indices of the atoms that can move in spite of the constraints."""
+    # Irregular forces: a constraint on the centre of mass leaves every single one of them non-zero.
     forces = np.random.default_rng(0).normal(size=(len(atoms), 3))
     return np.flatnonzero(np.abs(constrained(atoms, forces)).sum(axis=1) > 1e-12)
 
 
 def largest_force(atoms: Atoms, prediction: Prediction, with_stress: bool) -> float:
-    """What an optimiser compares with its fmax, eV/Å: of the atoms, and of the cell as ASE's filters count it.
+    """Largest force in eV/Å that an optimiser compares with fmax, including the cell as in ASE's filters.
 
-    By default these divide the virial by the number of atoms.
+    By default these filters divide the virial by the number of atoms.
     """
     forces = constrained(atoms, prediction.forces.copy())
     largest = float(np.linalg.norm(forces, axis=1).max(initial=0))
@@ -107,7 +107,7 @@ def largest_force(atoms: Atoms, prediction: Prediction, with_stress: bool) -> fl
 
 
 def constrained(atoms: Atoms, forces: np.ndarray) -> np.ndarray:
-    """The forces that constraints leave."""
+    """The forces after the constraints have been applied."""
     for constraint in atoms.constraints:
         if hasattr(constraint, "adjust_forces"):
             constraint.adjust_forces(atoms, forces)

@@ -1,4 +1,4 @@
-"""Where the teacher is asked: within the budget, again after a failure, and with a record of each query."""
+"""Calls the teacher: checks the query limits, repeats failed calculations, and records each query."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -28,13 +28,13 @@ class Desk:
     teacher
         An ASE calculator, or a function that makes one.
     folder
-        Where labels and records go.
+        The folder for labels and records.
     executor
-        Whose workers call the teacher; None: this process.
+        Its workers call the teacher. None: this process does.
     retries
-        How often a failed calculation is tried again.
+        How often a failed calculation is repeated.
     max_queries, queries_per_hour
-        The budget; None for no limit.
+        The query limits; None for no limit.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Desk:
     Raises
     ------
     TeacherError
-        If it is no calculator, or lacks energies or forces.
+        If the teacher is not a calculator, or lacks energies or forces.
     """
 
     def __init__(
@@ -66,23 +66,24 @@ class Desk:
     def label(
         self, requests: Sequence[Request], tolerance: float | None, check: Check | None = None
     ) -> list[Atoms]:
-        """Labelled frames, as they are on disk; each has a record then.
+        """Label frames and record the queries; return the labelled frames as they are on disk.
 
         Parameters
         ----------
         requests
-            What to label.
+            The frames to label.
         tolerance
-            In force, for the records, eV/Å; None without a model.
+            The present tolerance in eV/Å, for the records; None without a model.
         check
-            Called with the labelled frames before they are taken; if it raises a TeacherError, they are moved aside.
+            Called with the labelled frames before they are recorded. If it raises a TeacherError, they are moved to
+            another folder.
 
         Raises
         ------
         TeacherError
-            If the teacher fails for one of them, and again when it is tried again; the others are kept.
+            If the teacher fails for one of the frames in every attempt. The other labels are kept.
         QueryLimitError
-            If the budget does not suffice.
+            If the query limits are not sufficient.
         """
         frames = [bare(request.atoms) for request in requests]
         names = [digest(frame) for frame in frames]
@@ -103,7 +104,7 @@ class Desk:
     def _ask(
         self, frames: Sequence[Atoms], requests: Sequence[Request], tolerance: float | None
     ) -> tuple[float, TeacherError | None]:
-        """Until all are labelled, or the teacher has failed too often: seconds of a label, and what went wrong."""
+        """Call the teacher until it has labelled all frames or failed too often; seconds per label, and the error."""
         for attempt in range(self._retries + 1):
             missing = [k for k, frame in enumerate(frames) if not self._folder.has(frame)]
             if attempt:
@@ -120,18 +121,18 @@ class Desk:
         place, reason = next(iter(found.failures.items()))
         return seconds, TeacherError(
             f"the teacher failed {self._retries + 1} times for a frame ({requests[missing[place]].reason}): {reason}. "
-            f"All labels and the model are in {self._folder.path}. See what the calculator says of this frame, or go "
-            "on from an earlier one: calc.roll_back(atoms) puts back the last that was trusted"
+            f"All labels and the model are in {self._folder.path}. Read the output of the calculator for this frame, "
+            "or continue from an earlier one: calc.roll_back(atoms) restores the last trusted structure"
         )
 
     def _check(self, names: Sequence[str], check: Check) -> None:
-        """Labels that cannot be right must not be learnt, by a later run either; they cost time, and are kept aside."""
+        """Move labels that cannot be right to another folder: no run may learn them, but they are not deleted."""
         try:
             check([self._folder.read(name) for name in names])
         except TeacherError as error:
             aside = self._folder.refuse(names)
             error.add_note(
-                f"The labels are kept in {aside}; whoever trusts them moves them back to labels"
+                f"The labels are kept in {aside}; if they are right after all, move them back to labels"
             )
             raise
 
@@ -139,14 +140,14 @@ class Desk:
         calls, path = self._folder.calls, self._folder.path
         if self._most is not None and wanted and calls + wanted > self._most:
             raise QueryLimitError(
-                f"one more label would be call {calls + wanted} of the teacher, and max_queries is {self._most}. All "
-                f"labels and the model are in {path}: raise max_queries to go on, or use the model as it is with "
+                f"one more label would be call {calls + wanted} of the teacher, but max_queries is {self._most}. All "
+                f"labels and the model are in {path}: raise max_queries to continue, or use the model as it is with "
                 "NeuralILCalculator"
             )
         recent = sum(r.is_call and r.time > time.time() - HOUR for r in self._folder.records)
         if self._per_hour is not None and wanted and recent + wanted > self._per_hour:
             raise QueryLimitError(
-                f"the teacher was called {recent} times within the last hour, and queries_per_hour is "
+                f"the teacher was called {recent} times within the last hour, but queries_per_hour is "
                 f"{self._per_hour}. All labels and the model are in {path}: run the same script again later"
             )
 
@@ -165,7 +166,7 @@ def _record(request: Request, name: str, tolerance: float | None, seconds: float
 
 
 def _tested(record: Record, prediction: Prediction | None, label: Atoms) -> Record:
-    """With errors and error bars, where the frame was predicted before it was labelled."""
+    """Add errors and error bars to a record, if the frame was predicted before it was labelled."""
     if prediction is None:
         return record
     errors = np.linalg.norm(prediction.forces - label.get_forces(), axis=1)

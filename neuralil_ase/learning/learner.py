@@ -1,4 +1,4 @@
-"""The learner: asks the teacher, keeps what it says, trains, and knows how far the model can be trusted."""
+"""The learner: it asks the teacher, keeps the labels, trains the model and calibrates its error bars."""
 
 import logging
 from collections.abc import Sequence
@@ -33,9 +33,9 @@ from neuralil_ase.training.warm_start import start_of
 
 logger = logging.getLogger(__name__)
 RELATIVE_TOLERANCE, LEAST_TOLERANCE = 0.4, 0.05
-"""Default tolerance: this part of the root mean square force, and no less than so many eV/Å."""
+"""Default tolerance: this fraction of the root mean square force, but at least this value in eV/Å."""
 GROWN = 10
-"""Frames after which error bars alone decide how far a model that began from nothing is trusted."""
+"""Number of learnt frames from which only error bars decide whether a model that began from nothing is trusted."""
 RATTLE = 0.05
 """Å: standard deviation of each coordinate of a rattled frame."""
 TEACHER = "taught_by"
@@ -48,41 +48,42 @@ class Learner:
     Parameters
     ----------
     teacher
-        An ASE calculator with energies and forces, or a function without arguments that makes one (an ``executor`` of
-        processes needs that, and one that pickles).
+        An ASE calculator with energies and forces, or a function without arguments that returns one. An ``executor``
+        of processes needs such a function, and it must be picklable.
     folder
-        Where labels, records and the model are kept; a second run with the same folder goes on from them.
+        Folder for labels, records and the model. A second run with the same folder continues with them.
     model
-        A model file or potential to begin with, where the folder has none; None begins from nothing.
+        A model file or potential to begin with, if the folder has no model. None begins from nothing.
     data
-        Labelled frames (with calculator results) that are learnt with the others from the beginning.
+        Labelled frames (with calculator results) that are learnt from the beginning together with the others.
     tolerance
         Largest error bar of the force on any atom that is trusted, in eV/Å. None: 0.4 times the root mean square force
-        of the labelled frames, but at least 0.05 eV/Å (the typical error is then some per cent of the typical force);
-        for a ``model`` with a calibration of its own, the error bar at its lower threshold.
+        of the labelled frames, but at least 0.05 eV/Å (the typical error is then a few per cent of the typical force).
+        For a calibrated ``model``, None means the error bar at its lower threshold.
     rattled
-        Rattled copies of the first frame that are labelled with it. The check of the teacher's units needs one.
+        Number of rattled copies of the first frame that are labelled with it. The check of the teacher's units needs
+        one.
     max_queries, queries_per_hour
-        Most calls of the teacher: of all runs with this folder, and in any hour. More end the run with a
+        Largest number of calls of the teacher in all runs with this folder, and in any hour. A further call raises
         ``QueryLimitError``.
     retries
-        How often a failed calculation is tried again.
+        How often a failed calculation is repeated.
     background
-        Train in another thread while the run goes on with the old model; it waits only where that is unsure again. Runs
-        are then not repeated exactly.
+        Train in another thread while the run continues with the old model. The run waits only when the old model is
+        uncertain again. Such runs cannot be repeated exactly.
     executor
-        A ``concurrent.futures.Executor`` whose workers call the teacher; None: this process.
+        A ``concurrent.futures.Executor`` whose workers call the teacher. None: this process does.
     check_teacher
-        Compare two labels with each other before the first result is returned.
+        Check the signs and units of the teacher with two labels before the first result is returned.
     settings
-        Of the model and its training; by default four members without aleatoric layers.
+        Settings of the model and its training; by default four members without aleatoric layers.
     seed
-        Of the initial parameters and of the order in which frames are learnt.
+        Seed of the initial parameters and of the order in which frames are learnt.
 
     Raises
     ------
     TeacherError
-        If the teacher lacks energies or forces, or is no calculator.
+        If the teacher lacks energies or forces, or is not a calculator.
     ConfigError
         If an option is not valid, or the folder holds labels of another teacher.
     OutputError
@@ -132,7 +133,7 @@ class Learner:
 
     @property
     def tolerance(self) -> float:
-        """Largest error bar of a force that is trusted at present, eV/Å."""
+        """Largest error bar of a force that is trusted at present, in eV/Å."""
         return self._tolerance or max(RELATIVE_TOLERANCE * self._force_size, LEAST_TOLERANCE)
 
     @property
@@ -142,21 +143,21 @@ class Learner:
 
     @property
     def is_training(self) -> bool:
-        """Whether a better model is being made in the background."""
+        """Whether a new model is being trained in the background."""
         return self._pending is not None
 
     def too_far(self, atoms: Atoms, indices: np.ndarray, reach: float) -> str | None:
-        """Why a young model must not be trusted here; None where it may be.
+        """The reason why a young model must not be trusted here; None if it may be trusted.
 
-        All members extrapolate alike at first: from two frames of copper rattled by 0.05 Å, the error was twice the
-        spread at 0.08 Å from them, and eight times at 0.27 Å.
+        At first all members extrapolate in the same way, and spreads are too small. After two frames of copper rattled
+        by 0.05 Å, the error was twice the spread at a distance of 0.08 Å from them, and eight times at 0.27 Å.
 
         Parameters
         ----------
         atoms, indices
-            The structure, and those of its atoms that count.
+            The structure, and the indices of the atoms to consider.
         reach
-            How far each of them may be from its place in the nearest labelled frame, for each frame that is known, Å.
+            Largest displacement of an atom from the nearest labelled frame, in Å per learnt frame.
         """
         frames = len(self._pupil)
         if self._prior is not None or frames >= GROWN:
@@ -165,18 +166,18 @@ class Learner:
         if moved <= reach * frames:
             return None
         return (
-            f"an atom is {moved:.2f} Å from its place in the nearest labelled frame, and a model that knows {frames} "
-            f"frames is trusted within {reach * frames:.2f} Å"
+            f"an atom is {moved:.2f} Å from its position in the nearest labelled frame, but a model that has learnt "
+            f"{frames} frames is trusted only within {reach * frames:.2f} Å"
         )
 
     def settle(self) -> None:
-        """Wait for training in the background; errors that it met are raised here."""
+        """Wait for training in the background, and raise its error if it failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def catch_up(self) -> None:
-        """Learn, once, what is on disk and in ``data`` and not in the model: an earlier run was killed, say."""
+        """Learn, once, labels on disk or in ``data`` that the model has not learnt, for instance after a kill."""
         with self._lock:
             if self._caught_up:
                 return
@@ -201,7 +202,7 @@ class Learner:
         TeacherError
             If the teacher fails, or its numbers cannot be energies in eV and forces in eV/Å.
         QueryLimitError
-            If the budget does not suffice.
+            If the query limits are not sufficient.
         """
         rng = np.random.default_rng(self._seed)
         requests = [replace(request, reason="there is no model yet")]
@@ -217,14 +218,14 @@ class Learner:
         requests: Sequence[Request],
         check: Check | None = None,
     ) -> list[Atoms]:
-        """Labels of frames, which are then learnt.
+        """Label frames and learn them.
 
         Parameters
         ----------
         requests
             The frames and the reasons.
         check
-            Called with the labelled frames before they are taken; if it raises, they are forgotten.
+            Called with the labelled frames before they are learnt. If it raises, they are not learnt.
 
         Returns
         -------
@@ -234,9 +235,9 @@ class Learner:
         Raises
         ------
         TeacherError
-            If the teacher fails for one of them, and again when it is tried again.
+            If the teacher fails for one of the frames in every attempt.
         QueryLimitError
-            If the budget does not suffice.
+            If the query limits are not sufficient.
         """
         with self._lock:
             tolerance = None if self._potential is None else self.tolerance
@@ -247,19 +248,19 @@ class Learner:
         return labelled
 
     def retrain(self, output: str | Path, **options: Any) -> TrainingResult:
-        """A model from all labels by ``neuralil_ase.train``, of any size; options as there.
+        """Train a new model of any size on all labels with ``neuralil_ase.train``; the options are the same.
 
-        The same in a terminal: ``neuralil-ase train FOLDER/labels/*.extxyz -o OUTPUT``.
+        The command ``neuralil-ase train FOLDER/labels/*.extxyz -o OUTPUT`` does the same.
         """
         names = sorted(record.digest for record in self.folder.answered)
         return train([str(self.folder.file(name)) for name in names], output, **options)
 
     def card(self) -> str:
-        """What the present model is, in words."""
+        """Description of the present model in words."""
         return "no model yet" if self._potential is None else describe(self._potential)
 
     def _take(self) -> None:
-        """Hand the frames that the pupil does not have yet to it, those of the user first."""
+        """Give new frames to the pupil, the frames of the user first."""
         for atoms in self._data:
             self._pupil.add(atoms, held_out=False)
         self._data = []
@@ -270,7 +271,7 @@ class Learner:
         self._force_size = self._pupil.force_size
 
     def _learn_soon(self, new: int, target: float) -> None:
-        """Now, or in the background where there is a model to go on with."""
+        """Learn now, or in the background if there is a model to continue with."""
         self.settle()
         if self._background is None or self._potential is None:
             self._learn(new, target)
@@ -278,7 +279,7 @@ class Learner:
             self._pending = self._background.submit(self._learn, new, target)
 
     def _learn(self, new: int, target: float = np.inf) -> None:
-        """Train where there are new frames to learn; calibrate; put the model on disk."""
+        """Train if there are new frames; calibrate; write the model to disk."""
         with self._lock:
             if new or self._potential is None:
                 lesson = self._pupil.lesson(new, min(target, self.tolerance / 2))
@@ -313,8 +314,8 @@ def _check_same_teacher(potential: Potential | None, name: str, folder: Folder) 
     before = None if potential is None else potential.provenance.get(TEACHER)
     if before not in (None, name):
         raise ConfigError(
-            f"the labels in {folder.path} are by {before}, and the teacher is now {name}: their energies and forces do "
-            "not go together. Choose another folder, or give the teacher of before"
+            f"the labels in {folder.path} are by {before}, and the teacher is now {name}: labels of two teachers must "
+            "not be mixed. Choose another folder, or use the same teacher as before"
         )
 
 

@@ -1,7 +1,7 @@
-"""The pupil: a potential that is trained again whenever there are new labels, in seconds.
+"""The pupil: a potential that is trained further, in seconds, whenever there are new labels.
 
-It begins from nothing with the architecture that the first frames ask for, or goes on from a given potential. An
-element that it does not know makes it begin anew, with all frames.
+It begins from nothing, with an architecture chosen from the first frames, or from a given potential. If a new element
+appears, it begins again with all frames.
 """
 
 import logging
@@ -32,41 +32,41 @@ from neuralil_ase.training.warm_start import Start, reference_for
 
 logger = logging.getLogger(__name__)
 CORE = 0.7
-"""Part of the sum of the covalent radii below which pairs are repelled by themselves (ZBL)."""
+"""Range of the ZBL repulsion, as a fraction of the sum of the covalent radii."""
 REACH = 1.76
-"""Cutoff over the distance between nearest neighbours: 4.5 Å in copper. Few frames say little of what is farther away:
-the next frames of a relaxation are predicted no worse than with 5.5 Å, at half the cost."""
+"""Cutoff divided by the distance between nearest neighbours: 4.5 Å in copper. A few frames contain little information
+about atoms farther away. With 5.5 Å the next frames of a relaxation are not predicted better, at twice the cost."""
 STEPS = 100
 """Steps of one cycle of training."""
 CYCLES = 4
-"""Most cycles of one update; twice as many for the first."""
+"""Largest number of cycles of an update; twice as many for the first one."""
 WORSE = 1.1
-"""By what factor the error on held-out frames may grow in an update that is kept: updates move it by some per cent
-either way, and what was asked about last is not among the held-out frames."""
+"""An update is refused if the error on held-out frames grows by more than this factor. Every update changes the error
+by some per cent, and the newest frames, which it improves most, are not held out."""
 JUDGES = 32
-"""Frames, the latest ones, that errors are averaged over."""
+"""Number of latest frames over which errors are averaged."""
 BATCH_ATOMS = 240
-"""Atoms of one step."""
+"""Number of atoms in one training step."""
 LEARNING = TrainingSettings(
     members=4, head_widths=(), ema=0.9, weight_decay=0.1, force_scale=0.05, force_weight=1.0
 )
-"""Four members, no layers for an aleatoric part, of which few frames say nothing, and a decay so small that a few
-frames are learnt to some meV/Å: of 11 frames of a slab with oxygen, the default leaves twice the error, and on the next
-frames 1.4 times."""
+"""Four members. There are no aleatoric layers, because a few frames do not determine them. The weight decay is small,
+so that a few frames are learnt to some meV/Å: for 11 frames of a slab with oxygen, the default decay gives twice the
+error on these frames, and 1.4 times the error on the next ones."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What an update did.
+    """The result of an update.
 
     Attributes
     ----------
     kept
-        Whether the new parameters were taken.
+        Whether the new parameters were accepted.
     cycles
-        Cycles of training.
+        Number of training cycles.
     before, after
-        Root mean square norm of the force errors in eV/Å on the judging frames: those held out, or else all learnt.
+        Root mean square norm of the force errors in eV/Å on the held-out frames. If there are none, on all frames.
     """
 
     kept: bool
@@ -76,19 +76,19 @@ class Lesson:
 
 
 class Pupil:
-    """A potential, the frames that it learns from, and those that judge it.
+    """A potential, the frames that it learns from, and the frames that test it.
 
     Parameters
     ----------
     potential
-        To go on from; None to begin from nothing.
+        The potential to start from; None to begin from nothing.
     settings
-        Options of training.
+        Settings of training.
 
     Attributes
     ----------
     potential
-        The present one; None before the first lesson.
+        The present potential; None before the first lesson.
     """
 
     def __init__(self, potential: Potential | None, settings: TrainingSettings) -> None:
@@ -104,7 +104,7 @@ class Pupil:
         return len(self._frames)
 
     def add(self, atoms: Atoms, held_out: bool) -> None:
-        """Take a labelled frame in; it is learnt with the next lesson, or held out."""
+        """Add a labelled frame. It is learnt in the next lesson, or held out."""
         (frame,) = frames_from_atoms([atoms])
         if held_out and self._knows(frame):
             self._held.add(len(self._frames))
@@ -115,12 +115,12 @@ class Pupil:
             self._continuation = None
 
     def lesson(self, new: int, target: float) -> Lesson:
-        """Train until the newest frames are learnt, or for some cycles.
+        """Train until the newest frames are learnt, or the largest number of cycles is reached.
 
         Parameters
         ----------
         new
-            How many of the frames are new; they are drawn more often.
+            Number of new frames; they are drawn more often.
         target
             Root mean square force error on the new frames at which training ends, in eV/Å.
         """
@@ -140,15 +140,15 @@ class Pupil:
                 break
         self._lessons += 1
         after = _rms(continuation, trained, judges)
-        # Without held-out frames the new ones judge, too: an error that was large and is less now.
+        # Without held-out frames, the new frames also count: their error was large and is smaller now.
         kept = is_first or not self._held or after <= WORSE * before
         if kept:
             self.potential = replace(trained, calibration=potential.calibration)
         return Lesson(kept, cycles, before, after)
 
     def floors(self) -> tuple[dict[str, float], float]:
-        """What training left on the learnt frames: root mean square norm of the force residuals by element in eV/Å, and
-        that of the energy in eV per sqrt(atoms)."""
+        """Residuals on the learnt frames: root mean square norm of the force residuals by element in eV/Å, and root
+        mean square energy residual in eV per sqrt(atoms)."""
         continuation, potential = self._ready()
         squares: dict[str, list[float]] = {symbol: [] for symbol in potential.elements}
         energies = []
@@ -169,8 +169,8 @@ class Pupil:
         return self.potential
 
     def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
-        """How far these atoms are from where they were in the nearest labelled frame of the same atoms: largest
-        displacement in Å; infinite without such a frame."""
+        """Largest displacement in Å of these atoms from the nearest labelled frame of the same atoms; infinite if there
+        is no such frame."""
         symbols = np.array(atoms.get_chemical_symbols())
         same = [f for f in self._frames if np.array_equal(f.symbols, symbols)]
         if not same or not len(indices):
@@ -188,7 +188,7 @@ class Pupil:
 
     @property
     def n_held_out(self) -> int:
-        """How many frames judge updates."""
+        """Number of held-out frames, which test updates."""
         return len(self._held)
 
     @property
@@ -206,14 +206,14 @@ class Pupil:
         return self._continuation, self.potential
 
     def _begin(self) -> bool:
-        """Whether the potential is a new one; makes what updates share."""
+        """Prepare the potential and the shared compiled training; returns whether the potential is new."""
         if self._continuation is not None:
             return False
         is_new = not all(map(self._knows, self._frames))
         if is_new:
             if self.potential is not None:
                 logger.warning(
-                    "a new element: the model begins anew, with all %d frames", len(self)
+                    "a new element: the model begins again with all %d frames", len(self)
                 )
             self._held.clear()
             self.potential = first_potential(self._frames, self.settings)
@@ -228,7 +228,7 @@ class Pupil:
         return is_new
 
     def _move_reference(self, continuation: Continuation, potential: Potential) -> None:
-        """A composition that is met for the first time may count energies from elsewhere."""
+        """Fit the energy reference again if a composition appears for the first time."""
         met = {_composition(frame) for frame in self._frames}
         if met <= self._compositions:
             return
@@ -241,17 +241,17 @@ class Pupil:
 
 
 def first_potential(frames: Sequence[Frame], settings: TrainingSettings) -> Potential:
-    """A potential with random parameters whose architecture suits the frames."""
+    """A potential with random parameters and an architecture chosen from the frames."""
     elements = elements_of(frames)
     r_cut = settings.r_cut or rounded(REACH * surroundings(frames, elements).nearest)
-    # A few frames do not fill a finer descriptor.
+    # A finer descriptor would need more than a few frames.
     n_max = settings.n_max or round(r_cut / RADIAL_SPACING)
     settings = replace(settings, r_cut=r_cut, n_max=n_max).with_widths(is_molecule=False)
     types = [types_of(frame, elements) for frame in frames]
     pairs = [pairs_of(f, t, settings.r_cut) for f, t in zip(frames, types, strict=True)]
     config = model_config(settings, elements, pairs, types)
     if config.pair_term == "zbl":
-        # A few frames do not know the shortest distances: repulsion begins below those of bonds.
+        # A few frames do not contain the shortest distances. The repulsion therefore begins below bond lengths.
         radii = covalent_radii[[atomic_numbers[symbol] for symbol in elements]]
         core = CORE * (radii[:, None] + radii[None, :])[np.triu_indices(len(elements))]
         config = replace(config, zbl_radii=tuple(core.round(4).tolist()))
@@ -260,7 +260,7 @@ def first_potential(frames: Sequence[Frame], settings: TrainingSettings) -> Pote
 
 
 def _chances(count: int, new: int) -> np.ndarray:
-    """New frames together as often as all others."""
+    """Relative probabilities of the frames: the new ones together are drawn as often as all others."""
     chances = np.ones(count)
     if 0 < new < count:
         chances[-new:] = max(1.0, (count - new) / new)

@@ -1,8 +1,8 @@
-"""What a learner keeps on disk: labels, one record of each query, the present model. Each is whole or not there.
+"""The folder of a learner: labels, one record of each query, the present model. No file is ever half written.
 
 ``labels/DIGEST.extxyz`` is a labelled frame, written by :func:`neuralil_ase.label` before anything uses it.
-``queries.jsonl`` holds a line of JSON for each query, in their order. ``model.safetensors`` says in its provenance from
-which labels it has learnt, so that a model and its state are one file.
+``queries.jsonl`` holds a line of JSON for each query, in their order. The provenance in ``model.safetensors`` lists the
+labels that the model has learnt, so that a model and its state are one file.
 """
 
 import json
@@ -26,8 +26,8 @@ from neuralil_ase.model.potential import Potential
 
 logger = logging.getLogger(__name__)
 Kind = Literal["first", "rattled", "unsure", "confirm", "check", "found"]
-"""Why a frame was labelled: there was no model; a rattled copy of the first; the error bar or a criterion; the end of
-an optimisation; a spot check of a trusted frame; a label on disk without a record."""
+"""Why a frame was labelled: no model yet; a rattled copy of the first frame; an error bar or criterion above its limit;
+the end of an optimisation; a spot check of a trusted frame; a label on disk without a record."""
 LEARNT = "learnt_from"
 """Key in the provenance of the model: digests of the labels that it has learnt from."""
 
@@ -39,26 +39,26 @@ class Record:
     Attributes
     ----------
     digest
-        Of the geometry, which names the file of the label.
+        Digest of the geometry; also the name of the label file.
     kind, reason
         Why the teacher was asked, and the same in words.
     evaluation
-        How many evaluations the calculator had done by then.
+        Number of evaluations that the calculator had done by then.
     time
         Seconds since 1970.
     seconds
-        What the label took; for frames labelled together, their share.
+        Time of the calculation; for frames labelled together, their share.
     held_out
-        Whether the frame is kept out of training, to judge updates.
+        Whether the frame is held out from training, to test updates.
     failure
-        What the teacher said if it failed; else None.
+        Error message of the teacher if it failed; else None.
     tolerance
         Largest error bar in eV/Å that was trusted at that moment; None without a model.
     temperature
         In K; None for atoms at rest.
     symbols, errors, spreads, bars
-        Of each atom, before the frame was learnt: norm of the force error, spread and error bar in eV/Å. Empty without
-        a model.
+        For each atom, before the frame was learnt: symbol, and norm of the force error, spread and error bar in eV/Å.
+        Empty without a model.
     energy_error, energy_spread
         In eV; None without a model.
     """
@@ -82,7 +82,7 @@ class Record:
 
     @property
     def is_call(self) -> bool:
-        """Whether the teacher was called for it."""
+        """Whether the teacher was called for this query."""
         return self.kind != "found"
 
 
@@ -92,17 +92,17 @@ class Folder:
     Parameters
     ----------
     path
-        Made if it is not there.
+        The folder; it is made if it does not exist.
 
     Attributes
     ----------
     records
-        All queries so far, in their order, those of earlier runs first.
+        All queries so far, in their order, beginning with earlier runs.
 
     Raises
     ------
     OutputError
-        If it cannot be written, or another process uses it.
+        If the folder cannot be written, or another process uses it.
     DataError
         If a record cannot be read.
     """
@@ -118,7 +118,7 @@ class Folder:
 
     @property
     def calls(self) -> int:
-        """How often the teacher was asked, failures included."""
+        """Number of calls of the teacher, including failures."""
         return sum(record.is_call for record in self.records)
 
     @property
@@ -131,12 +131,12 @@ class Folder:
         return self.file(digest(atoms)).exists()
 
     def refuse(self, names: Sequence[str]) -> Path:
-        """Move labels to a folder of their own, from which nothing is learnt; returns it.
+        """Move labels to another folder, from which nothing is learnt; returns that folder.
 
         Raises
         ------
         OutputError
-            If the system refuses.
+            If the files cannot be moved.
         """
         refused = make_folder(self.path / "refused")
         try:
@@ -153,7 +153,7 @@ class Folder:
         return any(r.digest == name and r.failure is None for r in self.records)
 
     def is_held_out(self, atoms: Atoms) -> bool:
-        """Whether exactly this structure is kept out of training."""
+        """Whether exactly this structure is held out from training."""
         name = digest(atoms)
         return any(r.digest == name and r.held_out for r in self.records)
 
@@ -164,7 +164,7 @@ class Folder:
     def label(
         self, frames: Sequence[Atoms], factory: Callable[[], Any], executor: Executor | None
     ) -> Labelled:
-        """Labels of frames; only those that are not on disk are computed."""
+        """Label frames. Labels that are already on disk are not computed again."""
         self._lock.check()
         return label(frames, factory, executor, self.labels)
 
@@ -178,28 +178,28 @@ class Folder:
         """
         try:
             found = read(self.file(name), format="extxyz")
-        except Exception as problem:  # ASE's reader raises what it likes
+        except Exception as problem:  # ASE's readers raise many kinds of errors
             raise DataError(
                 f"the label {self.file(name)} cannot be read ({problem}); remove the file, and the frame is labelled "
-                "anew when it is met again"
+                "again when it is needed"
             ) from problem
         assert isinstance(found, Atoms)
         return found
 
     def append(self, record: Record) -> None:
-        """Keep the record of a query.
+        """Write the record of a query.
 
         Raises
         ------
         OutputError
-            If the disk refuses; the label stays.
+            If it cannot be written. The label is kept.
         """
         self._lock.check()
         append_record(self.log, (json.dumps(asdict(record)) + "\n").encode(), sync=True)
         self.records.append(record)
 
     def save(self, potential: Potential) -> None:
-        """Put the model in the place of the one before, in one step."""
+        """Replace the model of before in one step."""
         self._lock.check()
         save_potential(potential, self.model)
 
@@ -208,7 +208,7 @@ class Folder:
         return load_potential(self.model) if self.model.exists() else None
 
     def _adopt(self) -> None:
-        """Labels without a record (the run was killed in between) get one, so that they are learnt."""
+        """Make records for labels without one (the run was killed in between), so that they are learnt."""
         known = {record.digest for record in self.records if record.failure is None}
         for file in sorted(self.labels.glob("*.extxyz")):
             if file.stem not in known:
@@ -219,7 +219,7 @@ class Folder:
 
 
 def _read_records(path: Path) -> list[Record]:
-    """The records of earlier runs; half a line, left by a kill, is moved aside."""
+    """The records of earlier runs. Half a line, left by a kill, is moved to another file."""
     if not path.exists():
         return []
     content = path.read_bytes()
@@ -236,6 +236,6 @@ def _record(path: Path, number: int, line: str) -> Record:
         return Record(**json.loads(line))
     except (TypeError, ValueError) as problem:
         raise DataError(
-            f"line {number} of {path} is no record of a query ({problem}). Usually the file was edited by hand: "
-            "restore it, or move it away, and all labels are learnt as if they had been found"
+            f"line {number} of {path} is not a record of a query ({problem}). Usually the file was edited by hand: "
+            "restore it, or move it away. Without it, all labels in the folder are learnt again"
         ) from problem

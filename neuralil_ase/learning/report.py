@@ -1,4 +1,4 @@
-"""What a run has asked and learnt: in words, and as a picture."""
+"""Reports what a run has asked and learnt, as text and as a picture."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Evaluation(NamedTuple):
     Attributes
     ----------
     bar, allowed
-        Largest error bar of a force, and what was tolerated, eV/Å; infinite and NaN without a model.
+        Largest error bar of a force, and the tolerated error bar, in eV/Å; infinite and NaN without a model.
     temperature
         In K; NaN for atoms at rest.
     asked
@@ -45,16 +45,16 @@ class Evaluation(NamedTuple):
 
 
 def summary_text(records: Sequence[Record], evaluations: int, tolerance: float) -> str:
-    """The run in a few lines.
+    """Summary of the run in a few lines.
 
     Parameters
     ----------
     records
         All queries.
     evaluations
-        Of the calculator, in this run.
+        Number of evaluations of the calculator in this run.
     tolerance
-        In eV/Å, at present.
+        The present tolerance in eV/Å.
     """
     counts = Counter(record.kind for record in records if record.failure is None)
     failures = sum(record.failure is not None for record in records)
@@ -75,26 +75,28 @@ def summary_text(records: Sequence[Record], evaluations: int, tolerance: float) 
 
 
 def progress_text(history: Sequence[Evaluation], records: Sequence[Record]) -> str:
-    """How it is going, on one line."""
+    """The progress of the run on one line."""
     last = history[-1]
     parts = [f"{len(records)} queries"]
     if np.isfinite(last.bar):
         parts.append(f"error bar {last.bar:.3f} of {last.allowed:.3f} eV/Å")
     tests = [record for record in records if record.errors]
     if tests:
-        parts.append(f"last error {max(tests[-1].errors):.3f} (promised {max(tests[-1].bars):.3f})")
+        parts.append(
+            f"last error {max(tests[-1].errors):.3f} (error bar {max(tests[-1].bars):.3f})"
+        )
     return ", ".join(parts)
 
 
 def draw(
     history: Sequence[Evaluation], records: Sequence[Record], path: str | Path | None
 ) -> "Figure":
-    """Queries and error bars over the evaluations, errors against error bars, and the temperature of MD.
+    """Plot queries and error bars along the run, errors against error bars, and the temperature of MD.
 
     Raises
     ------
     MonitorError
-        If nothing was evaluated yet.
+        If nothing has been evaluated yet.
     """
     from matplotlib.figure import Figure
 
@@ -131,7 +133,7 @@ def _draw_queries(axes: "Axes", history: Sequence[Evaluation]) -> None:
 
 
 def _draw_errors(axes: "Axes", records: Sequence[Record]) -> None:
-    """Of every frame that was predicted before it was labelled."""
+    """Draw the error against the error bar of every frame that was predicted before it was labelled."""
     for kind, colour in COLOURS.items():
         tests = [r for r in records if r.kind == kind and r.errors]
         if tests:
@@ -140,8 +142,8 @@ def _draw_errors(axes: "Axes", records: Sequence[Record]) -> None:
     axes.set(
         xscale="log",
         yscale="log",
-        xlabel="promised: rms error bar of a frame (eV/Å)",
-        ylabel="found: rms force error (eV/Å)",
+        xlabel="rms error bar of a frame (eV/Å)",
+        ylabel="rms force error of a frame (eV/Å)",
     )
     if axes.lines:
         axes.legend(frameon=False, fontsize="small")
@@ -154,8 +156,8 @@ def _line(name: str, tests: Sequence[Record]) -> str:
     errors = np.concatenate([record.errors for record in tests])
     bars = np.concatenate([record.bars for record in tests])
     return (
-        f"{name}: {len(tests)} frames, rms error of a force {_rms(errors):.3f} eV/Å before they were learnt, "
-        f"{_rms(errors) / max(_rms(bars), 1e-12):.2f} of what the error bars had promised"
+        f"{name}: {len(tests)} frames, rms force error {_rms(errors):.3f} eV/Å before they were learnt, "
+        f"{_rms(errors) / max(_rms(bars), 1e-12):.2f} times the rms error bar"
     )
 
 

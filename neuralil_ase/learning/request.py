@@ -1,4 +1,4 @@
-"""What goes from a calculator to a learner."""
+"""The request of a calculator to a learner, and the interface that the calculator needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from neuralil_ase.prediction import Prediction
 
 @dataclass(frozen=True)
 class Request:
-    """A frame that a calculator wants to have labelled.
+    """A frame that a calculator needs labelled.
 
     Attributes
     ----------
     atoms
         The structure.
     kind, reason
-        Why.
+        Why the label is needed.
     prediction
-        What the model says of it, with uncertainty "forces"; None without a model.
+        The prediction of the model with uncertainty "forces"; None without a model.
     evaluation, temperature
-        For the record.
+        Number of the evaluation, and temperature in K, for the record.
     target
-        Root mean square force error in eV/Å to which the frame is to be learnt.
+        Root mean square force error in eV/Å to which the frame should be learnt.
     bar, allowed
-        Largest error bar of a force, and what is tolerated, eV/Å.
+        Largest error bar of a force, and the tolerated error bar, in eV/Å.
     """
 
     atoms: Atoms
@@ -44,7 +44,7 @@ class Request:
 
 
 class Teaching(Protocol):
-    """What a calculator needs of a learner."""
+    """The interface of a learner that a calculator needs."""
 
     @property
     def potential(self) -> Potential | None:
@@ -52,34 +52,34 @@ class Teaching(Protocol):
 
     @property
     def tolerance(self) -> float:
-        """Largest error bar of a force that is trusted, eV/Å."""
+        """Largest error bar of a force that is trusted, in eV/Å."""
 
     @property
     def is_training(self) -> bool:
-        """Whether a better model is being made in the background."""
+        """Whether a new model is being trained in the background."""
 
     @property
     def records(self) -> list[Record]:
         """All queries so far."""
 
     def too_far(self, atoms: Atoms, indices: np.ndarray, reach: float) -> str | None:
-        """Why a young model must not be trusted so far from what it has seen; None where it may be."""
+        """The reason why a young model must not be trusted here; None if it may be trusted."""
 
     def catch_up(self) -> None:
-        """Learn what an earlier run has left unlearnt."""
+        """Learn labels of an earlier run that the model has not learnt."""
 
     def settle(self) -> None:
         """Wait for training in the background."""
 
     def begin(self, request: Request) -> Atoms | None:
-        """Label the first frame; None where another was labelled instead."""
+        """Label the first frame; None if another frame was labelled instead."""
 
     def ask(self, requests: Sequence[Request]) -> Sequence[Atoms | None]:
-        """Label frames, and learn them."""
+        """Label frames and learn them."""
 
 
 def bare(atoms: Atoms) -> Atoms:
-    """What the teacher gets: no constraints, no calculator, no momenta."""
+    """A copy for the teacher, without constraints, calculator and momenta."""
     return Atoms(
         atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc,
         charges=atoms.get_initial_charges(), magmoms=atoms.get_initial_magnetic_moments(),

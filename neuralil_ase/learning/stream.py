@@ -1,13 +1,13 @@
-"""Error bars from the stream of labels: every frame was predicted before it was learnt, which is an honest test.
+"""Error bars from the stream of labels. Every frame is predicted before it is learnt, and so is an independent test.
 
 The force error of an atom with spread s is taken as Gaussian with σ² = (scale · s)² + floor², as everywhere
-(``neuralil_ase.calibration``). The floor of an element is what training left on the frames that were learnt. The scale
-comes from the recent tests, each of which says by what factor its errors exceeded its spreads:
+(``neuralil_ase.calibration``). The floor of an element is the residual on the learnt frames. The scale comes from the
+recent tests, each of which gives the ratio of its errors to its spreads:
 
     scale² = (n₀ prior² + Σ_k r_k²) / (n₀ + n),   r_k² = Σ_i (error_i² - floor²) / Σ_i s_i²  (≥ 0)
 
-over the last n tests k and their atoms i of the element. The prior counts as n₀ tests, so that a few lucky ones do not
-make it confident.
+over the last n tests k and their atoms i of the element. The prior counts as n₀ tests, so that a few small errors do
+not make the error bars too small.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ from neuralil_ase.learning.records import Record
 from neuralil_ase.model.potential import Potential
 
 RECENT = 12
-"""Tests that count: older ones were of a model that knew less."""
+"""Number of recent tests that are used. Older tests belong to a model that knew less."""
 PRIOR_SCALE, PRIOR_WEIGHT = 2.0, 2.0
-"""Error over spread where nothing is known yet, and how many tests that is worth."""
+"""Prior ratio of error to spread, and the number of tests that the prior counts as."""
 MOST = 10.0
-"""Largest ratio that one test counts with: a single surprise must not make all else look unsure."""
+"""Largest ratio with which a test counts: a single surprise must not make all error bars too large."""
 TINY = 1e-12
 
 Floors = Mapping[str, float]
@@ -43,13 +43,13 @@ def stream_calibration(
     Parameters
     ----------
     records
-        Queries in their order; those without errors are passed over.
+        Queries in their order; those without errors are ignored.
     floors
-        For every element of the model.
+        Floor of every element of the model in eV/Å.
     energy_floor
         Root mean square residual of the energy in eV per sqrt(atoms).
     prior
-        The calibration that the model came with; its scales then stand for the prior.
+        The calibration of the initial model; its scales then replace the default prior.
     """
     tests = [record for record in records if record.errors][-RECENT:]
     scale = {
@@ -69,17 +69,17 @@ def stream_calibration(
 
 
 def with_thresholds(calibration: Calibration, tolerance: float) -> Calibration:
-    """With thresholds for a monitor: the spread that makes the tolerance (eV/Å) of an error bar, and twice that."""
+    """Add thresholds for a monitor: the spread whose error bar is the tolerance (eV/Å), and twice that spread."""
     largest = max(calibration.force_scale.values())
     low = tolerance / max(largest, TINY)
     return replace(calibration, thresholds={"low": low, "high": 2 * low})
 
 
 def with_error_bars(potential: Potential) -> Potential:
-    """The potential, with error bars to begin with where it has none."""
+    """The potential, with prior error bars if it is not calibrated."""
     if potential.n_members < 2:
         raise ConfigError(
-            "the model to begin with has one member, and learning needs the spread of an ensemble: train one with "
+            "the initial model has one member, but learning needs the spread of an ensemble: train a model with "
             "members=4 or more"
         )
     if potential.calibration is not None:
@@ -105,7 +105,7 @@ def _scale(ratios: Sequence[float | None], prior: float) -> float:
 
 
 def _ratio(test: Record, symbol: str, floor: float) -> float | None:
-    """Squared error over squared spread; None if the frame has no such atom, or too little spread to say."""
+    """Squared error over squared spread; None if the frame has no such atom, or its spreads are too small."""
     chosen = np.array(test.symbols) == symbol
     errors, spreads = np.array(test.errors)[chosen], np.array(test.spreads)[chosen]
     square = float((spreads**2).sum())

@@ -1,4 +1,4 @@
-"""The teacher: what it must offer, and whether its numbers can be what they are taken for."""
+"""Checks the teacher: whether it gives energies and forces, and whether their signs and units can be right."""
 
 from typing import Any
 
@@ -11,28 +11,29 @@ from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.errors import TeacherError
 
 SLOPE_ERROR = 0.2
-"""Largest difference between the change of the energy and what the forces say, as a part of the terms in it. The rule
-is the trapezoid's; rattled by 0.05 Å, EMT metals and GFN1-xTB molecules are off by less than 0.03."""
+"""Largest difference between the change of the energy and the integral of the forces (trapezoidal rule), as a fraction
+of the terms in it. EMT metals and GFN1-xTB molecules, rattled by 0.05 Å, differ by less than 0.03."""
 STIFFNESS = 12.0
-"""Largest factor between the stiffness found and that of a rule. Hartree would be wrong by 27, kcal/mol by 23, and the
-rule is within 3 for metals (EMT), oxides and molecules (GFN1-xTB)."""
+"""Largest factor between the stiffness found and the estimate. Energies in Hartree give a factor of 27, in kcal/mol 23.
+The estimate is within a factor of 3 for metals (EMT), oxides and molecules (GFN1-xTB)."""
 SOFT = 1.0
-"""Below this stiffness in eV/Å² the rule says nothing: van der Waals crystals, rare gases."""
+"""Below this stiffness in eV/Å² the estimate is not used: van der Waals crystals, rare gases."""
 ROWS = (1, 3, 11)
-"""First atomic numbers of the rows of the rule: H He, Li to Ne, the rest."""
+"""First atomic numbers of the rows of Lindh's model: H He, Li to Ne, the rest."""
 EXPONENT = np.array([[1.0, 0.3949, 0.3949], [0.3949, 0.28, 0.28], [0.3949, 0.28, 0.28]])
 DISTANCE = np.array([[1.35, 2.10, 2.53], [2.10, 2.87, 3.40], [2.53, 3.40, 3.40]])
 FORCE_CONSTANT = np.array([[0.45, 0.45, 0.45], [0.45, 0.45, 0.45], [0.45, 0.45, 0.9]])
-"""Twice the published one for the heaviest pairs: EMT metals have 0.6 to 2 times what follows, not 1.1 to 4 times."""
+"""Twice the published value for the heaviest pairs. EMT metals then have 0.6 to 2 times the estimate, with the
+published value 1.1 to 4 times."""
 
 
 def check_offers(teacher: Any) -> None:
-    """Refuse what cannot label frames, before anything is computed.
+    """Check that the teacher can label frames, before anything is computed.
 
     Raises
     ------
     TeacherError
-        If it is no ASE calculator, or has no energy or no forces.
+        If it is not an ASE calculator, or has no energy or no forces.
     """
     offered = getattr(teacher, "implemented_properties", None)
     if offered is None or not callable(getattr(teacher, "get_property", None)):
@@ -49,7 +50,7 @@ def check_offers(teacher: Any) -> None:
 
 
 def check_units(first: Atoms, rattled: Atoms) -> None:
-    """Compare two labelled geometries: do forces belong to energies, and are both in eV and Å?
+    """Check with two labelled geometries that the forces belong to the energies, and that both are in eV and Å.
 
     Parameters
     ----------
@@ -59,7 +60,7 @@ def check_units(first: Atoms, rattled: Atoms) -> None:
     Raises
     ------
     TeacherError
-        Saying which of the two cannot be.
+        If one of the two is not the case.
     """
     step = rattled.positions - first.positions
     forces = first.get_forces(), rattled.get_forces()
@@ -70,25 +71,25 @@ def check_units(first: Atoms, rattled: Atoms) -> None:
     if abs(change - expected) > SLOPE_ERROR * size:
         raise TeacherError(
             f"the teacher's forces are not the slope of its energy: between two structures {np.abs(step).max():.3f} Å "
-            f"apart the energy changes by {change:.4g}, and its forces say {expected:.4g}. Usually one of them is in "
-            "other units (ASE's are eV and eV/Å), has the other sign, or the calculation is not converged. Mend the "
-            "calculator, or give check_teacher=False"
+            f"apart the energy changes by {change:.4g}, but its forces predict {expected:.4g}. Usually one of them is "
+            "in other units (ASE's are eV and eV/Å), has the wrong sign, or the calculation is not converged. Correct "
+            "the calculator, or give check_teacher=False"
         )
     square = float((step**2).sum())
     found = (work[0] - work[1]) / square
     usual = usual_stiffness(first, step)
-    # A negative one says nothing of units: the structure may be far from a minimum.
+    # A negative stiffness is no sign of wrong units: the structure may be far from a minimum.
     if usual > SOFT and found > 0 and not usual / STIFFNESS < found < usual * STIFFNESS:
         raise TeacherError(
-            f"the teacher's bonds have a stiffness of {found:.3g} eV/Å², where about {usual:.3g} is usual for such "
-            f"atoms. Usually its energies and forces are in other units than eV and eV/Å (Hartree are "
-            f"{Hartree:.3g} eV, kcal/mol 0.0434 eV), or the structure is far from any that exists. Convert them, or "
+            f"the teacher's bonds have a stiffness of {found:.3g} eV/Å², but about {usual:.3g} is usual for such "
+            f"atoms. Usually its energies and forces are in other units than eV and eV/Å (1 Hartree is "
+            f"{Hartree:.3g} eV, 1 kcal/mol 0.0434 eV), or the structure is unphysical. Convert the units, or "
             "give check_teacher=False"
         )
 
 
 def usual_stiffness(atoms: Atoms, step: np.ndarray) -> float:
-    """Second derivative of the energy along a displacement in eV/Å², after the stretches of Lindh's model Hessian.
+    """Second derivative of the energy along a displacement in eV/Å², from the bond terms of Lindh's model Hessian.
 
     k = 0.45 exp(α (r₀² - r²)) in atomic units for every pair, α and r₀ by row of the periodic table: Lindh,
     Bernhardsson, Karlström and Malmqvist, Chem. Phys. Lett. 241, 423 (1995).
@@ -100,7 +101,7 @@ def usual_stiffness(atoms: Atoms, step: np.ndarray) -> float:
     i, j = found.centers, found.neighbors
     lengths = np.linalg.norm(found.vectors, axis=1)
     alpha, r0 = EXPONENT[types[i], types[j]], DISTANCE[types[i], types[j]]
-    # Closer than its atoms ever are bonded, a pair would count without end.
+    # At distances below bond lengths the estimate would grow far too large.
     shortest = 0.6 * (covalent_radii[atoms.numbers[i]] + covalent_radii[atoms.numbers[j]])
     r = np.maximum(lengths, shortest) / Bohr
     constants = (

@@ -1,4 +1,5 @@
-"""Many runs at once on one learner: they wait for each other where they are unsure, and are answered together."""
+"""Several runs that share one learner. Runs that need labels wait for each other, and their frames are labelled
+together."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,24 +19,25 @@ from neuralil_ase.monitor.novelty import NoveltyFilter, sorted_distances
 
 
 class Walkers:
-    """Runs of any kind (MD, optimisers) side by side, each in a thread of its own, that share what is learnt.
+    """Runs of any kind (MD, optimisers) in parallel threads that share one learner.
 
-    A run that needs a label waits until every other one needs one, too, or has ended. Of the frames that wait, those
-    are labelled that differ most from each other, by the workers of the learner's ``executor`` where it has one; then
-    the model is trained once, and all go on. A run whose frame was not labelled asks again if it is still unsure. What
-    comes out does not depend on the speed of the threads.
+    A run that needs a label waits until every other run also needs one, or has ended. The frames that differ most from
+    each other are then labelled together, by the workers of the learner's ``executor`` if it has one. The model is
+    trained once, and all runs continue. A run whose frame was not labelled asks again if it is still uncertain. The
+    results do not depend on the speed of the threads.
 
-    For structures with ``walkers = Walkers(Learner(EMT, "learned"))``, give each ``atoms.calc = walkers.calculator()``,
-    then ``walkers.run([partial(VelocityVerlet(atoms, dt).run, 1000) for atoms in structures])``.
+    Make the walkers with ``walkers = Walkers(Learner(EMT, "learned"))``. Give each structure a calculator with
+    ``atoms.calc = walkers.calculator()``. Then start all runs with
+    ``walkers.run([partial(VelocityVerlet(atoms, dt).run, 1000) for atoms in structures])``.
 
     Parameters
     ----------
     learner
-        What they share.
+        The learner that all runs share.
     most
-        Most frames labelled together.
+        Largest number of frames that are labelled together.
     min_distance
-        How much a frame must differ from those chosen before it to be labelled with them, as for the monitor's
+        Smallest difference between frames that are labelled together, as for the monitor's
         :class:`~neuralil_ase.NoveltyFilter`; environments are compared by sorted distances.
     """
 
@@ -58,12 +60,12 @@ class Walkers:
         return LearningCalculator(learner=_Seat(self, self._count), **options)
 
     def run(self, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Do all jobs, each of which evaluates with one calculator of this object; their results, in order.
+        """Run all jobs and return their results in order. Each job must use one calculator of this object.
 
         Raises
         ------
         Exception
-            What the first job that failed raised, when all have ended.
+            The exception of the first failed job, after all jobs have ended.
         """
         self._active = len(jobs)
         with ThreadPoolExecutor(max(len(jobs), 1), "walker") as threads:
@@ -71,7 +73,7 @@ class Walkers:
         return [future.result() for future in futures]
 
     def ask(self, number: int, request: Request) -> Atoms | None:
-        """The label, when all runs wait or have ended; None if another frame was labelled instead."""
+        """Wait for all runs and return the label; None if another frame was labelled instead."""
         with self._gate:
             self._waiting[number] = request
             self._answer_if_all_wait()
@@ -109,7 +111,7 @@ class Walkers:
         self._gate.notify_all()
 
     def _choose(self, waiting: dict[int, Request]) -> list[int]:
-        """The frames with the largest error bars first, as far as they differ."""
+        """Choose the frames to label: largest error bars first, without similar frames."""
         novelty = NoveltyFilter(self.min_distance, sorted_distances)
         order = sorted(waiting, key=lambda number: -waiting[number].bar)
         chosen: list[int] = []
@@ -122,7 +124,7 @@ class Walkers:
 
 
 class _Seat:
-    """The learner as one run sees it."""
+    """The interface of the learner for one run."""
 
     def __init__(self, walkers: Walkers, number: int) -> None:
         self._walkers, self._number = walkers, number
@@ -137,7 +139,7 @@ class _Seat:
 
     @property
     def is_training(self) -> bool:
-        return False  # whoever asks waits for the training, too
+        return False  # a run that asks also waits for the training
 
     @property
     def records(self) -> list[Record]:

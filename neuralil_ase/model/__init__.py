@@ -1,1 +1,1 @@
-"""What a potential is: its description, its parameters, and the formulas from a graph to atomic energies."""
+"""The potential: its description, its parameters, and the formulas from a graph to atomic energies."""

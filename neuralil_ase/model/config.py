@@ -32,8 +32,8 @@ class DescriptorConfig:
     r_cut
         Cutoff radius in Å.
     cross_terms
-        False for the published power spectrum (products of equal n within each pair of elements); True for all
-        products of (element, n) with (element', n') at equal l.
+        False: the published power spectrum (products of equal n for each pair of elements). True: all products of
+        (element, n) with (element', n') at equal l.
     """
 
     elements: tuple[str, ...]
@@ -73,21 +73,20 @@ class NetworkConfig:
     Attributes
     ----------
     kind
-        "core": Dense layers with layer normalisation, by choice with a head for the variances of energy and force;
-        "resnet": residual blocks; "heteroscedastic": a residual trunk with one head each for the energy and for the
-        two variances.
+        "core": dense layers with layer normalisation, optionally with a head for the variances of energy and force.
+        "resnet": residual blocks. "heteroscedastic": a residual trunk with a head for the energy and one for each
+        variance.
     widths
-        Layer widths (of the trunk, for "heteroscedastic").
+        Layer widths (for "heteroscedastic", of the trunk).
     head_widths
-        Widths of the three heads, for "heteroscedastic"; of the head from the first layer to the variances, for
-        "core", or none.
+        For "heteroscedastic", the widths of the three heads. For "core", the widths of the head that follows the first
+        layer and predicts the variances; () for none.
     activation
         Name of the activation function in jax.nn; the published models use "swish".
     embed_d
-        Length of the trainable vector that tells elements apart.
+        Length of the trainable vector of each element.
     shared_layers
-        For "core": this many first layers are shared by all members (a last-layer ensemble); 0 for
-        independent members.
+        For "core": number of first layers that all members share (a last-layer ensemble); 0 for independent members.
     """
 
     kind: NetworkKind = "core"
@@ -121,12 +120,12 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that is needed, beside the parameters, to evaluate a potential.
+    """Everything except the parameters that is needed to evaluate a potential.
 
     Attributes
     ----------
     descriptor, network
-        See there.
+        Descriptor and network.
     n_members
         Number of members of the ensemble, at least 1.
     pair_term
@@ -161,7 +160,7 @@ class ModelConfig:
 
     @property
     def is_heteroscedastic(self) -> bool:
-        """Whether the network predicts variances beside the energy."""
+        """Whether the network also predicts variances."""
         return bool(self.network.head_widths)
 
     def to_dict(self) -> dict[str, Any]:
@@ -199,7 +198,7 @@ def _build(cls: type, data: Any) -> Any:
 
 
 def _coerce(kind: Any, key: str, value: Any) -> Any:
-    """Lists become tuples; values must have the declared type (an int serves as a float)."""
+    """Convert lists to tuples and check the types of the values (an int is accepted as a float)."""
     items = {tuple[str, ...]: str, tuple[int, ...]: int, tuple[float, ...]: float}
     if kind in items:
         if not isinstance(value, list | tuple):

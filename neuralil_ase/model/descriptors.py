@@ -4,8 +4,8 @@ The double sum over neighbours of the original is done in O(neighbours) with the
 c_{a,nlm} = Σ_{j∈a} g_nl(r_j) Y_lm(r_j) and p_{ab,nl} = Σ_m c_{a,nlm} c_{b,nlm}.
 
 A channel is one (n, l, m), ordered by l, then n, then m. Sums over few indices are written as products with
-constant 0/1 matrices, and optimisation barriers stand around them: XLA then runs them as matrix products
-instead of recomputing their inputs inside every consumer, which halves the time on a CPU.
+constant 0/1 matrices between optimisation barriers. XLA then runs them as matrix products and does not compute
+their inputs several times, which halves the time on a CPU.
 """
 
 from collections.abc import Callable
@@ -47,14 +47,14 @@ def density_coefficients(config: DescriptorConfig, graph: Graph) -> Array:
 def descriptors_with_pull_back(
     config: DescriptorConfig, graph: Graph
 ) -> tuple[Array, Callable[[Array], Array]]:
-    """Power spectrum, and the function from M cotangents of it to gradients by the pair vectors.
+    """Power spectrum, and a function that turns M cotangents of it into gradients by the pair vectors.
 
     Returns
     -------
     features : Array, shape (N, n_features)
         In Å^-3.
     pull_back : callable
-        From (M, N, n_features) to (M, P, 3); the members share one linearised descriptor.
+        Maps (M, N, n_features) to (M, P, 3). All members share one linearised descriptor.
     """
 
     def sums(vectors: Array) -> Array:
@@ -69,7 +69,7 @@ def descriptors_with_pull_back(
 
 
 def _one_by_one(pull_back: Callable[[Array], tuple[Array]], cotangents: Array) -> Array:
-    """Apply the function of ``jax.vjp`` to every cotangent in turn: faster on a CPU than vmap."""
+    """Apply the function of ``jax.vjp`` to one cotangent after the other: on a CPU this is faster than vmap."""
     if len(cotangents) == 1:
         return pull_back(cotangents[0])[0][None]
     return jax.lax.map(lambda cotangent: pull_back(cotangent)[0], cotangents)
@@ -100,8 +100,8 @@ def pair_product_derivatives(
 ) -> tuple[Array, Array, Array]:
     """:func:`pair_products` φ with dφ/dr and d²φ/dr²: shapes (P, channels), (P, 3, channels), (P, 3, 3, channels).
 
-    In closed form, φ being a function of r² times a harmonic polynomial: XLA compiles derivatives of derivatives ten
-    times longer.
+    They are computed in closed form, as φ is a function of r² times a harmonic polynomial. Nested automatic derivatives
+    would take ten times as long to compile.
     """
     series = radial_series(config.n_max, config.r_cut, SERIES_TOLERANCE[vectors.dtype.name])
     radial_index, harmonic_index = channels(config)

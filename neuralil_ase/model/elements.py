@@ -1,4 +1,4 @@
-"""From atomic numbers to the types of a potential, which number its elements in alphabetical order."""
+"""Maps atomic numbers to types: the indices of a potential's elements in alphabetical order."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,9 +15,9 @@ def element_types(numbers: np.ndarray, elements: Sequence[str]) -> np.ndarray:
     Raises
     ------
     StructureError
-        Naming the elements that are not known, and the first atom of each.
+        If an element is not known. The message names the elements and the first atom of each.
     """
-    types = _table(tuple(elements)).take(numbers, mode="clip")  # outside of the table are only -1
+    types = _table(tuple(elements)).take(numbers, mode="clip")  # numbers outside the table get -1
     if (types < 0).any():
         unknown, first = np.unique(numbers[types < 0], return_index=True)
         atoms = np.flatnonzero(types < 0)[first]
@@ -33,7 +33,7 @@ def element_types(numbers: np.ndarray, elements: Sequence[str]) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _table(elements: tuple[str, ...]) -> np.ndarray:
-    """Index in ``elements`` by atomic number; -1 for the others, which the first and the last entry always are."""
+    """Index in ``elements`` by atomic number, -1 for all others. The first and the last entry are always -1."""
     table = np.full(len(chemical_symbols) + 1, -1)
     table[[atomic_numbers[symbol] for symbol in elements]] = np.arange(len(elements))
     return table

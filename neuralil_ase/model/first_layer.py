@@ -1,7 +1,7 @@
-"""A network seen from behind its first layer, where its second derivatives are cheap.
+"""Splits a network after its first layer, where second derivatives are cheap.
 
-With p the features of an atom (some hundreds of numbers) and z = W p + b what the first layer makes of them (some
-tens), every derivative of the energy passes through z: d²E/dp² = Wᵀ (d²E/dz²) W, whatever layers follow.
+The features p of an atom are some hundreds of numbers. The first layer turns them into some tens, z = W p + b. Every
+derivative of the energy passes through z: d²E/dp² = Wᵀ (d²E/dz²) W for any following layers.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,11 @@ class FirstLayer(NamedTuple):
     Attributes
     ----------
     weights
-        dz/dp, shape (M, W, F); z collects the outputs of all W units that read the descriptor.
+        dz/dp, shape (M, W, F). z holds the outputs of all W units that read the descriptor.
     inputs
         z of every atom, shape (M, N, W).
     energies
-        From z, shape (M, N, W), to atomic energies in eV, shape (M, N), without the pair term.
+        A function from z, shape (M, N, W), to atomic energies in eV, shape (M, N), without the pair term.
     """
 
     weights: Array
@@ -41,7 +41,7 @@ class FirstLayer(NamedTuple):
 def first_layer(
     config: ModelConfig, params: Params, features: Array, types: ArrayLike
 ) -> FirstLayer:
-    """Split the networks of all members behind the layers that read the descriptor.
+    """Split the networks of all members after the layers that read the descriptor.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def first_layer(
     readers = _readers(config.network, n_features)
 
     def run(member: Params, given: Array | None) -> tuple[Array, Array]:
-        """z and atomic energies; with ``given`` the readers return their part of it instead of their own."""
+        """z and atomic energies. With ``given``, the layers that read the descriptor return their part of it."""
         if not readers:
             z = features if given is None else given
             outputs: Any = network.apply({"params": member}, z, types)
@@ -98,7 +98,7 @@ def first_layer(
 def _readers(network: NetworkConfig, n_features: int) -> tuple[_Path, ...]:
     """The dense layers that read the descriptor, in the order of their calls.
 
-    None where a residual block also hands the descriptor on as it is; then z is the descriptor itself.
+    None if a residual block also passes the descriptor on unchanged. z is then the descriptor itself.
     """
     if network.kind == "core":
         return (("body", "Dense_0"),)
@@ -111,9 +111,9 @@ def _readers(network: NetworkConfig, n_features: int) -> tuple[_Path, ...]:
 
 
 def _layer_norm(module: nn.LayerNorm, x: Array) -> Array:
-    """The layer with matrix products in place of sums over few columns.
+    """The layer with matrix products instead of sums over few columns.
 
-    XLA takes three times as long for second derivatives of the sums on a CPU.
+    On a CPU, second derivatives of the sums take three times as long.
     """
     mean = jnp.full((x.shape[-1], x.shape[-1]), 1 / x.shape[-1], x.dtype)
     centred = x - x @ mean

@@ -1,9 +1,9 @@
 """The padded graph that compiled functions see.
 
-Padding contract: arrays have bucketed lengths, so that moving atoms or a structure of similar size reuse a
-compiled function. Padding atoms have type 0 and no pairs; padding pairs sit behind all others, belong to
-the last atom and are a little longer than the cutoff, where every model term vanishes exactly together
-with its derivatives. No mask is needed; readers slice the first ``n_atoms`` rows.
+Padding contract: arrays have bucketed lengths, so that compiled functions are reused when atoms move or for structures
+of similar size. Padding atoms have type 0 and no pairs. Padding pairs follow all others, belong to the last atom and
+are a little longer than the cutoff, where all terms and their derivatives vanish exactly. No mask is needed; callers
+use the first ``n_atoms`` rows.
 """
 
 from typing import NamedTuple
@@ -53,7 +53,7 @@ def pad_graph(
 ) -> Graph:
     """Copy float64 host arrays into a graph of ``n_atoms`` atoms and ``n_pairs`` pairs.
 
-    The vectors are differences taken in float64; only here are they rounded to ``dtype``.
+    The vectors were subtracted in float64. They are rounded to ``dtype`` only here.
     """
     padding = n_pairs - len(vectors)
     padded_vectors = np.empty((n_pairs, 3), dtype)

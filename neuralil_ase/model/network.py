@@ -1,8 +1,8 @@
 """Flax modules from descriptor and element to the outputs of one atom.
 
-Written as in arXiv:2106.16220 (Core), arXiv:2302.08805 (residual networks and deep ensembles). Every network
-maps ``(features (N, F), types (N,))`` to ``(N, 1)``, the atomic energy in eV, or, for the heteroscedastic
-kind, to ``(N, 3)``: atomic energy, σ² of the energy in eV², σ² of a force component in eV²/Å².
+They follow arXiv:2106.16220 (Core) and arXiv:2302.08805 (residual networks and deep ensembles). Every network
+maps ``(features (N, F), types (N,))`` to ``(N, 1)``, the atomic energy in eV. With variances it maps to
+``(N, 3)``: atomic energy, σ² of the energy in eV², σ² of a force component in eV²/Å².
 """
 
 from collections.abc import Callable
@@ -50,9 +50,9 @@ class Embedded(nn.Module):
 
 
 class Core(nn.Module):
-    """Dense layers with layer normalisation from the second on; arXiv:2106.16220, section 2.
+    """Dense layers, with layer normalisation from the second layer on; arXiv:2106.16220, section 2.
 
-    With ``head_widths``, more such layers go from the first layer to σ²_E and σ²_F.
+    With ``head_widths``, more such layers lead from the first layer to σ²_E and σ²_F.
     """
 
     widths: tuple[int, ...]
@@ -153,7 +153,7 @@ class Heteroscedastic(nn.Module):
 
 
 def build_network(config: NetworkConfig, n_elements: int) -> nn.Module:
-    """The module of a validated description."""
+    """The flax module for a validated description."""
     body: nn.Module
     if config.kind == "core":
         body = Core(config.widths, config.activation, config.head_widths)
@@ -165,10 +165,10 @@ def build_network(config: NetworkConfig, n_elements: int) -> nn.Module:
 
 
 def member_axes(config: ModelConfig) -> dict[str, Any]:
-    """The axis of every parameter of the networks that runs over the members: 0, or None where all members share it.
+    """The member axis of every parameter of the networks: 0, or None if all members share the parameter.
 
-    With ``shared_layers`` the element embedding and that many first layers carry no member axis; vmap then
-    evaluates them once for the whole ensemble.
+    With ``shared_layers`` the element embedding and that many first layers have no member axis. vmap then evaluates
+    them once for the whole ensemble.
     """
     axes = {name: None if p.is_shared else 0 for name, p in parameters(config).items()}
     return unflatten(axes)["network"]
@@ -177,7 +177,7 @@ def member_axes(config: ModelConfig) -> dict[str, Any]:
 def network_outputs(
     config: ModelConfig, params: Params, features: Array, types: ArrayLike
 ) -> Array:
-    """Apply the networks of all members to descriptors they share.
+    """Apply the networks of all members to the same descriptors.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def init_params(config: ModelConfig, seed: int) -> Params:
     Raises
     ------
     ConfigError
-        If the pair term is one that is imported with its parameters, not trained here.
+        If the pair term belongs to published files and cannot be trained.
     """
     if config.pair_term in ("morse", "repulsive-morse"):
         raise ConfigError(
@@ -230,7 +230,7 @@ def _apply(config: ModelConfig) -> Callable[[Params, Array, ArrayLike], Any]:
     return lambda params, features, types: network.apply({"params": params}, features, types)
 
 
-# It runs once, and to optimise the generator of random numbers for every shape takes six times as long.
+# It runs once. Compiling it with optimisation would take six times as long.
 @partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def _init_members(config: ModelConfig, keys: Array) -> Params:
     return jax.vmap(lambda key: _init_member(config, key))(keys)

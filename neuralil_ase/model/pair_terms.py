@@ -16,7 +16,7 @@ from neuralil_ase.model.potential import Params
 COULOMB = 14.399645478425668
 """e²/(4πε₀) in eV Å (CODATA 2018)."""
 SOFTENING = 0.02
-"""In Å: ZBL sees sqrt(r² + SOFTENING²), so that two atoms on one spot have a finite energy and no force."""
+"""Length in Å. ZBL uses sqrt(r² + SOFTENING²): two atoms at one position have a finite energy and no force."""
 _ZBL_WEIGHTS = (0.18175, 0.50986, 0.28022, 0.02817)
 _ZBL_DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
 
@@ -34,7 +34,7 @@ def pair_energies(config: ModelConfig, params: Params, graph: Graph) -> Array | 
 
 
 def zbl(graph: Graph, elements: Sequence[str], radii: Sequence[float]) -> Array:
-    """Ziegler-Biersack-Littmark repulsion, shape (N,), in eV; half of each pair to either atom.
+    """Ziegler-Biersack-Littmark repulsion, shape (N,), in eV. Each atom gets half of the energy of a pair.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ def zbl(graph: Graph, elements: Sequence[str], radii: Sequence[float]) -> Array:
     elements
         Chemical symbol of every type.
     radii
-        Distance in Å at which the repulsion of each pair of elements has been switched off smoothly (C²),
-        ordered as ``np.triu_indices(len(elements))``.
+        Distance in Å from which the repulsion of each pair of elements is zero; it is switched off smoothly (C²).
+        Ordered as ``np.triu_indices(len(elements))``.
 
     References
     ----------
@@ -95,7 +95,7 @@ def morse(parameters: Mapping[str, Any], graph: Graph, r_cut: float, is_repulsiv
         phi = d[i] * x * (x - 2)
     switch_on = 0.5 * (1 + jax.nn.sigmoid(jnp.ravel(parameters["switch"])[0])) * r_cut
     t = (r_squared - switch_on**2) / (r_cut**2 - switch_on**2)
-    # Not 1 - step(t): this way value and derivative are exactly zero beyond the cutoff.
+    # step(1 - t) instead of 1 - step(t): value and derivative are then exactly zero beyond the cutoff.
     return _per_atom(0.5 * _smooth_step(1 - t) * phi, graph)
 
 

@@ -1,7 +1,7 @@
 """The parameters of a potential: names, shapes, and what they act on.
 
-What ``network`` defines as flax modules is listed here layer by layer. No JAX is needed for it, so that a model file
-is read, checked and described without.
+They belong to the flax modules in ``network`` and are listed here layer by layer. This needs no JAX, so that model
+files can be read, checked and described without it.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from neuralil_ase.model.config import ModelConfig
 
 ALEATORIC = ("sigma2e", "sigma2f")
-"""Stems of the names of layers that lead to the variances of energy and force, in the order of the outputs."""
+"""Beginnings of the names of layers that lead to the variances of energy and force, in the order of the outputs."""
 
 
 class Parameter(NamedTuple):
@@ -21,11 +21,11 @@ class Parameter(NamedTuple):
     Attributes
     ----------
     shape
-        With the member axis in front, unless all members share the parameter.
+        Shape, with the member axis first unless all members share the parameter.
     is_shared
-        Whether all members share it.
+        Whether all members share the parameter.
     is_aleatoric
-        Whether it acts on nothing but the variances that members predict of their own errors.
+        Whether it acts only on the variances that members predict of their own errors.
     """
 
     shape: tuple[int, ...]
@@ -52,7 +52,7 @@ def parameters(config: ModelConfig) -> dict[str, Parameter]:
 
 @dataclass
 class _Listing:
-    """What has been listed, and what the next parameters will be."""
+    """The parameters listed so far, and the properties of the next ones."""
 
     n_members: int
     is_shared: bool
@@ -64,7 +64,7 @@ class _Listing:
         self.found[name] = Parameter((*members, *shape), self.is_shared, self.is_aleatoric)
 
     def dense(self, name: str, n_in: int, n_out: int, use_bias: bool = True) -> int:
-        """``flax.linen.Dense``; returns the width of what leaves it."""
+        """List the parameters of a ``flax.linen.Dense``; returns its output width."""
         self.add(f"network/body/{name}/kernel", n_in, n_out)
         if use_bias:
             self.add(f"network/body/{name}/bias", n_out)

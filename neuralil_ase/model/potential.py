@@ -1,6 +1,6 @@
 """A potential: its description and the parameters of all members, as NumPy arrays.
 
-It pickles, copies and is read from a file without JAX; ``network`` and ``pair_terms`` hold the formulas.
+It can be pickled, copied and read from a file without JAX. ``network`` and ``pair_terms`` hold the formulas.
 """
 
 from collections.abc import Mapping
@@ -26,15 +26,15 @@ class Potential:
     config
         The architecture.
     params
-        Nested dictionary of arrays: "network" and, with a trained pair term, "pair". The leading axis of every
-        leaf runs over the members, but for layers that all members share.
+        Nested dictionary of arrays: "network" and, with a trained pair term, "pair". The first axis of every array
+        runs over the members, except in layers that all members share.
     energy_reference
-        Energy in eV added for every atom of each element, shape (elements,), float64. The network gives the
-        rest, so that float32 is spent on what varies.
+        Energy in eV that is added for every atom of each element, shape (elements,), float64. The network gives the
+        rest, so that float32 is sufficient for it.
     provenance
-        Free JSON data: what the potential was trained on, by what, and how good it is.
+        Any JSON data: the training data, the program, and the accuracy.
     calibration
-        How to make error bars from its spreads; None if it was never calibrated.
+        The calibration that turns spreads into error bars; None if the potential is not calibrated.
     """
 
     config: ModelConfig
@@ -54,7 +54,7 @@ class Potential:
 
     @property
     def elements(self) -> tuple[str, ...]:
-        """Chemical symbols the potential knows, in the order of its types."""
+        """Chemical symbols that the potential knows, in the order of its types."""
         return self.config.descriptor.elements
 
     @property
@@ -68,7 +68,7 @@ class Potential:
         return self.config.n_members
 
     def member(self, index: int) -> "Potential":
-        """The potential of one member alone; its parameters are views, and it has no calibration of its own."""
+        """The potential of one member. Its parameters are views, and it has no calibration."""
         listed = parameters(self.config)
         params = unflatten(
             {
@@ -87,12 +87,12 @@ def cast_params(params: Params, dtype: np.typing.DTypeLike) -> Params:
 
 
 def check_params(config: ModelConfig, params: Params) -> None:
-    """Compare names and shapes of parameters with what the architecture needs.
+    """Check that names and shapes of parameters belong to the architecture.
 
     Raises
     ------
     ConfigError
-        Naming the parameters that are missing, unexpected, of the wrong shape or not finite.
+        If parameters are missing, unexpected, of the wrong shape or not finite. The message names them.
     """
     expected, found = parameters(config), flatten(params)
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
@@ -110,7 +110,7 @@ def check_params(config: ModelConfig, params: Params) -> None:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries to slash-separated names."""
+    """Convert nested dictionaries to one with slash-separated names."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

@@ -7,8 +7,8 @@ doi:10.1063/1.5111045, as used by NeuralIL (arXiv:2106.16220). Two facts make th
 * g_nl vanishes at the cutoff as (r_c - r)³.
 
 Hence g_nl(r) = r^l (1 - s)³ q_nl(s) with q_nl smooth on [0, 1], which is written as a Chebyshev series. The
-factor (1 - s)³, clamped at s = 1, makes every pair at or beyond the cutoff contribute exactly nothing,
-and r^l goes into the solid harmonics: no square root and no division is left.
+factor (1 - s)³, clamped at s = 1, makes the contribution of pairs at or beyond the cutoff exactly zero. The factor
+r^l goes into the solid harmonics, so that no square root and no division is needed.
 """
 
 from dataclasses import dataclass
@@ -46,12 +46,12 @@ def spherical_bessel_zeros(l_max: int, count: int) -> np.ndarray:
     Returns
     -------
     ndarray, shape (l_max + 1, count + l_max)
-        Row l is complete up to column ``count + l_max - l``; NaN behind.
+        Row l is complete up to column ``count + l_max - l``; the rest is NaN.
     """
     zeros = np.full((l_max + 1, count + l_max), np.nan)
     zeros[0] = np.pi * np.arange(1, count + l_max + 1)
     for order in range(1, l_max + 1):
-        # The zeros of j_l lie one each between neighbouring zeros of j_{l-1}.
+        # Between two neighbouring zeros of j_{l-1} there is exactly one zero of j_l.
         brackets = zeros[order - 1, : count + l_max - order + 1]
         for k, (low, high) in enumerate(pairwise(brackets)):
             zeros[order, k] = brentq(partial(spherical_jn, order), low, high, xtol=1e-15)
@@ -61,7 +61,7 @@ def spherical_bessel_zeros(l_max: int, count: int) -> np.ndarray:
 def exact_radial_functions(r: np.ndarray, n_max: int, r_cut: float) -> np.ndarray:
     """Evaluate g_nl(r) from its definition, in float64.
 
-    Slow and singular in its parts; the series are fitted to it once per model.
+    This is slow and has removable singularities. The series are fitted to it once per model.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def radial_series(n_max: int, r_cut: float, tolerance: float) -> RadialSeries:
 def _fit(
     s: np.ndarray, r: np.ndarray, exact: np.ndarray, orders: np.ndarray, degree: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares for q_nl in g = r^l (1-s)³ q: the weights are multiplied in, never divided out."""
+    """Least-squares fit of q_nl in g = r^l (1-s)³ q, without dividing by the weights r^l (1-s)³."""
     basis = chebyshev.chebvander(2 * s - 1, degree)
     coefficients = np.empty((degree + 1, len(orders)))
     errors = np.empty(len(orders))

@@ -1,8 +1,8 @@
 """Real solid harmonics r^l Y_lm as polynomials of x, y and z.
 
-They are orthonormal on the unit sphere, without the Condon-Shortley phase. The recursion is the one of
-Bigi, Fraux, Browning and Ceriotti, J. Chem. Phys. 159, 064802 (2023), eq. 5-8: no division by r, hence
-finite derivatives of every order everywhere, the origin included.
+They are orthonormal on the unit sphere, without the Condon-Shortley phase. The recursion is that of Bigi, Fraux,
+Browning and Ceriotti, J. Chem. Phys. 159, 064802 (2023), eq. 5-8. It does not divide by r, so that derivatives of
+every order are finite everywhere, including the origin.
 """
 
 from math import factorial, pi, sqrt
@@ -63,13 +63,13 @@ def _modified_legendre(z: Array, r_squared: Array, l_max: int) -> list[list[Arra
 def gradient_matrices(l_max: int) -> np.ndarray:
     """Matrices D_a with ∂_a Y = D_a Y for the column Y of all r^l Y_lm: shape (3, (l_max + 1)², (l_max + 1)²).
 
-    Derivatives of solid harmonics are solid harmonics of one order less: the rules of the same paper for Q_lm and
-    (x + iy)^m put together.
+    Derivatives of solid harmonics are solid harmonics of one order less. They follow from the rules in the same paper
+    for Q_lm and (x + iy)^m.
     """
     matrices = np.zeros((3, (l_max + 1) ** 2, (l_max + 1) ** 2))
 
     def put(axis: int, order: int, m: int, lower: int, factor: float) -> None:
-        """Y_{order,m} has the derivative factor · Y_{order-1,lower} without norms; none exists beyond |m| = l."""
+        """Y_{order,m} has the derivative factor · Y_{order-1,lower}, before normalisation; zero beyond |m| = l."""
         if abs(lower) < order:
             norm = _norm(order, abs(m)) / _norm(order - 1, abs(lower))
             row, column = order * (order + 1) + m, (order - 1) * order + lower

@@ -3,9 +3,10 @@
 Plain: p_{ab,nl} = Σ_m c_{a,nlm} c_{b,nlm} for every unordered pair of elements. With cross terms: the same sum for
 every unordered pair of (element, n) at equal l. A channel is one (n, l, m), ordered by l, then n, then m.
 
-Triangles are taken out of matrices, and matrices made of triangles, by splitting and concatenating alone. These are
-each other's transposes, so that no derivative of any order meets a scatter, which is slow everywhere. But XLA compiles
-hundreds of pieces slowly: ``only_forward`` picks elements instead, for what is never differentiated backwards.
+Triangles are taken from matrices, and matrices made from triangles, only by splitting and concatenating. These
+operations are transposes of each other, so that no derivative of any order needs a scatter, which is slow. But XLA
+compiles hundreds of pieces slowly. ``only_forward`` therefore picks elements instead, for results that are never
+differentiated backwards.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from neuralil_ase.model.config import DescriptorConfig
 
 
 def channels(config: DescriptorConfig) -> tuple[np.ndarray, np.ndarray]:
-    """For every channel (n, l, m): its radial function among all (n, l), its harmonic among all (l, m)."""
+    """For every channel (n, l, m): the index of its radial function (n, l), and of its harmonic (l, m)."""
     radial, harmonic = [], []
     for order, count in enumerate(config.n_radial):
         m_count = 2 * order + 1
@@ -56,7 +57,7 @@ def pull_back_spectrum(
     cotangents
         dE/dp of M energies in eV Å³, shape (M, N, n_features).
     only_forward
-        Whether the result is differentiated forwards alone, if at all.
+        Whether the result is only differentiated in forward mode, or not at all.
 
     Returns
     -------
@@ -89,7 +90,7 @@ def _pull_back_cross(
     cotangents: Array,
     symmetric: Callable[[Array, int], Array],
 ) -> Array:
-    """dE/dc_p = Σ_q (1 + δ_pq) G_pq c_q at every l; all members of an atom in one product."""
+    """dE/dc_p = Σ_q (1 + δ_pq) G_pq c_q at every l, for all members of an atom in one product."""
     by_atom = optimization_barrier(cotangents.swapaxes(0, 1))
     sizes = [size * (size + 1) // 2 for size, _ in _orders(config)]
     parts = []
@@ -103,7 +104,7 @@ def _pull_back_cross(
 
 
 def _orders(config: DescriptorConfig) -> Iterator[tuple[int, int]]:
-    """For every l: the number of (element, n), and of m."""
+    """For every l: the number of (element, n), and the number of m."""
     for order, count in enumerate(config.n_radial):
         yield len(config.elements) * count, 2 * order + 1
 
@@ -131,7 +132,7 @@ def _picked_triangle(matrix: Array) -> Array:
 
 
 def _symmetric(triangle: Array, n: int) -> Array:
-    """The sum of both triangles (..., n, n), hence with the diagonal twice."""
+    """The sum of both triangles, shape (..., n, n); the diagonal counts twice."""
     upper = optimization_barrier(_upper(triangle, n))
     return upper + upper.swapaxes(-1, -2)
 
@@ -150,7 +151,7 @@ def _upper(triangle: Array, n: int) -> Array:
 
 
 def _symmetric_numbers(n: int) -> np.ndarray:
-    """Number of every entry of a symmetric matrix, (n, n), counted along the upper triangle."""
+    """Index of every entry of a symmetric matrix in its upper triangle, shape (n, n)."""
     numbers = np.zeros((n, n), int)
     numbers[np.triu_indices(n)] = np.arange(n * (n + 1) // 2)
     return np.maximum(numbers, numbers.T)

@@ -1,6 +1,6 @@
-"""What follows from derivatives of the energy, each with its error bar: phonons, vibrations, elasticity, heat flux.
+"""Properties from derivatives of the energy, each with its error bar: phonons, vibrations, elasticity, heat flux.
 
-``propagate`` gives any other quantity its error bar, and ``thermal_average`` the averages of a run.
+``propagate`` gives an error bar to the result of any workflow, and ``thermal_average`` to averages along a run.
 """
 
 from neuralil_ase.response.averages import ThermalAverage, thermal_average

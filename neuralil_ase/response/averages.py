@@ -1,12 +1,13 @@
-"""Error bars of averages along a run: members reweight the run of their mean, and no further run is needed.
+"""Error bars of averages along a run, by reweighting. No further runs are needed.
 
-A run at temperature T samples exp(-V/kT), V the mean potential. What member m would have averaged is
+A run at temperature T samples exp(-V/kT), V the mean potential. A run with member m would have given the average
 
     ⟨a⟩_m = ⟨a w_m⟩ / ⟨w_m⟩,    w_m = exp(-(V_m - V)/kT)                      (direct)
     ⟨a⟩_m ≈ ⟨a⟩ - [⟨a (V_m - V)⟩ - ⟨a⟩ ⟨V_m - V⟩] / kT                        (second cumulant)
 
-The first is exact but for the sampling, which fails when few frames carry all the weight, as they do in large systems;
-the second is its linear response, stable for any size. Imbalzano et al., J. Chem. Phys. 154, 074102 (2021).
+The first formula is exact except for sampling errors. It fails if a few frames carry all the weight, as in large
+systems. The second is its linear approximation and works for any size. Imbalzano et al., J. Chem. Phys. 154, 074102
+(2021).
 """
 
 import warnings
@@ -24,25 +25,24 @@ from neuralil_ase.model.potential import Potential
 from neuralil_ase.response.estimate import Estimate, error_scale
 
 FEWEST = 0.1
-"""Share of the frames that must carry the weight, on average over members, for direct reweighting to be trusted."""
+"""Smallest effective fraction of the frames, averaged over members, for which direct reweighting is used."""
 
 
 @dataclass(frozen=True)
 class ThermalAverage:
-    """An average along a run of T frames, and what the M members would have averaged.
+    """An average along a run of T frames, and the averages that runs with the M members would have given.
 
     Attributes
     ----------
     direct, cumulant
-        Estimates by direct reweighting and by the second cumulant. Members are scaled by the calibration beforehand
+        Estimates by direct reweighting and by the second cumulant. The members are first scaled by the calibration
         (V + scale (V_m - V)), so that spread and error bar are the same.
     statistical_error
-        Standard error of the average itself, from blocks that are longer than what is correlated: the error that a
-        longer run makes smaller.
+        Standard error of the average from a block analysis. A longer run makes it smaller.
     effective_frames
-        (Σ w)² / Σ w² for each member, shape (M,): how many frames carry the direct estimate.
+        Effective number of frames (Σ w)² / Σ w² of the direct estimate for each member, shape (M,).
     n_frames
-        T.
+        Number of frames T.
     """
 
     direct: Estimate
@@ -53,7 +53,7 @@ class ThermalAverage:
 
     @property
     def method(self) -> Literal["direct", "cumulant"]:
-        """Which estimate to take: the direct one while at least a tenth of the frames carry it."""
+        """The estimate to use: "direct" if at least a tenth of the frames are effective, else "cumulant"."""
         is_carried = self.effective_frames.mean() >= FEWEST * self.n_frames
         return "direct" if is_carried else "cumulant"
 
@@ -77,18 +77,18 @@ def thermal_average(
     Parameters
     ----------
     observable
-        Values along the run, shape (T, …), or a function from a frame to a number or an array. Frames that have been
-        equilibrated, all of equal weight.
+        Values along the run, shape (T, …), or a function of a frame that returns a number or an array.
     frames
-        The structures, as they were sampled by the mean potential: a trajectory file that was read, say.
+        Structures sampled with the mean potential after equilibration, all with equal weight; for instance a trajectory
+        file read by ASE.
     potential
-        The ensemble that drove the run.
+        The ensemble that was used for the run.
     temperature
-        Of the run, in K.
+        Temperature of the run in K.
     unit
-        Of the observable.
+        Unit of the observable.
     member_energies
-        Energies of the members in eV, shape (T, M), if they were kept; else they are computed here from the frames.
+        Energies of the members in eV, shape (T, M), if they were saved. Otherwise they are computed from the frames.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def thermal_average(
     Warns
     -----
     UserWarning
-        If less than a tenth of the frames carry the direct estimate; the second cumulant is then taken.
+        If less than a tenth of the frames are effective in the direct estimate. The second cumulant is then used.
     """
     if potential.n_members < 2:
         raise UncertaintyError("the model has one member, and a spread needs two; use an ensemble")
@@ -124,9 +124,9 @@ def thermal_average(
     found = _reweighted(values, energies, units.kB * temperature, scale, unit)
     if found.method == "cumulant":
         warnings.warn(
-            f"on average {found.effective_frames.mean():.1f} of {found.n_frames} frames carry the reweighted "
-            "averages, too few to be trusted; estimate is the second cumulant instead, which holds while the spread "
-            "changes averages little",
+            f"on average only {found.effective_frames.mean():.1f} of {found.n_frames} frames are effective in the "
+            "reweighted averages, too few to be trusted. The estimate is the second cumulant instead, which is valid "
+            "if the averages of the members differ little",
             stacklevel=2,
         )
     return found
@@ -155,7 +155,7 @@ def _reweighted(
 
 
 def _block_error(values: np.ndarray) -> np.ndarray:
-    """Standard error of the mean: the largest over block lengths that leave sixteen blocks or more.
+    """Standard error of the mean: the largest value over all block lengths with at least sixteen blocks.
 
     Flyvbjerg and Petersen, J. Chem. Phys. 91, 461 (1989).
     """

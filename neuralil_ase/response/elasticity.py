@@ -1,4 +1,4 @@
-"""Elastic constants from exact second derivatives by strain, and equations of state."""
+"""Elastic constants from exact second derivatives with respect to strain, and equations of state."""
 
 import warnings
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from neuralil_ase.prediction import to_voigt
 from neuralil_ase.response.estimate import Estimate, error_scale
 
 LARGEST_FORCE = 0.05
-"""eV/Å; beyond it the ions are not relaxed, and their response to strain means little."""
+"""Largest force in eV/Å of a relaxed structure. Above it, the response of the ions to strain has little meaning."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ElasticConstants:
     clamped
         Ions follow the cell, shape (6, 6).
     relaxed
-        Ions move on to where no force acts on them, shape (6, 6): what is measured, and what strain fits give.
+        Ions relax in the strained cell, shape (6, 6). These constants are measured, and strain fits give them.
     """
 
     clamped: Estimate
@@ -42,7 +42,7 @@ class ElasticConstants:
 
     @property
     def share_of_stable_members(self) -> float:
-        """Share of the members that agree that the crystal is stable."""
+        """Fraction of the members for which the crystal is stable."""
         lowest = _symmetric_eigenvalues(self.relaxed.members).min(axis=-1)
         return float((lowest > 0).mean())
 
@@ -62,15 +62,15 @@ class ElasticConstants:
 
 
 def elastic_constants(atoms: Atoms, calculator: NeuralILCalculator) -> ElasticConstants:
-    """Elastic constants of a structure, exact to rounding: no strain is applied.
+    """Elastic constants of a structure. They are exact to rounding errors, because no finite strain is applied.
 
     With E_ab,cd the second derivative of the energy by strain, Λ the mixed one by displacements and strain, Φ the
-    Hessian and σ the stress at hand,
+    Hessian and σ the present stress,
 
         dσ_ab/dε_cd = (E_ab,cd - Λ_ab Φ⁻¹ Λ_cd)/V - σ_ab δ_cd + σ_ac δ_bd
 
-    symmetrised in c and d: slopes of the Cauchy stress, as a strain fit finds them. Without stress they are the elastic
-    constants; under stress they are what Born's criterion asks for (Wallace, Thermodynamics of Crystals, 1972).
+    symmetrised in c and d. These are the slopes of the Cauchy stress, as in a strain fit. Without stress they are the
+    elastic constants. Under stress they enter Born's criterion (Wallace, Thermodynamics of Crystals, 1972).
 
     Parameters
     ----------
@@ -95,8 +95,8 @@ def elastic_constants(atoms: Atoms, calculator: NeuralILCalculator) -> ElasticCo
     largest = float(np.linalg.norm(prediction.forces, axis=1).max())
     if largest > LARGEST_FORCE:
         warnings.warn(
-            f"a force of {largest:.3g} eV/Å acts, so that the ions are not relaxed; relax the structure before its "
-            "elastic constants are taken",
+            f"the ions are not relaxed: the largest force is {largest:.3g} eV/Å. Relax the structure before computing "
+            "its elastic constants",
             stacklevel=2,
         )
     constants = calculator.force_constants(atoms, members=True)
@@ -120,7 +120,7 @@ def elastic_constants(atoms: Atoms, calculator: NeuralILCalculator) -> ElasticCo
 
 
 def strain_coupling(constants: ForceConstants, atoms: Atoms) -> np.ndarray:
-    """Λ = d²E / dr_ic dε_ab in eV/Å, shape (N, 3, 3, 3): minus the slope of the forces by strain."""
+    """Λ = d²E / dr_ic dε_ab in eV/Å, shape (N, 3, 3, 3): minus the derivative of the forces by strain."""
     between = (
         atoms.positions[constants.second]
         + constants.shifts @ atoms.cell.array
@@ -133,17 +133,17 @@ def strain_coupling(constants: ForceConstants, atoms: Atoms) -> np.ndarray:
 
 
 def internal_strain(constants: ForceConstants, coupling: np.ndarray) -> np.ndarray:
-    """dr/dε of ions that follow the strain to where no force acts, beyond what the cell does: (3 N, 3, 3), in Å."""
+    """dr/dε of ions that relax in the strained cell, without their motion with the cell: (3 N, 3, 3), in Å."""
     hessian = constants.sparse().toarray()
     n = constants.n_atoms
-    # A common translation costs nothing; a stiffness of the usual size for it makes the matrix regular.
+    # A common translation has no stiffness. An artificial one of usual size makes the matrix regular.
     translations = np.tile(np.eye(3), (n, 1)) / np.sqrt(n)
     regular = hessian + np.abs(hessian).max() * translations @ translations.T
     return -np.linalg.solve(regular, coupling.reshape(3 * n, 9)).reshape(3 * n, 3, 3)
 
 
 def _stiffness(by_strain: np.ndarray, stress: np.ndarray) -> np.ndarray:
-    """dσ_I/dε_J, shape (6, 6), from second derivatives by strain over the volume and the stress (Voigt)."""
+    """dσ_I/dε_J, shape (6, 6), from the second derivatives by strain divided by the volume, and the stress (Voigt)."""
     s, delta = voigt_6_to_full_3x3_stress(stress), np.eye(3)
     slopes = by_strain - np.einsum("ab,cd->abcd", s, delta) + np.einsum("ac,bd->abcd", s, delta)
     return to_voigt(np.moveaxis(to_voigt(slopes), -1, 0)).T
@@ -176,9 +176,9 @@ class EquationOfState:
     Attributes
     ----------
     volume, energy, bulk_modulus
-        At the minimum, in Å³, eV and eV/Å³.
+        Values at the minimum, in Å³, eV and eV/Å³.
     volumes, energies
-        What was fitted: in Å³, shape (V,), and in eV.
+        The fitted data: volumes in Å³, shape (V,), and energies in eV.
     """
 
     volume: Estimate
@@ -205,7 +205,7 @@ def equation_of_state(
     strains
         Relative changes of all lengths; five or more.
     eos
-        Name of a form in ``ase.eos``.
+        Name of an equation of state in ``ase.eos``.
 
     Raises
     ------
@@ -234,11 +234,11 @@ def _fit(volumes: np.ndarray, energies: np.ndarray, eos: str) -> np.ndarray:
         v, e, b = AseEquationOfState(volumes, energies, eos=eos).fit(warn=False)
     except (RuntimeError, ValueError) as error:
         raise StructureError(
-            f"the energies have no minimum to fit ({error}); begin nearer to equilibrium"
+            f"the energies have no minimum to fit ({error}); start nearer to equilibrium"
         ) from error
     if not volumes.min() < v < volumes.max():
         raise StructureError(
-            f"the minimum at {v:.4g} Å³ lies outside the volumes {volumes.min():.4g} to {volumes.max():.4g} Å³; begin "
+            f"the minimum at {v:.4g} Å³ lies outside the volumes {volumes.min():.4g} to {volumes.max():.4g} Å³; start "
             "nearer to equilibrium, or give wider strains"
         )
     return np.array([v, e, b])

@@ -17,14 +17,14 @@ class Estimate:
     Attributes
     ----------
     value
-        Computed with the mean potential.
+        Result of the mean potential.
     members
-        Computed with each of the M members, shape (M, …) before that of the value. For a quantity that is linear in the
-        energy, their mean is the value.
+        Results of the M members, shape (M, ...), where ... is the shape of the value. For a quantity that is linear in
+        the energy, their mean is the value.
     unit
-        Of value, members, spread and error bar.
+        Unit of value, members, spread and error bar.
     scale
-        Error bar over spread, from the calibration of the model; None without one.
+        Error bar divided by spread, from the calibration of the model; None without calibration.
     """
 
     value: Any
@@ -51,8 +51,8 @@ class Estimate:
     def error_bar(self) -> Any:
         """Calibrated error bar, one standard deviation: ``scale`` times the spread.
 
-        The scale is that of held-out forces, see ``Calibration.scale_of_spread``, whatever the quantity. Errors of the
-        reference method are not in it.
+        The scale always comes from held-out forces, for any quantity; see ``Calibration.scale_of_spread``. Errors of
+        the reference method are not included.
 
         Raises
         ------
@@ -61,13 +61,13 @@ class Estimate:
         """
         if self.scale is None:
             raise UncertaintyError(
-                "the model is not calibrated, so that its spreads have no scale; run neuralil-ase calibrate MODEL "
-                "DATA on held-out data, or read the raw spread, std"
+                "the model is not calibrated, so that it has no error bars; run neuralil-ase calibrate MODEL "
+                "DATA with held-out data, or use the spread, std"
             )
         return self.scale * self.std
 
     def map(self, function: Callable[[Any], Any], unit: str) -> "Estimate":
-        """The estimate of a function of this quantity, applied to the value and to every member."""
+        """Apply a function to the value and to every member, and return the new estimate."""
         members = np.array([function(member) for member in self.members])
         return Estimate(function(self.value), members, unit, self.scale)
 
@@ -78,6 +78,6 @@ class Estimate:
 
 
 def error_scale(potential: Potential, symbols: Sequence[str]) -> float | None:
-    """Error bar over spread for these atoms; None without calibration."""
+    """Error bar divided by spread for these atoms; None without calibration."""
     calibration = potential.calibration
     return None if calibration is None else calibration.scale_of_spread(symbols)

@@ -1,12 +1,12 @@
-"""Heat flux of a many-body potential, for thermal conductivities by Green and Kubo.
+"""Heat flux of a many-body potential, for thermal conductivities by the Green-Kubo method.
 
-With the energy of atom i, E_i = m_i v_i²/2 + U_i, the flux is the slope of their barycentre, J = d/dt Σ_i r_i E_i:
+With the energy of atom i, E_i = m_i v_i²/2 + U_i, the heat flux is J = d/dt Σ_i r_i E_i:
 
     J = Σ_i E_i v_i - Σ_k W_k v_k,        W_k = Σ_i r_ik ⊗ dU_i/dr_ik,  r_ik = r_k - r_i
 
-W_k has nine components: it belongs to the atom k whose motion does work on the others' energies, and is not symmetric.
-The six of a symmetric virial at the centre give a wrong flux for many-body potentials (Fan et al., Phys. Rev. B 92,
-094301 (2015); Boone, Babaei and Wilmer, J. Chem. Theory Comput. 15, 5579 (2019)).
+W_k has nine components and is not symmetric. It belongs to the atom k whose motion does work on the energies of the
+others. The usual symmetric virial with six components gives a wrong flux for many-body potentials (Fan et al., Phys.
+Rev. B 92, 094301 (2015); Boone, Babaei and Wilmer, J. Chem. Theory Comput. 15, 5579 (2019)).
 """
 
 from typing import NamedTuple
@@ -23,17 +23,17 @@ W_PER_M_K = units._e * 1e25
 
 
 class HeatFlux(NamedTuple):
-    """Heat flux of N atoms, its parts, and what they are made of.
+    """Heat flux of N atoms and its parts.
 
     Attributes
     ----------
     total
-        J in eV Å/fs, shape (3,); over the volume it is a flux density.
+        J in eV Å/fs, shape (3,). Divided by the volume it is a flux density.
     convective, virial
         Σ E_i v_i and -Σ W_k v_k, same unit.
     energies
-        E_i, kinetic and potential, in eV, shape (N,). Potential energies are counted from the energy reference of the
-        model: a constant per element adds a flux of mass, which conducts no heat.
+        E_i, kinetic and potential, in eV, shape (N,). The energy reference of the model is not included: a constant per
+        element would add a flux of mass, which conducts no heat.
     virials
         W_k in eV, shape (N, 3, 3). Their sum over atoms is dE/dε, the stress times the volume.
     """
@@ -51,14 +51,14 @@ def heat_flux(atoms: Atoms, calculator: NeuralILCalculator | None = None) -> Hea
     Parameters
     ----------
     atoms
-        With momenta.
+        A structure with momenta.
     calculator
         The ensemble; by default the calculator of the atoms.
 
     Raises
     ------
     StructureError
-        If the atoms have no momenta, or no NeuralIL calculator is at hand.
+        If the atoms have no momenta, or there is no NeuralIL calculator.
     """
     calc = atoms.calc if calculator is None else calculator
     if not isinstance(calc, NeuralILCalculator):
@@ -67,8 +67,8 @@ def heat_flux(atoms: Atoms, calculator: NeuralILCalculator | None = None) -> Hea
         )
     if not atoms.has("momenta"):
         raise StructureError(
-            "the atoms have no momenta, so that no heat flows; set them, with "
-            "ase.md.velocitydistribution.MaxwellBoltzmannDistribution for instance"
+            "the atoms have no momenta, so that no heat flows; set momenta, for instance with "
+            "ase.md.velocitydistribution.MaxwellBoltzmannDistribution"
         )
     potential, virials = calc.neighbor_virials(atoms)
     velocities = atoms.get_velocities() * units.fs  # Å/fs
@@ -82,7 +82,7 @@ def heat_flux(atoms: Atoms, calculator: NeuralILCalculator | None = None) -> Hea
 def green_kubo(
     fluxes: np.ndarray, step: float, volume: float, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Thermal conductivity as an integral of the flux's autocorrelation, by its upper end.
+    """Thermal conductivity as the integral of the flux autocorrelation, as a function of its upper limit.
 
     κ(t) = 1/(3 V k T²) ∫₀ᵗ ⟨J(0) · J(s)⟩ ds
 
@@ -91,18 +91,18 @@ def green_kubo(
     fluxes
         J along an equilibrium run (NVE), in eV Å/fs, shape (T, 3).
     step
-        Time between them in fs.
+        Time between fluxes in fs.
     volume
-        In Å³.
+        Volume in Å³.
     temperature
-        In K.
+        Temperature in K.
 
     Returns
     -------
     times : ndarray, shape (T // 2,)
         In fs.
     conductivity : ndarray, shape (T // 2,)
-        κ(t) in W/(m K); read it where it has levelled off and noise has not yet taken over.
+        κ(t) in W/(m K). Read it where it is constant, before noise dominates.
 
     Raises
     ------

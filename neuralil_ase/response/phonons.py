@@ -1,11 +1,11 @@
 """Phonons of a crystal from its primitive cell: no supercell, no displacements, any wave vector.
 
-Interactions end at twice the cutoff, so that the force constants of a cell with all its images are complete, and
+Force constants vanish beyond twice the cutoff. They are computed for one cell and all its images, so that
 
     D_ij(q) = Σ_shifts Φ_ij(shift) exp(2πi q · shift) / sqrt(m_i m_j)
 
-is exact at every q. Forces at long range, and with them the splitting of longitudinal and transverse optical modes of
-polar crystals at q = 0, are not in a potential of finite range.
+is exact at every q. A potential of finite range has no long-range forces, and so no splitting of longitudinal and
+transverse optical modes of polar crystals at q = 0.
 """
 
 from collections.abc import Sequence
@@ -39,17 +39,17 @@ class Bands:
     Attributes
     ----------
     band_structure
-        ASE's record of the mean potential: energies ħω in eV, negative for imaginary ω.
+        Bands of the mean potential as an ASE object: energies ħω in eV, negative for imaginary ω.
     energies
-        The same with members, spread and error bar: value of shape (Q, 3 N).
+        The same energies with members, spread and error bar; the value has shape (Q, 3 N).
     """
 
     band_structure: BandStructure
     energies: Estimate
 
     def plot(self, ax: Any, color: str = "C0") -> Any:
-        """Draw the bands in THz into Matplotlib axes, each with its error bar as a shaded band (spread, if not
-        calibrated); returns the axes."""
+        """Draw the bands in THz into Matplotlib axes and return the axes. Error bars (spreads, if not calibrated) are
+        shaded."""
         x, ticks, labels = self.band_structure.path.get_linear_kpoint_axis()
         width = self.energies.std if self.energies.scale is None else self.energies.error_bar
         for value, bar in zip(self.energies.value.T * THZ, width.T * THZ, strict=True):
@@ -84,9 +84,9 @@ class Phonons:
     Attributes
     ----------
     force_constants
-        Of all members.
+        Force constants of all members.
     acoustic_residual
-        Largest element of Σ_j Φ_ij in eV/Å²: acoustic modes at q = 0 vanish but for this.
+        Largest element of Σ_j Φ_ij in eV/Å². It would be zero in exact arithmetic (acoustic sum rule).
 
     Raises
     ------
@@ -96,9 +96,7 @@ class Phonons:
 
     def __init__(self, atoms: Atoms, calculator: NeuralILCalculator) -> None:
         if not atoms.pbc.any():
-            raise StructureError(
-                "phonons need a periodic structure; for a molecule take vibrations"
-            )
+            raise StructureError("phonons need a periodic structure; for a molecule use vibrations")
         self.atoms = atoms.copy()
         self.force_constants = calculator.force_constants(atoms, members=True)
         self._mean = self.force_constants.mean()
@@ -108,10 +106,10 @@ class Phonons:
         self._root_masses = np.outer(root, root)
 
     def energies(self, q_points: np.ndarray) -> Estimate:
-        """ħω in eV at wave vectors in reciprocal lattice vectors, shape (Q, 3): value (Q, 3 N), rising.
+        """ħω in eV at wave vectors in units of the reciprocal lattice vectors, shape (Q, 3).
 
-        Negative numbers stand for imaginary ω. Members' bands are numbered by their energy, so that where
-        bands cross the spread is that of the lower and of the upper one.
+        The value has shape (Q, 3 N), in ascending order. Negative numbers stand for imaginary ω. Bands of members are
+        also sorted by energy; at a crossing, the spread therefore belongs to the lower and the upper band.
         """
         of_mean, of_members = [], []
         for q in np.reshape(q_points, (-1, 3)):
@@ -129,7 +127,7 @@ class Phonons:
         path
             An ASE band path, or its special points ("GXWKGL"), or None for ASE's path of this lattice.
         npoints
-            Points along the path, where it is not given as a BandPath.
+            Number of points along the path, if it is not a BandPath.
         """
         along = path
         if not isinstance(along, BandPath):
@@ -138,7 +136,7 @@ class Phonons:
         return Bands(BandStructure(along, energies.value[None]), energies)
 
     def dos(self, mesh: Sequence[int] = (20, 20, 20)) -> RawDOSData:
-        """Density of states of the mean potential in ASE's record: 3 N states for each cell in all.
+        """Density of states of the mean potential as an ASE object, with 3 N states per cell.
 
         ``sample_grid(npts, width=0.0002)`` broadens it; energies are ħω in eV.
         """
@@ -151,12 +149,12 @@ class Phonons:
     def helmholtz_energy(self, temperature: float, mesh: Sequence[int] = (10, 10, 10)) -> Estimate:
         """Harmonic free energy per cell in eV, zero-point energy included, at a temperature in K.
 
-        The mesh is shifted off q = 0, where acoustic modes have no energy.
+        The mesh does not contain q = 0, where acoustic modes have no energy.
 
         Raises
         ------
         StructureError
-            If a mode of the mean or of a member is imaginary: then there is no harmonic free energy.
+            If a mode of the mean or of a member is imaginary. There is then no harmonic free energy.
         """
         q_points = monkhorst_pack(mesh)
         q_points += np.where(np.array(mesh) % 2 == 1, 0.5 / np.array(mesh), 0) * self.atoms.pbc
@@ -164,16 +162,16 @@ class Phonons:
         lowest = min(energies.value.min(), energies.members.min())
         if lowest <= 0:
             raise StructureError(
-                f"a mode has ħω = {lowest:.4g} eV (imaginary): the crystal is not stable in the mean or in a member; "
-                "relax it, or look at bands() for where"
+                f"a mode has ħω = {lowest:.4g} eV (imaginary): the crystal is not stable in the mean or in a member. "
+                "Relax it, or find the mode with bands()"
             )
         return energies.map(lambda e: harmonic_energy(e, temperature) / len(q_points), "eV")
 
     def group_velocities(self, q_points: np.ndarray) -> np.ndarray:
         """dω/dq of the mean potential in Å/fs (100 km/s), shape (Q, 3 N, 3), Cartesian.
 
-        Of bands that cross at q, the velocities are those of the modes that the diagonalisation picked; where ω = 0
-        they are NaN.
+        At a crossing of bands, the velocities depend on the modes that the diagonalisation returns. They are NaN at
+        ω = 0.
         """
         n, vectors = len(self.atoms), self._mean.shifts @ self.atoms.cell.array
         found = np.full((len(np.reshape(q_points, (-1, 3))), 3 * n, 3), np.nan)
@@ -195,12 +193,12 @@ class Phonons:
         Parameters
         ----------
         path
-            The file; one that exists is replaced.
+            The file. An existing file is replaced.
         supercell
-            Repetitions of the cell, shape (3,), in phonopy's DIM. Interactions longer than the supercell are folded
+            Repetitions of the cell, shape (3,), as in phonopy's DIM. Interactions longer than the supercell are folded
             into it, as in a finite-displacement calculation.
         full
-            Rows for all atoms of the supercell instead of those of the first cell alone.
+            Write rows for all atoms of the supercell instead of only those of the first cell.
         """
         matrix = supercell_force_constants(self._mean, np.array(supercell), full=full)
         lines = [f"{matrix.shape[0]:4d} {matrix.shape[1]:4d}"]
@@ -219,7 +217,7 @@ class Phonons:
 
 
 def supercell_force_constants(constants: Any, supercell: np.ndarray, *, full: bool) -> np.ndarray:
-    """Force constants between atoms of a supercell, phonopy's order of atoms: all images of atom 0, then of atom 1, …
+    """Force constants between atoms of a supercell in phonopy's order: all images of atom 0, then of atom 1, …
 
     The images of an atom are numbered with the first repetition running fastest. Shape (N or S, S, 3, 3) for S atoms.
     """

@@ -1,4 +1,4 @@
-"""Error bars on anything: the same workflow with the ensemble and with each of its members."""
+"""Error bars for any workflow: it runs with the mean potential and with each member."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,22 +36,22 @@ def propagate(
     Parameters
     ----------
     function
-        From structures with a calculator to a number or an array of numbers, of the same shape every time: a
-        relaxation, a barrier, an elastic constant. It may change the structures; each call gets fresh copies.
+        A function of structures with a calculator that returns a number or an array, always of the same shape: the
+        result of a relaxation, a barrier, an elastic constant. It may change the structures; each call gets new copies.
     atoms
-        One structure, or a list of them (the images of a NEB, say): what ``function`` is given.
+        The argument of ``function``: one structure, or a list of structures (such as the images of a NEB).
     calculator
         The ensemble.
     unit
-        Of what ``function`` returns.
+        Unit of the result.
     progress
-        Show a bar.
+        Show a progress bar.
 
     Returns
     -------
     Estimate
-        Value, members, spread and error bar. What the members do alone, each relaxed in its own way, say, enters the
-        spread in full.
+        Value, members, spread and error bar. The whole workflow, such as a relaxation, is done for each member
+        separately, and all of it contributes to the spread.
 
     Raises
     ------
@@ -72,8 +72,8 @@ def propagate(
     shapes = {result.shape for result in results}
     if len(shapes) > 1:
         raise ConfigError(
-            f"the workflow returned arrays of different shapes {sorted(shapes)}; let it return the same number of "
-            "values for every member, NaN where there is none"
+            f"the workflow returned arrays of different shapes {sorted(shapes)}; it must return the same number of "
+            "values for every member. Use NaN for missing values"
         )
     symbols = [symbol for structure in structures for symbol in structure.get_chemical_symbols()]
     value = results[0].item() if results[0].ndim == 0 else results[0]

@@ -22,12 +22,13 @@ class Vibrations:
     Attributes
     ----------
     data
-        ASE's record of the mean potential: modes, frequencies, animations, files.
+        ASE's object for the mean potential: modes, frequencies, animations, files.
     energies
-        ħω of all 3 n modes of the n moving atoms in eV, in rising order of ω²; negative numbers stand for imaginary ω.
+        ħω of all 3 n modes of the n moving atoms in eV, in ascending order of ω². Negative numbers stand for imaginary
+        ω.
     n_rigid
-        How many of the modes are translations and rotations of the whole: 3 in a crystal, 6 (5, if linear) for a
-        molecule, 0 if atoms are held.
+        Number of translations and rotations of the whole system: 3 in a crystal, 6 for a molecule (5 if linear), 0 if
+        some atoms are fixed.
     """
 
     data: VibrationsData
@@ -36,7 +37,7 @@ class Vibrations:
 
     @property
     def internal(self) -> Estimate:
-        """ħω without the rigid modes, taken to be those nearest to zero, in eV: shape (3 n - n_rigid,)."""
+        """ħω in eV without the rigid modes, shape (3 n - n_rigid,). The modes nearest to zero count as rigid."""
 
         def without_rigid(energies: np.ndarray) -> np.ndarray:
             kept = np.argsort(np.abs(energies), kind="stable")[self.n_rigid :]
@@ -52,7 +53,7 @@ class Vibrations:
     def helmholtz_energy(self, temperature: float) -> Estimate:
         """Σ ħω/2 + kT ln(1 - exp(-ħω/kT)) over internal modes in eV, at a temperature in K.
 
-        For translations and rotations hand ``internal.value`` to ``ase.thermochemistry``.
+        For translations and rotations pass ``internal.value`` to ``ase.thermochemistry``.
 
         Raises
         ------
@@ -63,8 +64,8 @@ class Vibrations:
         lowest = min(internal.value.min(initial=1), internal.members.min(initial=1))
         if lowest <= 0:
             raise StructureError(
-                f"a mode has ħω = {lowest:.4g} eV (imaginary): this is no minimum of the mean and of every member; "
-                "relax the structure further, or leave such modes out"
+                f"a mode has ħω = {lowest:.4g} eV (imaginary): this is not a minimum of the mean and of every member. "
+                "Relax the structure further, or leave such modes out"
             )
         return internal.map(lambda energies: harmonic_energy(energies, temperature), "eV")
 
@@ -72,22 +73,22 @@ class Vibrations:
 def vibrations(
     atoms: Atoms, calculator: NeuralILCalculator, indices: Sequence[int] | None = None
 ) -> Vibrations:
-    """Normal modes of a structure, relaxed beforehand with the mean potential, and their error bars.
+    """Normal modes of a structure with their error bars. The mean potential must have relaxed the structure before.
 
     Parameters
     ----------
     atoms
         The structure.
     calculator
-        The ensemble, with dtype="float64" where small frequencies matter.
+        The ensemble, with dtype="float64" if small frequencies matter.
     indices
-        Atoms that move; by default all that are not held by ASE's FixAtoms.
+        Atoms that move; by default all atoms that are not fixed by ASE's FixAtoms.
 
     Returns
     -------
     Vibrations
-        Members are evaluated at the same geometry, so that their spread is that of the force constants there. With
-        ``propagate`` each relaxes by itself first.
+        All members are evaluated at the same geometry, so that the spread is that of the force constants there. With
+        ``propagate`` each member relaxes the structure first.
     """
     chosen = (
         VibrationsData.indices_from_constraints(atoms)
@@ -106,7 +107,7 @@ def vibrations(
 
 
 def mode_energies(dynamical: np.ndarray) -> np.ndarray:
-    """sign(ω²) ħ|ω| in eV, rising, of mass-weighted Hermitian matrices in eV/Å²/u, shape (…, 3 N, 3 N)."""
+    """sign(ω²) ħ|ω| in eV, in ascending order, of mass-weighted Hessians in eV/Å²/u, shape (..., 3 N, 3 N)."""
     squares = np.linalg.eigvalsh(dynamical)
     return HBAR_OMEGA * np.sign(squares) * np.sqrt(np.abs(squares))
 

@@ -194,7 +194,7 @@ def test_a_young_model_is_not_trusted_far_away(folder: Path) -> None:
         atoms.positions[3] = crystal(rattle=0).positions[3] + (shift, 0, 0)
         atoms.get_forces()
         assert atoms.calc.history[-1].asked == asked
-    assert "a model that knows 3 frames is trusted within 0.18 Å" in atoms.calc.records[-1].reason
+    assert "has learnt 3 frames is trusted only within 0.18 Å" in atoms.calc.records[-1].reason
 
 
 class Moody(Teacher):
@@ -280,7 +280,7 @@ def test_the_run_in_words_and_as_a_picture(
     atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL, progress=True)
     md(atoms, 20)
     assert "21 evaluations in this run" in atoms.calc.summary()
-    assert "rms error of a force" in atoms.calc.summary()
+    assert "rms force error" in atoms.calc.summary()
     atoms.calc.plot(tmp_path / "run.png")
     assert (tmp_path / "run.png").stat().st_size > 10_000
     assert "taught_by" in atoms.calc.learner.card()
