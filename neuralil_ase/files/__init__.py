@@ -1,1 +1,1 @@
-"""Potentials on disk: our own format, and the import of published files. No file is ever half written."""
+"""Files: model files, the import of published files, and safe writing. No file is ever half written."""

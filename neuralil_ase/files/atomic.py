@@ -1,9 +1,9 @@
 """Writes files so that nothing is lost or half written. Every file of this package is written here.
 
-A whole file goes to a temporary file first, which then takes the place of the old one. A record at the end of a file
-(a frame, a line of a log) goes to the system in one write; if that fails, the file is cut back to the length it had.
-If the process is killed inside that write, half a record stays at the end; whoever opens the file next moves it to a
-file of its own with :func:`cut_tail`.
+A whole file is first written to a temporary file, which then replaces the old one. A record at the end of a file (a
+frame, a line of a log) is written in one call; if that fails, the file is cut back to its former length. If the process
+is killed during that call, half a record stays at the end. The next run that opens the file moves it to another file
+with :func:`cut_tail`.
 """
 
 import os
@@ -16,15 +16,15 @@ from neuralil_ase.errors import OutputError
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a temporary file beside the target, flush it to the disk, rename it over the target.
+    """Write a temporary file beside the target, flush it to the disk, and rename it to the target.
 
-    Behind a symbolic link, the target is replaced and the link stays. The new file has the permissions of the old one.
+    If the path is a symbolic link, its target is replaced and the link stays. The permissions are kept.
 
     Raises
     ------
     OutputError
-        If that fails, for instance because the disk is full. The temporary file is removed, and the target stays as it
-        was.
+        If that fails, for instance because the disk is full. The temporary file is removed, and the target is
+        unchanged.
     """
     temporary = None
     try:
@@ -39,7 +39,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         if target.exists():
-            with suppress(OSError):  # some file systems know no permissions
+            with suppress(OSError):  # some file systems have no permissions
                 os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
         os.replace(temporary, target)
     except OutputError:
@@ -53,12 +53,12 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def append_record(path: str | os.PathLike[str], record: bytes, sync: bool) -> None:
-    """Append a record as a whole or not at all.
+    """Append a record completely or not at all.
 
     Parameters
     ----------
     path
-        The file; it is made if it is not there.
+        The file; it is made if it does not exist.
     record
         What to append.
     sync
@@ -67,7 +67,7 @@ def append_record(path: str | os.PathLike[str], record: bytes, sync: bool) -> No
     Raises
     ------
     OutputError
-        If the system refuses (disk full, no permission); the file then has its former length.
+        If the record cannot be written (disk full, no permission). The file then has its former length.
     """
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -93,12 +93,12 @@ def append_record(path: str | os.PathLike[str], record: bytes, sync: bool) -> No
 def set_aside(path: Path) -> Path | None:
     """Rename an existing file to the next free ``name.N``, so that a new run does not overwrite it.
 
-    Returns the new name, or None where there is no file or an empty one.
+    Returns the new name, or None if there is no file or an empty one.
 
     Raises
     ------
     OutputError
-        If the system refuses.
+        If the file cannot be renamed.
     """
     try:
         if not path.exists() or path.stat().st_size == 0:
@@ -116,7 +116,7 @@ def cut_tail(path: Path, keep: int) -> Path:
     Raises
     ------
     OutputError
-        If the system refuses; the file is then as it was.
+        If that fails. The file is then unchanged.
     """
     try:
         aside = free_name(path)
@@ -135,7 +135,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     OutputError
-        If the system refuses, or a file has that name.
+        If the folder cannot be made, or a file has that name.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -168,8 +168,8 @@ def _cut_back(
         os.ftruncate(handle, length)
     except OSError as second:
         raise OutputError(
-            f"cannot write {path}: {problem}; nor could the part that was written be removed ({second}), so that the "
-            "file ends with half a record, which the next run with this file moves aside"
+            f"cannot write {path}: {problem}. The part that was written could not be removed either ({second}), so "
+            "that the file ends with half a record. The next run with this file moves it to another file"
         ) from problem
 
 

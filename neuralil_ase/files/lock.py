@@ -1,8 +1,8 @@
-"""One writer for each output: a second run that would write the same files is refused.
+"""One writer for each output: a second run that would write the same files stops with an error.
 
-The lock is a small hidden file beside the output. The operating system holds it (``flock``) and frees it when the
-process ends, however it ends. It belongs to the name of the output, so that it stays when the file is replaced or
-deleted during the run.
+The lock is a small hidden file beside the output. The operating system holds it (``flock``) and releases it whenever
+the process ends. The lock belongs to the name of the output. It therefore stays when the file is replaced or deleted
+during the run.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ _held: "weakref.WeakValueDictionary[Path, Lock]" = weakref.WeakValueDictionary()
 
 
 class Lock:
-    """The right to write one output, until it is released or garbage-collected, or the process ends.
+    """The right to write one output, until the lock is released or garbage-collected, or the process ends.
 
-    On file systems without locks (some parallel ones) outputs stay unlocked.
+    On file systems without locks (some parallel ones) outputs are not locked.
 
     Parameters
     ----------
     path
-        The output: a file, existing or not. Symbolic links lead to the same lock.
+        The output: an existing or a new file. Symbolic links have the same lock as their target.
     take_over
-        Take the lock over from its holder in this process, as when a cell of a notebook runs again. The former holder
-        learns of it through ``check``. A lock of another process is never taken over.
+        Take the lock from another holder in this process, for instance when a cell of a notebook runs again. ``check``
+        of the former holder then raises an error. A lock of another process is never taken over.
 
     Raises
     ------
@@ -72,12 +72,12 @@ class Lock:
         return self._pid == os.getpid() and self._freed.alive
 
     def check(self) -> None:
-        """Make sure that the lock is still held by this object, in this process.
+        """Make sure that this object still holds the lock, in this process.
 
         Raises
         ------
         OutputError
-            If it was taken over or released, or if this is a forked copy of the process that holds it.
+            If the lock was taken over or released, or if this is a forked copy of the process that holds it.
         """
         if self._pid != os.getpid():
             raise _in_use(self.path, f"process {self._pid}, of which this one is a fork,")
@@ -85,7 +85,7 @@ class Lock:
             raise _in_use(self.path, "a later run of this process")
 
     def release(self) -> None:
-        """Release the lock; nothing happens if that was done before."""
+        """Release the lock. A second call has no effect."""
         self._freed()
 
 
@@ -114,8 +114,8 @@ def _locked(file: Path, output: str | os.PathLike[str]) -> int:
             raise _in_use(output, holder)
         if _is_at(handle, file):
             break
-        os.close(handle)  # its holder has unlinked it in between: make a new one
-    with suppress(OSError):  # the lock is held even if the disk is too full for this text
+        os.close(handle)  # its holder has deleted it in the meantime: make a new one
+    with suppress(OSError):  # the lock is valid even if the disk is too full for this text
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
     return handle
@@ -144,5 +144,5 @@ def _is_at(handle: int, file: Path) -> bool:
 def _in_use(output: str | os.PathLike[str], holder: str) -> OutputError:
     return OutputError(
         f"{output} is being written by {holder}. Two runs would mix or overwrite their results: wait for the other "
-        "one, end it, or choose another name"
+        "run, end it, or choose another name"
     )

@@ -1,8 +1,8 @@
-"""Potentials as files: one safetensors file, its description in JSON, no code.
+"""Model files: one safetensors file with a description in JSON. It holds no code.
 
-The arrays of a potential lie under their slash-separated names, ``energy_reference`` beside them.
-The metadata of the file hold one entry, ``neuralil-ase``, a JSON table that describes everything
-else. Anybody can open the file without this package::
+The arrays of a potential are stored under their slash-separated names, together with ``energy_reference``.
+The metadata of the file have one entry, ``neuralil-ase``, a JSON table that describes everything else.
+The file can be opened without this package::
 
     with safetensors.safe_open("model.safetensors", framework="numpy") as file:
         header = json.loads(file.metadata()["neuralil-ase"])
@@ -67,14 +67,14 @@ def save_potential(potential: Potential, path: str | os.PathLike[str]) -> None:
     potential
         The potential. Arrays keep their precision (float16, float32 or float64).
     path
-        The file, by custom ``*.safetensors``.
+        The file, usually ``*.safetensors``.
 
     Raises
     ------
     ModelFileError
         If the potential cannot be expressed in the format.
     OutputError
-        If the file cannot be written; a file that was there before is then untouched.
+        If the file cannot be written. An existing file is then untouched.
     """
     arrays = {name: np.asarray(value) for name, value in flatten(potential.params).items()}
     for name, array in arrays.items():
@@ -112,7 +112,7 @@ def load_potential(path: str | os.PathLike[str]) -> Potential:
         potential = _assemble(header, arrays)
     except ConfigError as error:
         raise ModelFileError(f"{path} is inconsistent: {error}. {_DAMAGED}") from error
-    if header.get("sha256", found) != found:  # files of the first releases have none
+    if header.get("sha256", found) != found:  # files of the first releases have no checksum
         _refuse(path, "holds other numbers than were written to it", _DAMAGED)
     return potential
 
@@ -133,7 +133,7 @@ def default_model() -> Path:
 
 
 def as_potential(model: Potential | str | os.PathLike[str] | None) -> Potential:
-    """The potential itself, the one in a file, or for None the one that ships with the package."""
+    """The potential itself, the potential in a file, or for None the one that ships with the package."""
     if isinstance(model, Potential):
         return model
     return load_potential(default_model() if model is None else model)
@@ -176,7 +176,7 @@ def _read(path: Path) -> bytes:
             if size > MAX_FILE_BYTES:
                 limit = MAX_FILE_BYTES >> 20
                 _refuse(path, f"is larger than the {limit} MiB a model file may have", _FOREIGN)
-            return file.read(size)  # the whole limit would be allocated
+            return file.read(size)  # reading in one call would allocate the whole limit
     except OSError as error:
         _refuse(path, f"cannot be read ({error})", "Check its permissions")
 
@@ -207,7 +207,7 @@ def _check_layout(path: Path, content: bytes) -> Mapping[str, Any]:
 def _check_start(path: Path, content: bytes) -> None:
     if len(content) < 8:
         _refuse(path, f"is truncated: it has {len(content)} bytes", _DAMAGED)
-    # The length of a header can begin with the same two bytes, but then the length is plausible.
+    # A header length can begin with the same two bytes, but then it is a plausible length.
     long = int.from_bytes(content[:8], "little") > MAX_HEADER_BYTES
     if long and content[0] == 0x80 and content[1] in range(2, 6):
         advice = f"Import it once with: neuralil-ase import {path} -o MODEL.safetensors"
@@ -221,7 +221,7 @@ def _check_start(path: Path, content: bytes) -> None:
 
 
 def _array_end(path: Path, name: str, entry: Any) -> int:
-    """Where the data of an array end, after a check of its precision."""
+    """Check the precision of an array; returns where its data end."""
     dtype = entry.get("dtype") if isinstance(entry, dict) else None
     if dtype not in _DTYPES:
         _refuse(path, f"holds array {name!r} of dtype {dtype!r}, not one of {_DTYPES}", _FOREIGN)
@@ -253,7 +253,7 @@ def _parse_json(path: Path, text: str | bytes, what: str) -> dict[str, Any]:
 
 
 def _check_header(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of the model, with the right keys and types."""
+    """The description of the model; keys and types are checked."""
     text = metadata.get(FORMAT)
     if not isinstance(text, str):
         _refuse(path, f"is a safetensors file without the metadata entry {FORMAT!r}", _FOREIGN)
@@ -288,7 +288,7 @@ def _check_version(path: Path, header: Mapping[str, Any]) -> None:
 
 
 def _assemble(header: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Potential:
-    """Build the potential; everything that does not fit together raises ConfigError."""
+    """Build the potential. Parts that do not belong together raise ConfigError."""
     config = ModelConfig.from_dict(header["config"])
     if list(config.descriptor.elements) != header["elements"]:
         raise ConfigError(
@@ -307,8 +307,8 @@ def _assemble(header: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Poten
 
 
 def _check_names(config: ModelConfig, names: Any) -> None:
-    """Compare names before they become a tree, where a forged name could collide with a branch."""
-    # Every layer owns an array; without this, a forged list of widths would be built without end.
+    """Compare names before they become a tree, in which a forged name could collide with a branch."""
+    # Every layer has an array. Without this check, a forged list of widths could be built without end.
     if len(config.network.widths) + len(config.network.head_widths) > len(names):
         raise ConfigError(
             f"the architecture has more layers than the file has arrays, {len(names)}"

@@ -1,4 +1,4 @@
-"""Checks before long work begins: that its results can be written, and that they overwrite no input."""
+"""Checks before long work begins: results can be written, and they do not overwrite an input."""
 
 import os
 import uuid
@@ -15,7 +15,7 @@ def check_can_write(path: str | os.PathLike[str], longest_suffix: str = "") -> N
     Raises
     ------
     OutputError
-        If the name is that of a folder, or is too long, or its folder is missing or may not be written to.
+        If the path is a folder, the name is too long, or its folder is missing or not writable.
     """
     path = Path(path)
     probe = path.with_name(f".{uuid.uuid4().hex[:16]}{longest_suffix}.tmp") if path.name else path
@@ -60,19 +60,19 @@ def check_folder(path: str | os.PathLike[str]) -> None:
 def check_is_no_input(
     outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]
 ) -> None:
-    """Refuse to overwrite what is read, also through links.
+    """Refuse to overwrite files that are read, also through links.
 
     Parameters
     ----------
     outputs
         Files to be written.
     inputs
-        Files that are read; ``file@0:10``, as ASE writes a part of a file, stands for the file.
+        Files that are read. ``file@0:10``, ASE's notation for a part of a file, stands for the file.
 
     Raises
     ------
     ConfigError
-        Naming the file.
+        If an output is also an input. The message names the file.
     """
     read = [Path(name) for given in inputs for name in _files(os.fspath(given))]
     for output in map(Path, outputs):
@@ -85,7 +85,7 @@ def check_is_no_input(
 
 
 def _files(name: str) -> list[str]:
-    """The file that ASE takes this name for."""
+    """The file that ASE would read for this name."""
     return [name] if os.path.exists(name) or "@" not in name else [name, name.rpartition("@")[0]]
 
 

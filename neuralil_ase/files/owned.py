@@ -1,4 +1,4 @@
-"""A file that one run appends to for hours: it is locked, and changes by others are noticed."""
+"""A file to which one run appends for hours. It is locked, and changes by other programs are detected."""
 
 import os
 import stat
@@ -18,14 +18,14 @@ from neuralil_ase.files.lock import Lock
 
 
 class OwnedFile:
-    """The right to append to one file, which need not exist yet.
+    """The right to append to one file, which may be new.
 
     Parameters
     ----------
     path
-        Where the file is or will be.
+        Path of the file.
     purpose
-        What it is for. Messages about a path that cannot be written begin with it.
+        The purpose of the file. Error messages about the path begin with it.
 
     Raises
     ------
@@ -41,16 +41,16 @@ class OwnedFile:
 
     @property
     def changed(self) -> bool:
-        """Whether somebody else has changed, replaced or deleted the file since it was last read or written here."""
+        """Whether another program has changed, replaced or deleted the file since it was last read or written here."""
         return self._found() != self._left
 
     @property
     def exists(self) -> bool:
-        """Whether there is a file now."""
+        """Whether the file exists now."""
         return self._found() is not None
 
     def read(self) -> bytes:
-        """The content, empty if there is no file. Changes by others up to now count as known."""
+        """The content, empty if there is no file. Changes by other programs up to now are then accepted."""
         self._left = self._found()
         if self._left is None:
             return b""
@@ -58,7 +58,7 @@ class OwnedFile:
             return self.path.read_bytes()
 
     def added(self) -> bytes | None:
-        """What others have appended; None if they did nothing or made another change."""
+        """Text that other programs have appended; None if they did nothing or made another change."""
         found = self._found()
         if (
             found is None
@@ -72,7 +72,7 @@ class OwnedFile:
             return file.read()
 
     def append(self, record: bytes, sync: bool) -> None:
-        """Append a record as a whole or not at all, see :func:`append_record`."""
+        """Append a record completely or not at all, see :func:`append_record`."""
         self._lock.check()
         append_record(self.path, record, sync)
         self._left = self._found()
@@ -84,7 +84,7 @@ class OwnedFile:
         self._left = self._found()
 
     def set_aside(self) -> Path | None:
-        """Rename the file to the next free ``name.N``; None where there is none."""
+        """Rename the file to the next free ``name.N``; returns None if there is no file."""
         self._lock.check()
         checked_path(self.path, self._purpose)
         aside = set_aside(self.path)
@@ -105,7 +105,7 @@ class OwnedFile:
         return aside
 
     def _found(self) -> tuple[int, int, int] | None:
-        """Device, inode and length of the file; None where there is none."""
+        """Device, inode and length of the file; None if there is no file."""
         try:
             found = os.stat(self.path)
         except OSError:
@@ -114,13 +114,12 @@ class OwnedFile:
 
 
 def checked_path(path: str | os.PathLike[str], purpose: str) -> Path:
-    """Return `path` if a file can be written there, as far as can be seen without writing.
+    """Check, without writing, that a file can be written at `path`; returns `path`.
 
     Raises
     ------
     OutputError
-        If the folder does not exist, if it or the file may not be written to, or if there is something other than a
-        file.
+        If the folder does not exist, if the folder or the file is not writable, or if `path` is not a file.
     """
     target = Path(path)
     try:

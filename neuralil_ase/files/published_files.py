@@ -1,8 +1,8 @@
 """Import of the published NeuralIL parameter files.
 
-Five kinds of file exist: single potentials (arXiv:2106.16220), committees and deep ensembles
-(arXiv:2302.08805). They are Python pickles; :mod:`neuralil_ase.files.published_pickle` reads them without
-running what they hold, and this module gives their parameters our names.
+There are five kinds of files: single potentials (arXiv:2106.16220), committees and deep ensembles
+(arXiv:2302.08805). They are Python pickles. :mod:`neuralil_ase.files.published_pickle` reads them without
+running any code in them, and this module gives their parameters our names.
 """
 
 import hashlib
@@ -44,18 +44,18 @@ _HALF_CELL_REFERENCE = (
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a model name and version stand for.
+    """The meaning of a model name and version.
 
     Attributes
     ----------
     branch
-        Where an ensemble keeps its parameters; None for a single potential, without a member axis.
+        The branch with the parameters of an ensemble; None for a single potential, which has no member axis.
     network, pair_term
         As in ModelConfig.
     has_hidden_biases
-        False if the layers between the first and the last have no biases, besides layer normalisation.
+        False if the layers between the first and the last have no biases except those of the layer normalisation.
     note
-        For the provenance.
+        A note for the provenance.
     """
 
     branch: str | None
@@ -87,14 +87,14 @@ def import_published(path: str | os.PathLike[str]) -> Potential:
     Returns
     -------
     Potential
-        With the published numbers, float32, a zero energy reference, and in ``provenance`` the
-        name, version, date and random seed of the original and the name and SHA-256 of the file.
+        It has the published numbers in float32 and a zero energy reference. ``provenance`` holds name, version, date
+        and random seed of the original, and the name and SHA-256 of the file.
 
     Raises
     ------
     ModelFileError
         If the file is missing, too large or damaged, asks for a global that no published file uses,
-        or does not describe one of the five kinds.
+        or is not of one of the five kinds.
     """
     path = Path(path)
     content = _read(path)
@@ -122,7 +122,7 @@ def _read(path: Path) -> bytes:
                 raise ModelFileError(
                     f"{path} is larger than {limit} MiB, and no published file is. {_ADVICE}."
                 )
-            return file.read(size)  # the whole limit would be allocated
+            return file.read(size)  # reading in one call would allocate the whole limit
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read ({error}). Check its permissions.") from error
 
@@ -207,9 +207,9 @@ def _published_arrays(kind: _Kind, fields: Mapping[str, Any]) -> dict[str, np.nd
 
 
 def _collect(tree: Mapping[Any, Any], path: tuple[str, ...], arrays: dict[str, np.ndarray]) -> None:
-    """Walk the tree; a forged one may contain itself or share its branches, hence the limits.
+    """Walk the tree. There are limits, because a forged tree may contain itself or share its branches.
 
-    Every branch must end in an array, so that the number of arrays bounds the number of steps.
+    Every branch must end in an array. The number of arrays therefore limits the number of steps.
     """
     for key, value in tree.items():
         name = "/".join((*path, str(key)[:80]))
@@ -233,7 +233,7 @@ _NAMES = [
         (r"^core_model/Inlet" + _LEAF, "network/body/Dense_0/{leaf}"),
         (r"^core_model/(?:Stage|Dense)_(?P<k>\d{1,3})" + _LEAF, "network/body/Dense_{k}/{leaf}"),
         (r"^core_model/Outlet" + _LEAF, "network/body/Dense_{depth}/{leaf}"),
-        # Ours carry the number of the layer they follow; the first layer has no normalisation.
+        # Our names have the number of the layer before. The first layer has no normalisation.
         (
             r"^core_model/LayerNorm_(?P<norm>\d{1,3})" + _LEAF,
             "network/body/LayerNorm_{next}/{leaf}",

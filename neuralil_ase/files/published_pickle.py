@@ -1,9 +1,9 @@
-"""Reads published NeuralIL files, which are pickles, without running anything in them.
+"""Reads published NeuralIL files, which are pickles, without running any code in them.
 
-It knows only the operations and globals that occur in published files, and puts stand-ins in the place of all globals:
-no object of another library is built before its content has been checked, and a file can set nothing on a stand-in.
-Python's own unpickler is not used: one byte can make it allocate gigabytes, and nested references let it hash or
-compare without end.
+It knows only the operations and globals that occur in published files, and replaces all globals by stand-ins. No object
+of another library is built before its content has been checked, and a file cannot change a stand-in. Python's own
+unpickler is not used: one byte can make it allocate gigabytes, and nested references can make it hash or compare
+without end.
 """
 
 import math
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 MAX_OPERATIONS = 100_000
-"""Published files have 587 to 3024."""
+"""Largest number of operations; published files have 587 to 3024."""
 
 
 def read_fields(content: bytes) -> Mapping[str, Any]:
@@ -28,7 +28,7 @@ def read_fields(content: bytes) -> Mapping[str, Any]:
         If the pickle asks for another global, holds arrays of anything but numbers, or is no model
         information.
     Exception
-        Any other, from a damaged pickle.
+        A damaged pickle can raise any other exception.
     """
     record = _Machine().run(content)
     if not isinstance(record, _Record) or not hasattr(record, "fields"):
@@ -37,7 +37,7 @@ def read_fields(content: bytes) -> Mapping[str, Any]:
 
 
 class _Record:
-    """Stand-in for the original's model-information classes: keeps the fields."""
+    """Stand-in for the model-information classes of the original; keeps the fields."""
 
     fields: Mapping[str, Any]
 
@@ -48,7 +48,7 @@ class _Record:
 
 
 class _Global:
-    """Stand-in for a global that a pickle may call; nothing can be set on it."""
+    """Stand-in for a global that a pickle may call. The pickle cannot change it."""
 
     __slots__ = ("_build", "_name")
 
@@ -63,7 +63,7 @@ class _Global:
 
 
 class _Dtype:
-    """Stand-in for ``numpy.dtype``, for little-endian floats alone."""
+    """Stand-in for ``numpy.dtype``; only little-endian floats are allowed."""
 
     __slots__ = ("code",)
 
@@ -78,7 +78,7 @@ class _Dtype:
 
 
 class PickledArray:
-    """Stand-in for ``numpy.ndarray``; becomes an array once shape and bytes are known to agree."""
+    """Stand-in for ``numpy.ndarray``. It becomes an array when shape and bytes have been compared."""
 
     __slots__ = ("values",)
 
@@ -90,7 +90,7 @@ class PickledArray:
         self.fill(data, dtype, shape, "F" if is_fortran else "C")
 
     def fill(self, data: Any, dtype: Any, shape: Any, order: Any) -> None:
-        """View ``data`` in this shape; no copy, which a small pickle could ask for many times."""
+        """View ``data`` in this shape. It is not copied: a small pickle could ask for many copies."""
         if not (isinstance(dtype, _Dtype) and isinstance(data, bytes | bytearray)):
             raise pickle.UnpicklingError("an array is not made of plain numbers")
         shape = shape if isinstance(shape, tuple) else (shape,)
@@ -103,7 +103,7 @@ class PickledArray:
 
 
 def _brief(value: Any) -> str:
-    """A value for a message, shown only if it cannot be long or deep."""
+    """Text of a value for a message; long or nested values are not shown."""
     if isinstance(value, tuple) and len(value) <= 8:
         return f"({', '.join(map(_brief_item, value))})"
     return _brief_item(value)
@@ -145,9 +145,9 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 
 
 class _Machine:
-    """The machine that a pickle is a program for, with only the operations that published files use.
+    """The stack machine that runs a pickle, with only the operations that published files use.
 
-    Nothing here hashes, compares or prints what the program made, except names, so that nesting cannot cost time.
+    It never hashes, compares or prints objects made by the pickle, except names, so that nesting cannot cost time.
     """
 
     def __init__(self) -> None:
