@@ -93,9 +93,8 @@ neuralil_status neuralil_load_bytes(const void* content, size_t size, neuralil_p
                                     neuralil_model** model) {
   if (!content || !model) return fail(NEURALIL_FAILED, "neuralil_load_bytes got a null pointer");
   *model = nullptr;
-  return guarded("model", [&] {
-    *model = build(std::string(static_cast<const char*>(content), size), precision).release();
-  });
+  return guarded("model",
+                 [&] { *model = build(std::string(static_cast<const char*>(content), size), precision).release(); });
 }
 
 neuralil_status neuralil_check(const char* description) {

@@ -84,8 +84,8 @@ class SegmentSum {
 };
 
 template <class T, int L>
-void sum_pairs(const double* vectors, const std::int32_t* segments, std::int64_t n_pairs,
-               const Radial<T>& series, T* density, std::int64_t size) {
+void sum_pairs(const double* vectors, const std::int32_t* segments, std::int64_t n_pairs, const Radial<T>& series,
+               T* density, std::int64_t size) {
   constexpr int lanes = kLanes<T>;
   fill_zero(density, size);
   SegmentSum<T, L> sum(density);

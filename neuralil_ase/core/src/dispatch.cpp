@@ -1,9 +1,9 @@
 #include "dispatch.h"
 
-#define NEURALIL_DECLARE(isa)                     \
-  namespace neuralil::isa {                       \
-  extern const Instance<float> instance_float;    \
-  extern const Instance<double> instance_double;  \
+#define NEURALIL_DECLARE(isa)                    \
+  namespace neuralil::isa {                      \
+  extern const Instance<float> instance_float;   \
+  extern const Instance<double> instance_double; \
   }
 
 #if defined(NEURALIL_X86_LEVELS)

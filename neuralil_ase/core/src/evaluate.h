@@ -28,10 +28,9 @@ class Evaluation {
  public:
   Evaluation(const View<T>& view, const Graph& graph, const Target<T>& target)
       : graph_(graph), series_(view.radial), tape_(view.network), view_(view), target_(target),
-        actions_{target, width_of<T>(target.n_energies), graph.n_centers},
-        pair_terms_(view.pair_term, view.n_elements), spectrum_(view.n_elements, view.has_cross_terms),
-        n_density_(view.n_elements * Counts<L>::channels), stride_(padded<T>(n_density_)),
-        density_((lanes + 1) * stride_), by_density_(actions_.width * stride_ + 1),
+        actions_{target, width_of<T>(target.n_energies), graph.n_centers}, pair_terms_(view.pair_term, view.n_elements),
+        spectrum_(view.n_elements, view.has_cross_terms), n_density_(view.n_elements * Counts<L>::channels),
+        stride_(padded<T>(n_density_)), density_((lanes + 1) * stride_), by_density_(actions_.width * stride_ + 1),
         density_columns_(kAbreast * stride_), by_density_columns_(target.n_energies * kAbreast * stride_),
         sums_((kForce + kVirial) * actions_.width), columns_(kAbreast * tape_.n_columns),
         cotangents_(kAbreast * tape_.n_columns), pair_gradients_(2 * target.n_energies) {}
@@ -88,8 +87,8 @@ class Evaluation {
     spectrum_.forward(c, columns_.data() + r * tape_.n_columns);
   }
 
-  // From features to energies and by_density_columns_. Where only the mean is asked for, all members' cotangents meet in
-  // the columns that they share, and go back from there as one.
+  // From features to energies and by_density_columns_. Where only the mean is asked for, all members' cotangents meet
+  // in the columns that they share, and go back from there as one.
   void run_networks() {
     std::int32_t types[kAbreast * lanes];
     for (int k = 0; k < kAbreast * lanes; ++k) types[k] = graph_.types[smaller(first_ + k, graph_.n_centers - 1)];
@@ -99,8 +98,7 @@ class Evaluation {
     for (std::int64_t member = 0; member < view_.n_members; ++member) {
       tape_.forward(tape_.n_shared, tape_.n_operations, member, types, n_registers_, columns_.data());
       store_outputs(member, types);
-      for (int r = 0; r < n_registers_; ++r)
-        cotangents_[r * tape_.n_columns + tape_.outputs[0]] = Vec<T>{} + weight;
+      for (int r = 0; r < n_registers_; ++r) cotangents_[r * tape_.n_columns + tape_.outputs[0]] = Vec<T>{} + weight;
       tape_.backward(tape_.n_shared, tape_.n_backward, member, n_registers_, columns_.data(), is_mean && member > 0,
                      cotangents_.data());
       if (!is_mean) pull_back_to_density(member);
@@ -152,8 +150,7 @@ class Evaluation {
     for (std::int64_t number = 0; number < pair_terms_.count(); ++number) {
       pair_terms_.evaluate(number, energy, slope);
       for (std::int64_t member = number; member < (is_shared ? view_.n_members : number + 1); ++member)
-        for (int k = 0; k < count; ++k)
-          target_.energies[member * graph_.n_centers + centers[k]] += double(energy[k]);
+        for (int k = 0; k < count; ++k) target_.energies[member * graph_.n_centers + centers[k]] += double(energy[k]);
       mean += slope / T(pair_terms_.count());
       if (target_.n_energies > 1 && !is_shared) pair_gradients_[number] = slope;
     }
@@ -212,8 +209,7 @@ class Evaluation {
               slopes[energy % lanes] = pair_gradients_[energy][k];
             for (int axis = 0; axis < 3; ++axis) g[axis] += slopes * vector[axis];
           }
-          Vec<T>* sum = sums_.data() +
-                        (kForce + kVirial) * ((graph_.centers[pair] - first_atom) * n_registers + e);
+          Vec<T>* sum = sums_.data() + (kForce + kVirial) * ((graph_.centers[pair] - first_atom) * n_registers + e);
           act(vector, g, actions_.of(graph_.neighbors[pair], e * lanes), sum);
         }
       }

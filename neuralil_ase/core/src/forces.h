@@ -35,8 +35,7 @@ struct Actions {
     for (int k = 0; k < count; ++k) {
       T* recoil = of(neighbors[k], energy);
       for (int axis = 0; axis < kForce; ++axis) recoil[axis * width] -= rows[axis / lanes * lanes + k][axis % lanes];
-      for (int i = kForce; i < target.n_components; ++i)
-        recoil[i * width] += rows[i / lanes * lanes + k][i % lanes];
+      for (int i = kForce; i < target.n_components; ++i) recoil[i * width] += rows[i / lanes * lanes + k][i % lanes];
       for (int tile = 0; tile < tiles; ++tile) sum[tile] += rows[tile * lanes + k];
       if (k + 1 == count || centers[k + 1] != centers[k]) {
         T values[padded<T>(size)];
@@ -55,8 +54,7 @@ struct Actions {
     if (double* mean = target.virials)
       for (int i = 0; i < kVirial; ++i) mean[kVirial * center + i] += share * double(values[kForce + i]);
     if (double* own = target.member_virials)
-      for (int i = 0; i < kVirial; ++i)
-        own[kVirial * (energy * n_centers + center) + i] += double(values[kForce + i]);
+      for (int i = 0; i < kVirial; ++i) own[kVirial * (energy * n_centers + center) + i] += double(values[kForce + i]);
   }
 };
 

@@ -61,9 +61,15 @@ class Reader {
       case '{': return {object(depth)};
       case '[': return {array(depth)};
       case '"': return {string()};
-      case 't': if (take_word("true")) return {true}; break;
-      case 'f': if (take_word("false")) return {false}; break;
-      case 'n': if (take_word("null")) return {}; break;
+      case 't':
+        if (take_word("true")) return {true};
+        break;
+      case 'f':
+        if (take_word("false")) return {false};
+        break;
+      case 'n':
+        if (take_word("null")) return {};
+        break;
       default: return number();
     }
     fail("an unknown word");
@@ -112,7 +118,9 @@ class Reader {
 
   void append_escape(char c, std::string& text) {
     switch (c) {
-      case '"': case '\\': case '/': text += c; return;
+      case '"':
+      case '\\':
+      case '/': text += c; return;
       case 'b': text += '\b'; return;
       case 'f': text += '\f'; return;
       case 'n': text += '\n'; return;

@@ -89,9 +89,10 @@ void Model<T>::read_network(const ModelFile& file, const Config& config) {
   }
   for (std::size_t i = 0; i < starts.size(); ++i)
     parameters_.push_back({numbers_.data() + starts[i], tape_.parameters[i].size()});
-  view_.network = {tape_.operations.data(), Int(tape_.operations.size()), tape_.n_shared,
-                   tape_.n_backward,        tape_.n_columns,              tape_.n_shared_columns,
-                   tape_.outputs.data(),    Int(tape_.outputs.size()),    parameters_.data()};
+  view_.network = {
+      tape_.operations.data(), Int(tape_.operations.size()), tape_.n_shared,       tape_.n_backward,
+      tape_.n_columns,         tape_.n_shared_columns,       tape_.outputs.data(), Int(tape_.outputs.size()),
+      parameters_.data()};
 }
 
 template <class T>
@@ -144,7 +145,11 @@ void Model<T>::read_morse(const ModelFile& file, const Config& config, bool is_r
   }
   reach_.assign(n, T(config.r_cut * config.r_cut));
   view_.pair_term = {is_repulsive ? PairKind::kRepulsiveMorse : PairKind::kMorse,
-                     config.n_members, reach_.data(), nullptr, morse_.data(), switches_.data()};
+                     config.n_members,
+                     reach_.data(),
+                     nullptr,
+                     morse_.data(),
+                     switches_.data()};
 }
 
 template class Model<float>;

@@ -19,8 +19,7 @@ constexpr std::size_t kMostBytes = std::size_t(2) << 30, kMostHeaderBytes = std:
 constexpr std::size_t kMostArrays = 4096;
 constexpr char kDamaged[] =
     ". Usually the file was cut short or changed on its way: compare it with its source and copy it again";
-constexpr char kForeign[] =
-    ". Usually it was written by another program: give a model file that neuralil-ase wrote";
+constexpr char kForeign[] = ". Usually it was written by another program: give a model file that neuralil-ase wrote";
 
 [[noreturn]] void damaged(const std::string& what) { throw BadFile(what + kDamaged); }
 [[noreturn]] void foreign(const std::string& what) { throw BadFile(what + kForeign); }

@@ -18,8 +18,8 @@ constexpr int kAbreast = 2;  // registers of atoms that go through a network tog
 // sums[i] = sum_k matrix[i * row_stride + k * stride] * x[k] for kRows rows i, held in registers, and for registers of
 // atoms whose columns lie `apart` from each other; with `adds`, this is added to the sums.
 template <class T, int kRows, int kRegisters>
-inline void sum_products(const T* matrix, std::int64_t row_stride, std::int64_t stride, std::int64_t n,
-                         const Vec<T>* x, bool adds, Vec<T>* sums, std::int64_t apart) {
+inline void sum_products(const T* matrix, std::int64_t row_stride, std::int64_t stride, std::int64_t n, const Vec<T>* x,
+                         bool adds, Vec<T>* sums, std::int64_t apart) {
   Vec<T> sum[kRows][kRegisters];
   for (int i = 0; i < kRows; ++i)
     for (int r = 0; r < kRegisters; ++r) sum[i][r] = adds ? sums[r * apart + i] : Vec<T>{};
@@ -35,8 +35,8 @@ inline void sum_products(const T* matrix, std::int64_t row_stride, std::int64_t 
 
 // The same for `count` rows.
 template <class T, int kRegisters>
-void multiply(const T* matrix, std::int64_t count, std::int64_t row_stride, std::int64_t stride,
-                  std::int64_t n, const Vec<T>* x, bool adds, Vec<T>* sums, std::int64_t apart) {
+void multiply(const T* matrix, std::int64_t count, std::int64_t row_stride, std::int64_t stride, std::int64_t n,
+              const Vec<T>* x, bool adds, Vec<T>* sums, std::int64_t apart) {
   // Independent sums hide the latency; they must fit the 32 or 16 registers, and pointers to rows those for integers.
   constexpr int many = kRegisterBytes == 64 || kRegisters == 1 ? 8 : 4;
   std::int64_t i = 0;

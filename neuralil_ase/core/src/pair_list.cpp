@@ -1,4 +1,5 @@
-// Pair lists: both directions of new pairs in their order, and the filter of every step. Called by the host, not by XLA.
+// Pair lists: both directions of new pairs in their order, and the filter of every step. Called by the host, not by
+// XLA.
 
 #include <algorithm>
 #include <cstdint>
@@ -13,12 +14,13 @@ struct Candidates {
 };
 
 // Those candidates of all replicas that are shorter than r_cut, in their order; returns how many, or -1 if a candidate
-// names no atom. Each replica has n_atoms atoms, which are numbered on from those of the one before. There has to be room for
-// all candidates: a pair that is too long is written, too, and overwritten by the next.
-extern "C" NEURALIL_EXPORT std::int64_t neuralil_filter_pairs(const double* positions, const double* cells, const Candidates* candidates,
-                                              const std::int64_t* counts, double* found_vectors,
-                                              std::int32_t* found_centers, std::int32_t* found_neighbors,
-                                              std::int64_t n_replicas, std::int64_t n_atoms, double r_cut) {
+// names no atom. Each replica has n_atoms atoms, which are numbered on from those of the one before. There has to be
+// room for all candidates: a pair that is too long is written, too, and overwritten by the next.
+extern "C" NEURALIL_EXPORT std::int64_t neuralil_filter_pairs(const double* positions, const double* cells,
+                                                              const Candidates* candidates, const std::int64_t* counts,
+                                                              double* found_vectors, std::int32_t* found_centers,
+                                                              std::int32_t* found_neighbors, std::int64_t n_replicas,
+                                                              std::int64_t n_atoms, double r_cut) {
   std::int64_t found = 0;
   for (std::int64_t replica = 0; replica < n_replicas; ++replica) {
     const Candidates list = candidates[replica];
@@ -46,8 +48,9 @@ extern "C" NEURALIL_EXPORT std::int64_t neuralil_filter_pairs(const double* posi
 // Both directions of `count` pairs (two atoms each), in the order of their centers, then of the neighbour's type, then
 // as they come, the given direction first.
 static neuralil_status order_pairs(const std::uint64_t* pairs, const std::int32_t* shifts, const std::int32_t* types,
-                          std::int32_t* sorted_shifts, std::int32_t* sorted_centers, std::int32_t* sorted_neighbors,
-                          std::int64_t count, std::int64_t n_atoms, std::int64_t n_types) {
+                                   std::int32_t* sorted_shifts, std::int32_t* sorted_centers,
+                                   std::int32_t* sorted_neighbors, std::int64_t count, std::int64_t n_atoms,
+                                   std::int64_t n_types) {
   for (std::int64_t atom = 0; atom < n_atoms; ++atom)
     if (types[atom] < 0 || types[atom] >= n_types) return NEURALIL_BAD_GRAPH;
   std::vector<std::int64_t> place(n_atoms * n_types + 1);
@@ -70,10 +73,10 @@ static neuralil_status order_pairs(const std::uint64_t* pairs, const std::int32_
   return NEURALIL_OK;
 }
 
-extern "C" NEURALIL_EXPORT int neuralil_order_pairs(const std::uint64_t* pairs, const std::int32_t* shifts, const std::int32_t* types,
-                                    std::int32_t* sorted_shifts, std::int32_t* sorted_centers,
-                                    std::int32_t* sorted_neighbors, std::int64_t count, std::int64_t n_atoms,
-                                    std::int64_t n_types) {
+extern "C" NEURALIL_EXPORT int neuralil_order_pairs(const std::uint64_t* pairs, const std::int32_t* shifts,
+                                                    const std::int32_t* types, std::int32_t* sorted_shifts,
+                                                    std::int32_t* sorted_centers, std::int32_t* sorted_neighbors,
+                                                    std::int64_t count, std::int64_t n_atoms, std::int64_t n_types) {
   try {
     return order_pairs(pairs, shifts, types, sorted_shifts, sorted_centers, sorted_neighbors, count, n_atoms, n_types);
   } catch (const std::exception&) {  // no C++ exception may leave a function that Python calls

@@ -68,7 +68,8 @@ class PairTerms {
     const Vec<T> coulomb = strength * inverse;
     // envelope is zero to rounding only where t = 1
     energy = t < 1 ? coulomb * screening * envelope : Vec<T>{};
-    const Vec<T> slope = coulomb * (screening * envelope_slope + envelope * (screening_slope * inverse_a - screening * inverse));
+    const Vec<T> slope =
+        coulomb * (screening * envelope_slope + envelope * (screening_slope * inverse_a - screening * inverse));
     slope_over_r = t < 1 ? slope * inverse : Vec<T>{};
   }
 

@@ -119,8 +119,13 @@ void evaluate(const View<T>& view, const neuralil_graph& graph, const neuralil_r
   std::vector<char> is_good(parts.size());
   share_out(executor, Int(parts.size()), [&](int k) {
     found.parts[k].reset(new T[graph.n_atoms * found.n_components * found.width]());
-    const Target<T> target{n_energies,      results.energies,       view.network.n_outputs > 1 ? results.variances : nullptr,
-                           results.virials, results.member_virials, found.parts[k].get(), int(found.n_components)};
+    const Target<T> target{n_energies,
+                           results.energies,
+                           view.network.n_outputs > 1 ? results.variances : nullptr,
+                           results.virials,
+                           results.member_virials,
+                           found.parts[k].get(),
+                           int(found.n_components)};
     is_good[k] = code.run[view.n_max - 1](view, pairs, parts[k], target);
   });
   if (!std::all_of(is_good.begin(), is_good.end(), [](char good) { return good; }))

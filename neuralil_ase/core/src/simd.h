@@ -116,8 +116,7 @@ template <class T, int Stride = kLanes<T> / 2>
 inline void transpose(Vec<T>* rows) {
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes<T>; ++i)
-    if (!(i & Stride))
-      exchange<T, Stride>(rows[i], rows[i | Stride], std::make_index_sequence<kLanes<T>>{});
+    if (!(i & Stride)) exchange<T, Stride>(rows[i], rows[i | Stride], std::make_index_sequence<kLanes<T>>{});
   if constexpr (Stride > 1) transpose<T, Stride / 2>(rows);
 }
 

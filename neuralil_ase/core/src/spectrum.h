@@ -102,8 +102,7 @@ class Spectrum {
     for (int l = 0, start = 0; l <= L; start += (L + 1 - l) * (2 * l + 1), ++l) {
       rows_[l].reserve(n_elements * (L + 1 - l));
       for (int element = 0, row = 0; element < n_elements; ++element)
-        for (int n = 0; n <= L - l; ++n)
-          rows_[l][row++] = element * Counts<L>::channels + start + n * (2 * l + 1);
+        for (int n = 0; n <= L - l; ++n) rows_[l][row++] = element * Counts<L>::channels + start + n * (2 * l + 1);
     }
   }
 

@@ -72,8 +72,7 @@ class Writer {
   void heteroscedastic(Columns x) {
     x = blocks("body/trunk", x, config_.widths);
     end_energy(head("energy", x, true));
-    for (const std::string name : kVariances)
-      tape_.outputs.push_back(function(kSoftplus, head(name, x, false)).start);
+    for (const std::string name : kVariances) tape_.outputs.push_back(function(kSoftplus, head(name, x, false)).start);
   }
 
   Columns head(const std::string& name, Columns x, bool has_bias) {

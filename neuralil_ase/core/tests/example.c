@@ -5,8 +5,8 @@
 
 #include "neuralil.h"
 
-int main(int count, char **arguments) {
-  neuralil_model *model;
+int main(int count, char** arguments) {
+  neuralil_model* model;
   if (count < 2 || neuralil_load(arguments[1], NEURALIL_FLOAT64, &model))
     return fprintf(stderr, "%s\n", count < 2 ? "usage: example MODEL" : neuralil_message()), 1;
   const int32_t types[2] = {0, 0}, centers[2] = {0, 1}, neighbors[2] = {1, 0};

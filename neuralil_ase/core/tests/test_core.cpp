@@ -22,7 +22,8 @@ static std::atomic<long> allocations_left{-1};
 static void* allocate(std::size_t size, std::size_t alignment) {
   if (allocations_left.load() >= 0 && allocations_left.fetch_sub(1) <= 0) throw std::bad_alloc();
   const std::size_t whole = (size + alignment - 1) / alignment * alignment;
-  if (void* found = alignment > 16 ? std::aligned_alloc(alignment, whole ? whole : alignment) : std::malloc(size ? size : 1))
+  if (void* found =
+          alignment > 16 ? std::aligned_alloc(alignment, whole ? whole : alignment) : std::malloc(size ? size : 1))
     return found;
   throw std::bad_alloc();
 }
@@ -41,12 +42,12 @@ void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std
 
 static int failures = 0;
 
-#define CHECK(condition)                                                      \
-  do {                                                                        \
-    if (!(condition)) {                                                       \
-      std::printf("%s:%d: not true: %s\n", __FILE__, __LINE__, #condition);   \
-      ++failures;                                                             \
-    }                                                                         \
+#define CHECK(condition)                                                    \
+  do {                                                                      \
+    if (!(condition)) {                                                     \
+      std::printf("%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
+      ++failures;                                                           \
+    }                                                                       \
   } while (0)
 
 typedef std::vector<std::int64_t> Shape;
@@ -54,7 +55,9 @@ typedef std::vector<double> Numbers;
 
 static std::mt19937_64 random_bits(1);
 
-static double uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(random_bits); }
+static double uniform(double low, double high) {
+  return std::uniform_real_distribution<double>(low, high)(random_bits);
+}
 static int integer(int count) { return int(random_bits() % std::uint64_t(count)); }
 
 // ---------------------------------------------------------------- model files
@@ -107,7 +110,8 @@ static std::map<std::string, Shape> shapes(const Settings& settings) {
     norm("body/sigma2_LayerNorm_" + std::to_string(k), width = settings.head_widths[k], false);
   }
   if (!settings.head_widths.empty())
-    for (const char* name : {"sigma2e", "sigma2f"}) dense(std::string("body/") + name + "_denormalizer", width, 1, false);
+    for (const char* name : {"sigma2e", "sigma2f"})
+      dense(std::string("body/") + name + "_denormalizer", width, 1, false);
   if (settings.pair_term == "morse" || settings.pair_term == "repulsive-morse") {
     found["pair/embedding"] = {settings.n_members, settings.n_elements(), 3};
     found["pair/switch"] = {settings.n_members, 1, 1};
@@ -123,14 +127,16 @@ static std::string list(const std::vector<int>& numbers) {
 }
 
 static std::string description(const Settings& settings) {
-  return "{\"format\":\"neuralil-ase\",\"format_version\":1,\"config\":{\"descriptor\":{\"elements\":[\"C\",\"H\",\"O\"],"
-         "\"n_max\":" + std::to_string(settings.n_max) + ",\"r_cut\":3.0,\"cross_terms\":" +
-         (settings.cross_terms ? "true" : "false") + "},\"network\":{\"kind\":\"" + settings.kind + "\",\"widths\":" +
-         list(settings.widths) + ",\"head_widths\":" + list(settings.head_widths) + ",\"activation\":\"" +
-         settings.activation + "\",\"embed_d\":" + std::to_string(settings.embed_d) + ",\"shared_layers\":" +
-         std::to_string(settings.shared_layers) + "},\"n_members\":" + std::to_string(settings.n_members) +
-         ",\"pair_term\":\"" + settings.pair_term + "\",\"zbl_radii\":" +
-         (settings.pair_term == "zbl" ? "[1.5,1.6,1.7,1.8,1.9,2.0]" : "[]") + "}}";
+  return "{\"format\":\"neuralil-ase\",\"format_version\":1,\"config\":{\"descriptor\":{\"elements\":[\"C\",\"H\","
+         "\"O\"],"
+         "\"n_max\":" +
+         std::to_string(settings.n_max) +
+         ",\"r_cut\":3.0,\"cross_terms\":" + (settings.cross_terms ? "true" : "false") + "},\"network\":{\"kind\":\"" +
+         settings.kind + "\",\"widths\":" + list(settings.widths) + ",\"head_widths\":" + list(settings.head_widths) +
+         ",\"activation\":\"" + settings.activation + "\",\"embed_d\":" + std::to_string(settings.embed_d) +
+         ",\"shared_layers\":" + std::to_string(settings.shared_layers) +
+         "},\"n_members\":" + std::to_string(settings.n_members) + ",\"pair_term\":\"" + settings.pair_term +
+         "\",\"zbl_radii\":" + (settings.pair_term == "zbl" ? "[1.5,1.6,1.7,1.8,1.9,2.0]" : "[]") + "}}";
 }
 
 static std::string quoted(const std::string& text) {
@@ -144,7 +150,8 @@ static std::string model_file(const Settings& settings) {
   for (const auto& [name, shape] : shapes(settings)) {
     std::int64_t size = 1;
     std::string lengths;
-    for (const std::int64_t length : shape) size *= length, lengths += (lengths.empty() ? "" : ",") + std::to_string(length);
+    for (const std::int64_t length : shape)
+      size *= length, lengths += (lengths.empty() ? "" : ",") + std::to_string(length);
     const std::size_t first = data.size();
     const bool is_scale = name.size() > 5 && name.compare(name.size() - 5, 5, "scale") == 0;
     const double spread = name.find("Dense_0/kernel") != name.npos ? 2 : 0.7;
@@ -222,17 +229,27 @@ struct Results {
   }
 };
 
-static Results evaluate(const neuralil_model* model, const Structure& structure, bool by_member = true, int threads = 0) {
+static Results evaluate(const neuralil_model* model, const Structure& structure, bool by_member = true,
+                        int threads = 0) {
   const Pairs pairs = pairs_of(structure);
   const neuralil_info info = neuralil_get_info(model);
   const std::size_t n = structure.types.size(), centers = structure.n_centers, members = info.n_members;
-  Results found{NEURALIL_OK, Numbers(members * centers, NAN), Numbers(members * centers * info.n_variances, NAN),
-                Numbers(3 * n, NAN), Numbers(9 * centers, NAN), Numbers(9 * n, NAN),
-                Numbers(by_member ? members * 3 * n : 0, NAN), Numbers(by_member ? members * 9 * centers : 0, NAN)};
-  const neuralil_graph graph{std::int64_t(n), structure.n_centers, std::int64_t(pairs.centers.size()),
-                             structure.types.data(), pairs.centers.data(), pairs.neighbors.data(), pairs.vectors.data()};
-  const neuralil_results results{found.energies.data(), info.n_variances ? found.variances.data() : nullptr,
-                                 found.forces.data(), found.virials.data(), found.neighbor_virials.data(),
+  Results found{NEURALIL_OK,
+                Numbers(members * centers, NAN),
+                Numbers(members * centers * info.n_variances, NAN),
+                Numbers(3 * n, NAN),
+                Numbers(9 * centers, NAN),
+                Numbers(9 * n, NAN),
+                Numbers(by_member ? members * 3 * n : 0, NAN),
+                Numbers(by_member ? members * 9 * centers : 0, NAN)};
+  const neuralil_graph graph{std::int64_t(n),        structure.n_centers,  std::int64_t(pairs.centers.size()),
+                             structure.types.data(), pairs.centers.data(), pairs.neighbors.data(),
+                             pairs.vectors.data()};
+  const neuralil_results results{found.energies.data(),
+                                 info.n_variances ? found.variances.data() : nullptr,
+                                 found.forces.data(),
+                                 found.virials.data(),
+                                 found.neighbor_virials.data(),
                                  by_member ? found.member_forces.data() : nullptr,
                                  by_member ? found.member_virials.data() : nullptr};
   const neuralil_executor executor = neuralil_threads(threads ? threads : 1);
@@ -341,7 +358,8 @@ static void test_threads() {
   for (int caller = 0; caller < 6; ++caller)
     callers.emplace_back([&, caller] {
       const Results found = evaluate(models[caller % 2], structure, true, 3);
-      if (found.member_forces != alone[caller % 2].member_forces || found.energies != alone[caller % 2].energies) ++wrong;
+      if (found.member_forces != alone[caller % 2].member_forces || found.energies != alone[caller % 2].energies)
+        ++wrong;
     });
   for (std::thread& caller : callers) caller.join();
   CHECK(wrong == 0);
@@ -418,7 +436,8 @@ static void test_hostile_files() {
     for (int k = 0; k < 1500; ++k) {
       std::string changed = whole;
       for (int count = 1 + integer(3); count > 0; --count)
-        changed[integer(int(k % 3 ? 8 + header : whole.size()))] = k % 2 ? char(integer(256)) : "0123456789[]{},:\"-eE"[integer(20)];
+        changed[integer(int(k % 3 ? 8 + header : whole.size()))] =
+            k % 2 ? char(integer(256)) : "0123456789[]{},:\"-eE"[integer(20)];
       attempt(changed);
     }
   }
@@ -446,8 +465,9 @@ static void test_error_bars() {
   double bars[2];
   CHECK(neuralil_force_error_bars(model, 2, types, spreads, nullptr, bars) == NEURALIL_UNSUPPORTED);
   neuralil_free(model);
-  const std::string with = "\\\"calibration\\\":{\\\"with_noise\\\":true,\\\"force_scale\\\":{\\\"C\\\":2},\\\"force_floor\\\":"
-                           "{\\\"C\\\":0.5}},";
+  const std::string with =
+      "\\\"calibration\\\":{\\\"with_noise\\\":true,\\\"force_scale\\\":{\\\"C\\\":2},\\\"force_floor\\\":"
+      "{\\\"C\\\":0.5}},";
   const std::size_t place = content.find("\\\"config");
   content.insert(place, with);
   std::uint64_t length;
@@ -475,14 +495,18 @@ static void test_no_memory() {
     }
   };
   neuralil_model* model = nullptr;
-  CHECK(until_it_works([&] {
-          return neuralil_load_bytes(content.data(), content.size(), NEURALIL_FLOAT32, &model);
-        }) > 20);
+  CHECK(until_it_works([&] { return neuralil_load_bytes(content.data(), content.size(), NEURALIL_FLOAT32, &model); }) >
+        20);
   const Structure structure = random_structure(600, 600);
   const Pairs pairs = pairs_of(structure);
   Numbers energies(3 * 600), forces(3 * 600);
-  const neuralil_graph graph{600, 600, std::int64_t(pairs.centers.size()), structure.types.data(),
-                             pairs.centers.data(), pairs.neighbors.data(), pairs.vectors.data()};
+  const neuralil_graph graph{600,
+                             600,
+                             std::int64_t(pairs.centers.size()),
+                             structure.types.data(),
+                             pairs.centers.data(),
+                             pairs.neighbors.data(),
+                             pairs.vectors.data()};
   neuralil_results results{};
   results.energies = energies.data(), results.forces = forces.data();
   for (const int threads : {1, 2}) {
