@@ -6,8 +6,15 @@ calls reads and writes files.
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    wait,
+)
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
@@ -23,7 +30,7 @@ from neuralil_ase.calculator import to_system
 from neuralil_ase.engine.arrays import Dtype
 from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.engine.predictor import Predictor
-from neuralil_ase.errors import ProcessError, StructureError
+from neuralil_ase.errors import NeuralILError, ProcessError, StructureError
 from neuralil_ase.files.atomic import make_folder, write_atomically
 from neuralil_ase.files.model_file import as_potential
 from neuralil_ase.model.potential import Potential
@@ -65,7 +72,7 @@ def predict_many(
     Raises
     ------
     ProcessError
-        If a worker dies.
+        If a worker dies and the executor does not survive it, or the worker dies, too, that is then given the batch.
     """
     check_uncertainty(uncertainty)
     loaded = as_potential(potential)
@@ -74,8 +81,9 @@ def predict_many(
         predictor = Predictor(loaded, dtype)
         parts: Iterable[list[Prediction]] = (_predicted(predictor, b, uncertainty) for b in batches)
     else:
-        futures = [executor.submit(_predict, loaded, b, dtype, uncertainty) for b in batches]
-        parts = (_result(future) for future in futures)
+        messages = {k: (loaded, batch, dtype, uncertainty) for k, batch in enumerate(batches)}
+        answers = dict(answers_of(executor, _predict, messages))
+        parts = (_unless_lost(answers[k]) for k in messages)
     return [prediction for part in parts for prediction in part]
 
 
@@ -125,7 +133,7 @@ def label(
         If the folder or a label cannot be written.
     ProcessError
         If the executor stopped because a worker died; all labels that were finished are kept. Where an executor
-        survives it, it is a failure of the one frame.
+        survives it, the frame is given to another worker, and a second death is a failure of this one frame.
     """
     folder, given = make_folder(folder), list(frames)
     files = [folder / f"{digest(atoms)}.extxyz" for atoms in given]
@@ -171,17 +179,77 @@ def _predict(
     return _predicted(Predictor(potential, dtype), batch, uncertainty)
 
 
-def _result(future: "Future[Any]") -> Any:
+class Lost(NamedTuple):
+    """What became of a message that no worker answered.
+
+    Attributes
+    ----------
+    reason
+        What the executor said.
+    executor_broke
+        Whether the executor takes no more messages.
+    """
+
+    reason: str
+    executor_broke: bool
+
+
+def answers_of(
+    executor: Executor, function: Callable[..., Any], messages: Mapping[int, tuple[Any, ...]]
+) -> Iterator[tuple[int, Any | Lost]]:
+    """What workers answer to numbered messages, the arguments of a function, as they come.
+
+    A message whose worker died is sent once more, where the executor survives it. An error of this package that a
+    worker raises is raised here, and what has not begun is cancelled.
+    """
+    pending: dict[Future[Any], int] = {}
+    unsent, sent_again, broke = [*messages], set[int](), ""
+    try:
+        while unsent or pending:
+            try:
+                while unsent and not broke:
+                    pending[executor.submit(function, *messages[unsent[0]])] = unsent[0]
+                    del unsent[0]
+            except BrokenExecutor as error:
+                broke = f"{type(error).__name__}: {error}"
+            if broke:
+                yield from ((k, Lost(broke, True)) for k in unsent)
+                unsent = []
+            for future in wait(pending, return_when=FIRST_COMPLETED).done if pending else ():
+                k = pending.pop(future)
+                answer = _answer(future)
+                if isinstance(answer, Lost) and not answer.executor_broke and k not in sent_again:
+                    _log.warning("sent again, for a worker died: %s", answer.reason)
+                    sent_again.add(k)
+                    unsent.append(k)
+                else:
+                    yield k, answer
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _answer(future: "Future[Any]") -> Any | Lost:
     try:
         return future.result()
-    except (BrokenExecutor, CancelledError) as error:
-        raise _died(error) from error
+    except NeuralILError:
+        raise
+    except Exception as error:  # what an executor makes of a worker that died
+        broke = isinstance(error, BrokenExecutor | CancelledError)
+        return Lost(f"{type(error).__name__}: {error}", broke)
 
 
-def _died(error: BaseException) -> ProcessError:
+def _unless_lost(answer: Any | Lost) -> Any:
+    if isinstance(answer, Lost):
+        raise died(answer)
+    return answer
+
+
+def died(lost: Lost) -> ProcessError:
+    """The error that says so."""
     return ProcessError(
-        f"a worker died before it answered ({type(error).__name__}: {error}); usually it ran out of memory or was "
-        "killed. Start a new executor and call again: labels that were finished are kept"
+        f"a worker died before it answered ({lost.reason}); usually it ran out of memory or was killed. Start a new "
+        "executor and call again: labels that were finished are kept"
     )
 
 
@@ -196,19 +264,17 @@ def _outcomes(
     if executor is None:
         yield from ((file, _label_one(atoms, factory)) for file, atoms in missing.items())
         return
-    futures = {executor.submit(_label_one, a, factory): file for file, a in missing.items()}
-    broken: BaseException | None = None
-    for future in as_completed(futures):
-        try:
-            outcome = future.result()
-        except (BrokenExecutor, CancelledError) as error:
-            broken = error  # others may have finished before
-            continue
-        except Exception as error:  # what an executor makes of a worker that died
-            outcome = f"{type(error).__name__}: {error}"
-        yield futures[future], outcome
+    files, broken = [*missing], None
+    messages = {k: (missing[file], factory) for k, file in enumerate(files)}
+    for k, answer in answers_of(executor, _label_one, messages):
+        if not isinstance(answer, Lost):
+            yield files[k], answer
+        elif answer.executor_broke:
+            broken = answer  # others may have finished before
+        else:
+            yield files[k], answer.reason
     if broken is not None:
-        raise _died(broken) from broken
+        raise died(broken)
 
 
 def _label_one(atoms: Atoms, factory: Callable[[], Any]) -> _Label | str:

@@ -16,6 +16,7 @@ from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
+from executors import Mortal
 from systems import ensemble, structure
 
 from neuralil_ase import label, predict_many
@@ -156,6 +157,30 @@ def test_a_worker_that_dies_loses_no_label(tmp_path: Path) -> None:
     assert not failures
     assert all(found)
     assert len(list((tmp_path / "calls").iterdir())) == 5
+
+
+def test_what_a_worker_died_of_is_sent_once_more(tmp_path: Path) -> None:
+    """To an executor that survives it; the second death is an error, or the failure of one frame."""
+    expected = predict_many(ensemble(), STRUCTURES)
+    found = predict_many(ensemble(), STRUCTURES, batch_atoms=1, executor=Mortal({1, 2}))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.forces, other.forces, atol=2e-5)
+    twice = Mortal({1, len(STRUCTURES)})
+    with pytest.raises(ProcessError, match=r"died before it answered \(ConnectionError: the"):
+        predict_many(ensemble(), STRUCTURES, batch_atoms=1, executor=twice)
+
+    frames = clusters(4)
+    labelled, failures = label(frames, EMT, Mortal({2}), tmp_path / "once")
+    assert all(labelled)
+    assert not failures
+    labelled, failures = label(frames, EMT, Mortal({2, 4}), tmp_path / "twice")
+    assert failures == {2: "ConnectionError: the worker is gone"}
+    assert [atoms is None for atoms in labelled] == [False, False, True, False]
+
+
+def test_a_wrong_structure_is_said_as_without_workers() -> None:
+    with pytest.raises(StructureError, match="Xe"):
+        predict_many(ensemble(), [*STRUCTURES, Atoms("Xe")], batch_atoms=1, executor=Mortal())
 
 
 def test_a_damaged_label_is_said(tmp_path: Path) -> None:

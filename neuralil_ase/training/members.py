@@ -7,14 +7,7 @@ their mean. So the result depends on neither the number of workers nor the order
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    CancelledError,
-    Executor,
-    Future,
-    wait,
-)
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from neuralil_ase.engine.concurrency import claim_jax
-from neuralil_ase.errors import ConfigError, NeuralILError, ProcessError, TrainingError
+from neuralil_ase.errors import ConfigError, ProcessError, TrainingError
 from neuralil_ase.evaluation.dataset import Frame
+from neuralil_ase.farm import Lost, answers_of
 from neuralil_ase.files.atomic import free_name, make_folder, write_atomically
 from neuralil_ase.files.model_file import load_potential, save_potential
 from neuralil_ase.model.potential import Potential, flatten, unflatten
@@ -201,36 +195,15 @@ def _trained(
     job: Job, executor: Executor, members: Sequence[int]
 ) -> Iterator[tuple[int, Potential]]:
     """Members as they come."""
-    pending: dict[Future[Potential], int] = {}
-    missing, tried_again, problem = set(members), set[int](), ""
-    try:
-        for member in members:
-            pending[executor.submit(train_member, job, member)] = member
-        while pending:
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                member = pending.pop(future)
-                try:
-                    potential = future.result()
-                except NeuralILError:
-                    raise
-                except Exception as error:  # what an executor makes of a worker that died
-                    problem = f"{type(error).__name__}: {error}"
-                    if member in tried_again or isinstance(error, BrokenExecutor | CancelledError):
-                        continue  # others may have finished before
-                    logger.warning("member %d is trained again: %s", member, problem)
-                    tried_again.add(member)
-                    pending[executor.submit(train_member, job, member)] = member
-                else:
-                    missing.discard(member)
-                    yield member, potential
-    except BrokenExecutor as error:
-        problem = f"{type(error).__name__}: {error}"
-    finally:
-        for future in pending:
-            future.cancel()
-    if missing:
+    lost: dict[int, str] = {}
+    for member, answer in answers_of(executor, train_member, {k: (job, k) for k in members}):
+        if isinstance(answer, Lost):
+            lost[member] = answer.reason
+        else:
+            yield member, answer
+    if lost:
         raise ProcessError(
-            f"workers died before they had trained the members {sorted(missing)} ({problem}); usually they ran out of "
-            "memory or were killed. Members that were finished are kept beside the output: start a new executor and "
-            "train again with resume=True"
+            f"workers died before they had trained the members {sorted(lost)} ({next(iter(lost.values()))}); usually "
+            "they ran out of memory or were killed. Members that were finished are kept beside the output: start a new "
+            "executor and train again with resume=True"
         )

@@ -3,8 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from executors import Mortal
 from small_runs import TINY, alloy
 
 from neuralil_ase import load_potential
@@ -22,27 +22,6 @@ from neuralil_ase.training import members, train
 TWO = TINY.updated({"bootstrap": True, "validate_every": 4})
 
 
-class Here(Executor):
-    """Computes at once, and dies for the members it is told to, as often as it is told to."""
-
-    def __init__(self, dies: dict[int, int] | None = None) -> None:
-        self.asked: list[int] = []
-        self._dies = dict(dies or {})
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        member, future = args[1], Future[Any]()
-        self.asked.append(member)
-        future.set_running_or_notify_cancel()
-        try:
-            if self._dies.get(member, 0) > 0:
-                self._dies[member] -= 1
-                raise ConnectionError("the worker is gone")
-            future.set_result(function(*args, **kwargs))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
-
-
 def same(one: Potential, other: Potential) -> None:
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -51,7 +30,7 @@ def same(one: Potential, other: Potential) -> None:
 def test_members_apart_are_those_trained_together() -> None:
     """With one validation at the end, both keep the last epoch; bootstrap gives every member its own frames."""
     together = train([*alloy()], settings=TWO, report=False)
-    apart = train([*alloy()], settings=TWO, report=False, executor=Here())
+    apart = train([*alloy()], settings=TWO, report=False, executor=Mortal())
     assert apart.potential.config == together.potential.config
     assert apart.reason == "finished"
     assert apart.potential.provenance["data_sha256"] == together.potential.provenance["data_sha256"]
@@ -70,7 +49,7 @@ def test_spawned_workers_give_the_same_bits_and_the_ensemble_is_calibrated(tmp_p
     output = tmp_path / "model.safetensors"
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         found = train([*alloy()], output, settings=TWO, executor=pool)
-    here = train([*alloy()], settings=TWO, report=False, executor=Here())
+    here = train([*alloy()], settings=TWO, report=False, executor=Mortal())
     same(found.potential, here.potential)
     assert set(found.accuracy) == {"train", "validation"}
     saved = load_potential(output)
@@ -86,27 +65,29 @@ def test_spawned_workers_give_the_same_bits_and_the_ensemble_is_calibrated(tmp_p
 def test_a_worker_that_dies_costs_its_member_only_and_the_member_is_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    output, executor = tmp_path / "model.safetensors", Here({1: 1})
+    output, executor = tmp_path / "model.safetensors", Mortal({1})
     found = train([*alloy()], output, settings=TWO, report=False, executor=executor)
-    assert executor.asked == [0, 1, 1]
-    assert "member 1 is trained again" in caplog.text
-    same(found.potential, train([*alloy()], settings=TWO, report=False, executor=Here()).potential)
+    assert [k for _, k in executor.messages] == [0, 1, 1]
+    assert "sent again, for a worker died: ConnectionError: the worker is gone" in caplog.text
+    same(
+        found.potential, train([*alloy()], settings=TWO, report=False, executor=Mortal()).potential
+    )
 
 
 def test_members_that_are_lost_are_named_and_resuming_trains_only_them(tmp_path: Path) -> None:
     output = tmp_path / "model.safetensors"
     with pytest.raises(ProcessError, match=r"members \[1\] .*the worker is gone.*resume=True"):
-        train([*alloy()], output, settings=TWO, report=False, executor=Here({1: 2}))
+        train([*alloy()], output, settings=TWO, report=False, executor=Mortal({1, 2}))
     assert not output.exists()
-    executor = Here()
+    executor = Mortal()
     found = train([*alloy()], output, settings=TWO, report=False, resume=True, executor=executor)
-    assert executor.asked == [1]
-    whole = train([*alloy()], settings=TWO, report=False, executor=Here())
+    assert [k for _, k in executor.messages] == [1]
+    whole = train([*alloy()], settings=TWO, report=False, executor=Mortal())
     same(found.potential, whole.potential)
     assert [r["loss"] for r in found.history] == [r["loss"] for r in whole.history]
-    nothing = Here()
+    nothing = Mortal()
     train([*alloy()], output, settings=TWO, report=False, resume=True, executor=nothing)
-    assert nothing.asked == []
+    assert not nothing.messages
 
 
 def test_a_killed_process_is_named(tmp_path: Path) -> None:
@@ -121,21 +102,21 @@ def test_a_killed_process_is_named(tmp_path: Path) -> None:
 
 def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "model.safetensors"
-    train([*alloy()], output, settings=TWO, report=False, executor=Here())
+    train([*alloy()], output, settings=TWO, report=False, executor=Mortal())
     with pytest.raises(TrainingError, match=r"learning_rate \(was 0.02, now 0.01\)"):
-        train([*alloy()], output, settings=TWO, learning_rate=0.01, resume=True, executor=Here())
+        train([*alloy()], output, settings=TWO, learning_rate=0.01, resume=True, executor=Mortal())
     with pytest.raises(TrainingError, match="training data have changed"):
-        train([*alloy(16)], output, settings=TWO, resume=True, executor=Here())
+        train([*alloy(16)], output, settings=TWO, resume=True, executor=Mortal())
     (tmp_path / "model.safetensors.members" / "1.safetensors").write_bytes(b"no model")
     with pytest.raises(ModelFileError):
-        train([*alloy()], output, settings=TWO, resume=True, executor=Here())
+        train([*alloy()], output, settings=TWO, resume=True, executor=Mortal())
 
 
 def test_members_of_an_earlier_run_are_kept_aside(tmp_path: Path) -> None:
     output, kept = tmp_path / "model.safetensors", tmp_path / "model.safetensors.members"
-    train([*alloy()], output, settings=TWO, report=False, executor=Here())
+    train([*alloy()], output, settings=TWO, report=False, executor=Mortal())
     first = (kept / "0.safetensors").read_bytes()
-    train([*alloy()], output, settings=TWO, seed=1, report=False, executor=Here())
+    train([*alloy()], output, settings=TWO, seed=1, report=False, executor=Mortal())
     assert (
         kept.with_name("model.safetensors.members.1").joinpath("0.safetensors").read_bytes()
         == first
@@ -145,7 +126,7 @@ def test_members_of_an_earlier_run_are_kept_aside(tmp_path: Path) -> None:
 
 def test_members_that_share_layers_are_not_trained_apart() -> None:
     with pytest.raises(ConfigError, match="share layers"):
-        train([*alloy()], settings=TWO, shared_layers=1, executor=Here())
+        train([*alloy()], settings=TWO, shared_layers=1, executor=Mortal())
 
 
 def test_a_diverged_member_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,13 +135,15 @@ def test_a_diverged_member_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(members, "fit", diverge)
     with pytest.raises(TrainingError, match=r"member 0, trained apart .* nan"):
-        train([*alloy()], settings=TWO, report=False, executor=Here())
+        train([*alloy()], settings=TWO, report=False, executor=Mortal())
 
 
 def test_threads_train_too() -> None:
     with ThreadPoolExecutor(2) as pool:
         found = train([*alloy()], settings=TWO, report=False, executor=pool)
-    same(found.potential, train([*alloy()], settings=TWO, report=False, executor=Here()).potential)
+    same(
+        found.potential, train([*alloy()], settings=TWO, report=False, executor=Mortal()).potential
+    )
 
 
 def test_architectures_that_differ_are_not_joined() -> None:
@@ -174,7 +157,7 @@ def test_members_go_on_from_a_model() -> None:
     """With a learning rate that changes nothing, each member is the start's own."""
     start = train([*alloy()], settings=TWO, report=False).potential
     options: dict[str, Any] = {"learning_rate": 1e-12, "epochs": 1, "batch_size": 4}
-    found = train([*alloy()], start_from=start, report=False, executor=Here(), **options)
+    found = train([*alloy()], start_from=start, report=False, executor=Mortal(), **options)
     for a, b in zip(
         jax.tree.leaves(found.potential.params), jax.tree.leaves(start.params), strict=True
     ):
