@@ -215,7 +215,8 @@ def answers_of(
             if broke:
                 yield from ((k, Lost(broke, True)) for k in unsent)
                 unsent = []
-            for future in wait(pending, return_when=FIRST_COMPLETED).done if pending else ():
+            done = wait(pending, return_when=FIRST_COMPLETED).done if pending else set()
+            for future in sorted(done, key=pending.__getitem__):
                 k = pending.pop(future)
                 answer = _answer(future)
                 if isinstance(answer, Lost) and not answer.executor_broke and k not in sent_again:

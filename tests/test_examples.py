@@ -87,6 +87,18 @@ def test_npt(tmp_path: Path) -> None:
     assert 0.8 < number(": NUMBER g/cm³", example("npt", tmp_path, "60")) < 1.6
 
 
+def test_path_integral(tmp_path: Path) -> None:
+    """Real i-PI over its socket, twice; even a short run has wider bonds with more beads."""
+    pytest.importorskip("ipi", reason="i-PI is not installed: pip install neuralil-ase[ipi]")
+    output = example("path_integral", tmp_path, "60", "--beads", "4")
+    classical, quantum = output.splitlines()
+    for line in (classical, quantum):
+        assert 1.0 < number("N-H distance NUMBER", line) < 1.3
+        assert 0 < number("over the members NUMBER eV", line) < 0.1
+    deviation = "standard deviation NUMBER Å"
+    assert number(deviation, quantum) > number(deviation, classical)
+
+
 def test_relax(tmp_path: Path) -> None:
     output = example("relax", tmp_path, "3")
     assert number("cell edge NUMBER Å", output) == pytest.approx(12.9, abs=0.3)

@@ -24,7 +24,7 @@ class Found(NamedTuple):
 
     energy: float
     forces: np.ndarray
-    virial: np.ndarray
+    virial: np.ndarray | None
     member_energies: np.ndarray | None
     forces_std: np.ndarray | None
 
@@ -113,7 +113,22 @@ def jax_md(folder: Path) -> Found:
     )
 
 
-@pytest.mark.parametrize("host", [many, replicas, ipi, jax_md])
+def openmm(folder: Path) -> Found:
+    pytest.importorskip(
+        "openmmml", reason="OpenMM-ML is not installed: pip install neuralil-ase[openmm]"
+    )
+    from openmm import unit
+    from openmmml import MLPotential
+    from test_openmm import EV, context_of, energy_of, topology_of
+
+    potential = MLPotential("neuralil", model=ensemble(), dtype="float64")
+    context = context_of(ATOMS, potential.createSystem(topology_of(ATOMS)))
+    forces = context.getState(getForces=True).getForces(asNumpy=True)
+    in_kj = forces.value_in_unit(unit.kilojoule_per_mole / unit.angstrom)
+    return Found(energy_of(context), in_kj / EV, None, None, None)
+
+
+@pytest.mark.parametrize("host", [many, replicas, ipi, jax_md, openmm])
 @pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")
 def test_every_host_says_the_same(host: Callable[[Path], Found], tmp_path: Path) -> None:
     for name, value, expected in zip(

@@ -207,6 +207,8 @@ INPUT = """
   <prng><seed> 3 </seed></prng>
   <ffcommittee name='committee'>
     <parse_json> True </parse_json>
+    <active_thresh units='electronvolt'> 1e-6 </active_thresh>
+    <active_output> to_label </active_output>
     <ffsocket mode='unix' name='neuralil' pbc='false'>
       <address> {address} </address>
       <batch_size> {batch} </batch_size>
@@ -228,7 +230,7 @@ INPUT = """
 """
 
 
-def test_a_path_integral_run_has_the_committee_of_every_bead(
+def test_a_path_integral_run_has_the_committee_of_every_bead_and_keeps_frames_to_label(
     short_run: Run, files: tuple[str, str]
 ) -> None:
     server, client = short_run.server(), short_run.client()
@@ -247,6 +249,19 @@ def test_a_path_integral_run_has_the_committee_of_every_bead(
         text = (short_run.folder / f"run.members_{bead}").read_text().splitlines()
         members = np.array([float(x) for x in text[1].strip(" []\n").replace(",", " ").split()])
         np.testing.assert_allclose(members / EV, expected.member_energies, rtol=1e-6)
+    # Every bead of every step is above the threshold; i-PI writes one object behind the other.
+    (path,) = short_run.folder.glob("*to_label*")
+    text, frames = path.read_text(), []
+    while text:
+        frame, end = json.JSONDecoder().raw_decode(text)
+        frames.append(frame)
+        text = text[end:].lstrip()
+    assert len(frames) == 4 * len(table)
+    positions = np.array(frames[0]["position"]).reshape(-1, 3) / ANGSTROM
+    np.testing.assert_allclose(positions, structure("triclinic").positions, atol=1e-6)
+    np.testing.assert_allclose(
+        frames[0]["uncertainty"] / EV, expected.member_energies.std(ddof=1), rtol=1e-5
+    )
 
 
 @pytest.mark.slow  # i-PI 3.3.1 does not always notice, and the test then waits for two minutes and fails

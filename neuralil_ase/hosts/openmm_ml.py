@@ -1,0 +1,88 @@
+"""Potentials in OpenMM, through OpenMM-ML: for its integrators, barostats and biases.
+
+    potential = MLPotential("neuralil", model="model.safetensors")
+    system = potential.createSystem(topology)
+
+OpenMM-ML finds the name by the entry point ``openmmml.potentials``. Units are OpenMM's (kJ/mol, nm); energies hold the
+energy reference, as in ASE. Periodicity is that of the topology, and the box must be one that OpenMM takes (reduced
+lattice vectors). ``createSystem`` and ``createMixedSystem`` work. OpenMM asks for energy and forces of the mean alone;
+its barostats take no virial. For the spread give OpenMM-ML a calculator and keep it:
+
+    calculator = NeuralILCalculator("model.safetensors", uncertainty="forces")
+    system = MLPotential("ase").createSystem(topology, calculator=calculator)
+    ...
+    calculator.forces_std  # of the last step
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from openmmml.mlpotential import MLPotentialImplFactory
+from openmmml.models.asepotential import ASEPotentialImpl
+
+from neuralil_ase.calculator import NeuralILCalculator
+from neuralil_ase.engine.arrays import Dtype
+from neuralil_ase.files.model_file import as_potential
+from neuralil_ase.model.elements import element_types
+from neuralil_ase.model.potential import Potential
+
+
+class NeuralILPotentialFactory(MLPotentialImplFactory):  # type: ignore[misc]  # OpenMM-ML has no types
+    """What OpenMM-ML asks for ``MLPotential("neuralil", ...)``."""
+
+    def createImpl(
+        self,
+        name: str,
+        model: str | Path | Potential | None = None,
+        dtype: Dtype = "float32",
+        **_: Any,
+    ) -> "NeuralILPotential":
+        """A potential for :meth:`MLPotential.createSystem`.
+
+        Parameters
+        ----------
+        name
+            "neuralil".
+        model
+            Path of a model file, a loaded potential, or None for the potential that ships with the package.
+        dtype
+            As for the ASE calculator.
+
+        Raises
+        ------
+        ModelFileError
+            If the file cannot be read.
+        """
+        return NeuralILPotential(name, as_potential(model), dtype)
+
+
+class NeuralILPotential(ASEPotentialImpl):  # type: ignore[misc]  # OpenMM-ML has no types
+    """OpenMM-ML's force of an ASE calculator, with a calculator of ours for each system."""
+
+    def __init__(self, name: str, potential: Potential, dtype: Dtype) -> None:
+        super().__init__(name)
+        self._potential, self._dtype = potential, dtype
+
+    def addForces(
+        self,
+        topology: Any,
+        system: Any,
+        atoms: Iterable[int] | None,
+        forceGroup: int,
+        **arguments: Any,
+    ) -> None:
+        """Called by OpenMM-ML, for all atoms or those of a mixed system.
+
+        Raises
+        ------
+        StructureError
+            If the potential does not know an element.
+        """
+        listed = list(topology.atoms())
+        chosen = listed if atoms is None else [listed[k] for k in atoms]
+        numbers = [0 if atom.element is None else atom.element.atomic_number for atom in chosen]
+        element_types(np.array(numbers, int), self._potential.elements)
+        calculator = NeuralILCalculator(self._potential, dtype=self._dtype, uncertainty="off")
+        super().addForces(topology, system, atoms, forceGroup, calculator=calculator, **arguments)
