@@ -1,10 +1,10 @@
-"""Dispersion: learn what D3 does not describe, and add D3 where the potential runs.
+"""Dispersion: learn labels without D3, and add D3 when the potential is used.
 
     python md_examples/dispersion.py [EPOCHS]
 
-A potential with a cutoff cannot learn dispersion beyond it. So the D3 part is subtracted from the labels before
-training and added again by a calculator of its own. The labels here are GFN1-xTB, which contains
-D3(BJ) with the parameters below; with DFT labels, give the functional's name: ``DFTD3(method="pbe")``.
+A potential with a cutoff cannot learn dispersion beyond the cutoff. Therefore the D3 part is subtracted from the labels
+before training, and a second calculator adds it again. The labels here are GFN1-xTB, which contains D3(BJ) with the
+parameters below. For DFT labels, give the name of the functional: ``DFTD3(method="pbe")``.
 Needs ``pip install "neuralil-ase[dispersion]"``. Writes dispersion.safetensors and dispersion.png.
 """
 
@@ -34,7 +34,7 @@ def d3() -> Calculator:
 
 
 def without_d3(frame: Atoms) -> Atoms:
-    """The frame with the D3 part taken from its labels."""
+    """The frame without the D3 part in its labels."""
     atoms = frame.copy()
     atoms.calc = d3()
     labels = {
@@ -46,7 +46,7 @@ def without_d3(frame: Atoms) -> Atoms:
 
 
 if __name__ == "__main__":
-    # Unpacked first: ASE would seek in the compressed file for every frame.
+    # Unpacked first, because ASE reads single frames of compressed files slowly.
     with lzma.open(FRAMES, "rt") as file:
         frames = read(StringIO(file.read()), ":", format="extxyz")
     clusters = [atoms for atoms in frames if len(atoms) == 15]  # one ion pair

@@ -1,8 +1,8 @@
-"""Equation of state: volume and bulk modulus with their spread, beside the teacher's.
+"""Equation of state: volume and bulk modulus with their spread, compared with the reference method.
 
     python md_examples/train.py && python md_examples/equation_of_state.py [MODEL]
 
-Takes the model of copper that train.py leaves in this folder. The fit is repeated with the energies of every
+It uses the model of copper that train.py writes to this folder. The fit is repeated with the energies of every
 member; the standard deviation of the results is their spread. Writes equation_of_state.png.
 """
 

@@ -1,8 +1,8 @@
-"""Evaluate: are the errors on frames that were never learnt as large as the error bars say?
+"""Evaluate: do the error bars predict the errors on frames that were never learnt?
 
     python md_examples/evaluate.py [FRAMES]
 
-``neuralil-ase evaluate MODEL DATA`` does this and more; here are the parts. Writes evaluate.png.
+``neuralil-ase evaluate MODEL DATA`` does this and more. This script shows the single steps. Writes evaluate.png.
 """
 
 import lzma
@@ -18,7 +18,7 @@ from neuralil_ase import NeuralILCalculator, predict_many
 
 FRAMES = int(sys.argv[1]) if sys.argv[1:] else 72
 
-# Unpacked first: ASE would seek in the compressed file for every frame.
+# Unpacked first, because ASE reads single frames of compressed files slowly.
 with lzma.open(Path(__file__).parent / "ean_gfn1" / "ean_gfn1.extxyz.xz", "rt") as file:
     data = read(StringIO(file.read()), ":", format="extxyz")
 test = [atoms for atoms in data if atoms.info["split"] == "test"][:FRAMES]

@@ -1,10 +1,10 @@
-"""Green and Kubo: thermal conductivity of copper's lattice at 300 K, from the heat flux along runs in NVE.
+"""Green-Kubo: thermal conductivity of the copper lattice at 300 K, from the heat flux along NVE runs.
 
     python md_examples/train.py && python md_examples/green_kubo.py [STEPS]
 
-Takes the model of copper that train.py leaves in this folder. Four runs of 5 fs a step, each with velocities of its
-own; their standard error is the statistical error bar. Electrons, which carry most of the heat in a metal, are not in a
-potential. Writes green_kubo.png.
+It uses the model of copper that train.py writes to this folder. There are four runs with different velocities and a
+time step of 5 fs; the statistical error is their standard error. A potential does not describe electrons, which conduct
+most of the heat in a metal. Writes green_kubo.png.
 """
 
 import sys
@@ -34,7 +34,7 @@ def fluxes(seed: int) -> np.ndarray:
     thermalize_momenta(atoms, temperature_K=TEMPERATURE, rng=rng)
     bath = {"temperature_K": TEMPERATURE, "friction": 0.01 / units.fs, "rng": rng}
     Langevin(atoms, STEP * units.fs, fixcm=False, **bath).run(STEPS // 10)
-    Stationary(atoms)  # matter that flows as a whole would carry its energy along
+    Stationary(atoms)  # a motion of the whole crystal would also transport energy
     found: list[np.ndarray] = []
     dyn = VelocityVerlet(atoms, STEP * units.fs)
     dyn.attach(lambda: found.append(heat_flux(atoms).total), interval=EVERY)

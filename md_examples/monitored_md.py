@@ -1,9 +1,9 @@
-"""Molecular dynamics that watches where its potential stops knowing: the main job of this package.
+"""Molecular dynamics with a monitor of the uncertainty: the main task of this package.
 
     python md_examples/monitored_md.py --temperature 300 --steps 10000
 
-writes into the output folder: trajectory.traj, md.log (the monitor's table), flagged.extxyz (frames whose
-spread was above the threshold, if any) and overview.png. A run that reaches the upper threshold is stopped.
+It writes to the output folder: trajectory.traj, md.log (the table of the monitor), flagged.extxyz (frames with a
+spread above the threshold, if any) and overview.png. A run that reaches the upper threshold is stopped.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def dynamics(atoms: Atoms, options: argparse.Namespace) -> MolecularDynamics:
 
 
 def run_with_progress(dyn: MolecularDynamics, monitor: ExtrapolationMonitor, steps: int) -> None:
-    """Run, with steps per second, ns per day, temperature and largest force spread as it goes."""
+    """Run, and show steps per second, ns per day, temperature and largest force spread."""
     start: list[float] = []
 
     def show() -> None:

@@ -1,9 +1,9 @@
-"""NEB: the barrier against turning the methyl group of one ion pair, with its spread.
+"""NEB: the barrier for the rotation of the methyl group of an ion pair, with its spread.
 
     python md_examples/neb.py [STEPS]
 
-Every member has a barrier of its own along the path that the mean potential finds; their standard
-deviation says how well the barrier is known. Writes neb.png.
+The path is relaxed with the mean potential. Each member has its own barrier along this path; their
+standard deviation is the spread of the barrier. Writes neb.png.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     python md_examples/npt.py [STEPS]
 
-Isotropic Martyna–Tobias–Klein dynamics, 0.5 fs a step. Writes npt.png.
+Isotropic Martyna–Tobias–Klein dynamics, time step 0.5 fs. Writes npt.png.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""NVE: does the total energy stay where it is?
+"""NVE: is the total energy conserved?
 
     python md_examples/nve.py [STEPS]
 
-225 atoms of liquid ethylammonium nitrate, 0.5 fs a step. Writes nve.png.
+225 atoms of liquid ethylammonium nitrate, time step 0.5 fs. Writes nve.png.
 """
 
 import sys

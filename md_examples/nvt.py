@@ -2,7 +2,7 @@
 
     python md_examples/nvt.py [STEPS]
 
-Langevin dynamics, 0.5 fs a step, a frame every 20 steps. Writes nvt.png.
+Langevin dynamics, time step 0.5 fs, a frame every 20 steps. Writes nvt.png.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""A criterion of your own: flag frames in which a proton is about to leave its nitrogen.
+"""A criterion of your own: flag frames in which a proton is leaving its nitrogen.
 
     python md_examples/own_criterion.py [STEPS]
 
-A criterion reads one number per atom and has two thresholds. This one stands beside the spread of the
-forces; a frame is as bad as the worse of the two says. Writes own_criterion.png and flagged.extxyz.
+A criterion reads one number per atom and has two thresholds. Here it is used together with the spread of
+the forces; the worse of the two decides. Writes own_criterion.png and flagged.extxyz.
 """
 
 import sys

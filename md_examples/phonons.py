@@ -1,10 +1,10 @@
-"""Phonons of copper from its primitive cell, every band with its error bar, beside those of the teacher.
+"""Phonons of copper from its primitive cell, with error bars, compared with the reference method.
 
     python md_examples/phonons.py [EPOCHS]
 
-Learns from EMT as train.py does, unless copper.safetensors is here already. The force constants of one atom and
-all its images are exact and give every wave vector; the reference are ASE's finite displacements in a supercell, with
-EMT. Writes phonons.png.
+The model learns EMT as in train.py, unless copper.safetensors already exists. The force constants of one atom with all
+its images are exact, and give the phonons at every wave vector. The reference is EMT with ASE's finite displacements in
+a supercell. Writes phonons.png.
 """
 
 import sys

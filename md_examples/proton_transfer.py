@@ -2,9 +2,9 @@
 
     python md_examples/proton_transfer.py [STEPS]
 
-Nitrogen and oxygen are held 3.1 Å apart; nearer, they share the proton and there is no barrier. The whole workflow,
-ends and path relaxed, runs with the mean potential and again with every member (``propagate``). Writes
-proton_transfer.png.
+Nitrogen and oxygen are held 3.1 Å apart. At shorter distances they share the proton, and there is no barrier. The whole
+workflow, which relaxes the end points and the path, runs with the mean potential and again with every member
+(``propagate``). Writes proton_transfer.png.
 """
 
 import sys

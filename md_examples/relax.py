@@ -20,7 +20,7 @@ from neuralil_ase.monitor import annotate
 STEPS = int(sys.argv[1]) if sys.argv[1:] else 200
 
 atoms = read(Path(__file__).parent / "ean_start.extxyz")
-# Forces get small: float64 keeps rounding errors smaller.
+# Forces become small, so that rounding errors matter: use float64.
 atoms.calc = NeuralILCalculator(dtype="float64", uncertainty="forces")
 energies, forces, spreads = [], [], []
 

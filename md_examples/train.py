@@ -2,9 +2,9 @@
 
     python md_examples/train.py [EPOCHS]
 
-With data of your own, give ``train`` the file: ``train("my_data.extxyz", "my_model.safetensors")``, or say
-``neuralil-ase train my_data.extxyz -o my_model.safetensors``. Writes copper.safetensors and beside it
-copper.safetensors.report, a folder of pictures.
+For your own data, use ``train("my_data.extxyz", "my_model.safetensors")``, or the command
+``neuralil-ase train my_data.extxyz -o my_model.safetensors``. The script writes copper.safetensors and the folder
+copper.safetensors.report with pictures.
 """
 
 import sys

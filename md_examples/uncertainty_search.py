@@ -1,8 +1,7 @@
-"""Find a configuration that the model is unsure of but that costs little energy.
+"""Find a structure with a large spread and a low energy.
 
-A bias of -STRENGTH times the spread of the energy is added to the potential; an ordinary ASE optimiser on
-the sum then walks to where labelling would teach the model most. Writes the structure for labelling, unsure.extxyz,
-and uncertainty_search.png.
+A bias of -STRENGTH times the spread of the energy is added to the potential. An ordinary ASE optimiser then finds a
+structure from which the model would learn much. Writes this structure, unsure.extxyz, and uncertainty_search.png.
 """
 
 from pathlib import Path

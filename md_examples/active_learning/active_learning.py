@@ -1,22 +1,22 @@
-"""Active learning: a potential that finds out by itself what it should be taught next.
+"""Active learning: the potential itself selects the frames that it should learn next.
 
-It begins with a few frames of ethylammonium nitrate (EAN) at 300 K. Then, round by round,
+It begins with a few frames of ethylammonium nitrate (EAN) at 300 K. Each round has three steps:
 
-1. MD at 500 K with the present potential; a monitor collects frames whose force spread lies in its
-   band between unsure and beyond use, and ends a run that goes above it;
-2. GFN1-xTB (tblite) labels some of the collected frames;
-3. training goes on from the last parameters with these frames added,
+1. MD at 500 K with the present potential. A monitor collects frames whose force spread is between the
+   two thresholds, and stops a run that exceeds the upper one.
+2. GFN1-xTB (tblite) labels some of the collected frames.
+3. Training continues from the last parameters with these frames added.
 
-until nothing is flagged, or the last round is done. Is choosing frames worth it? A second loop does
-all the same with the same number of labels, but takes frames at random times from its own MD; both
-are judged on 500 K frames of the data set, which no loop ever learns.
+The rounds end when no frame is flagged, or after the last round. To see whether selecting frames helps,
+a second loop learns the same number of labels from frames at random times of its own MD. Both loops are
+tested on 500 K frames of the data set, which they never learn.
 
     python active_learning.py                 # half an hour of CPU time at most
     python active_learning.py --quick         # does it run here? a minute
 
-Every step (active_steps.py) leaves a file or folder in the work folder, and a killed run goes on from
-there when the same command is given again. At the end: table.txt, overview.png, and in
-round_N/flagged/training the potential of each round.
+Every step (active_steps.py) writes a file or folder in the work folder. If a run is killed, the same
+command continues from there. Results: table.txt, overview.png, and the potential of each round in
+round_N/flagged/training.
 """
 
 import argparse
@@ -56,10 +56,10 @@ HEADER = (
     "                                                meV/Å       meV/Å    meV/atom          %"
 )
 NOTE = """\
-frames: learnt so far. flagged: checks during MD with a spread of {low:.3f} eV/Å or more; at {high:.3f} the
-run is stopped and begins again. On {test} frames at {T:.0f} K: mean absolute errors of force components
-and energies, length of the error vector that 99 % of the atoms stay below, share of frames that
-would be flagged. Spread: standard deviation over members (ddof 1), norm over x, y, z, worst atom.
+frames: number of learnt frames. flagged: checks during MD with a spread of {low:.3f} eV/Å or more; at {high:.3f}
+the run is stopped and started again. On {test} frames at {T:.0f} K: mean absolute errors of force components
+and energies, 99 % quantile of the norm of the force error, fraction of frames that would be
+flagged. Spread: standard deviation over members (ddof 1), norm over x, y, z, largest of all atoms.
 """
 
 
@@ -70,7 +70,7 @@ def option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything the result depends on; a run goes on only with the same."""
+    """Everything that the result depends on. A run can only be continued with the same settings."""
 
     data_sha256: str
     atoms: int = option(120, "atoms in the boxes whose frames are used")
@@ -98,7 +98,7 @@ QUICK = {
 
 @dataclass
 class Loop:
-    """One of the two: which frames it takes, the files it learns, its model, its figures."""
+    """One of the two loops: which frames it takes, the files it learns, its model, its results."""
 
     name: str
     kind: str
@@ -133,7 +133,7 @@ def run(settings: Settings, data: list[Atoms], work: Path) -> tuple[Loop, Loop]:
 def advance(
     loop: Loop, number: int, start: list[Atoms], test: list[Atoms], work: Path, settings: Settings
 ) -> None:
-    """One round of one loop: train, explore, judge. Both loops share the first one."""
+    """One round of one loop: train, explore, test. Both loops share the first one."""
     folder = work / f"round_{number}" / (loop.name if number else "both")
     print(f"round {number}, {loop.name} loop: training and MD, in {folder}", flush=True)
     first: dict[str, Any] = {"members": settings.members, "epochs": settings.first_epochs}
@@ -151,7 +151,7 @@ def advance(
 
 
 def bands(settings: Settings, work: Path) -> tuple[float, ...]:
-    """The thresholds of the first model, from its calibration: one yardstick for all rounds."""
+    """The thresholds of the first model, from its calibration. All rounds use them."""
     if settings.threshold:
         return settings.threshold
     first = load_potential(work / "round_0" / "both" / "training" / "model.safetensors")
@@ -171,7 +171,7 @@ def teach(loop: Loop, number: int, count: int, work: Path, settings: Settings) -
 
 
 def table(loops: tuple[Loop, Loop]) -> str:
-    """The figures of all rounds."""
+    """The results of all rounds."""
     lines = [HEADER]
     for number in range(len(loops[0].rows)):
         for loop in loops if number else loops[:1]:
@@ -220,13 +220,13 @@ def picture(loops: tuple[Loop, Loop]) -> bytes:
 
 
 def prepare(work: Path, settings: Settings) -> None:
-    """Make the work folder, or make sure that what lies in it was made with the same settings."""
+    """Make the work folder, or check that its content was made with the same settings."""
     wanted = json.dumps(asdict(settings), indent=1)
     record = work / "settings.json"
     if record.exists() and record.read_text(encoding="utf-8") != wanted:
         raise SystemExit(
             f"{work} holds a run with other settings or data (see {record.name} there). Give the "
-            "former options, or another folder with --work."
+            "same options as before, or another folder with --work."
         )
     product(record, lambda path: path.write_text(wanted, encoding="utf-8"))
 

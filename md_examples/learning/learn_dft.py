@@ -1,10 +1,10 @@
-"""Template: MD with a DFT code as teacher. Choose one of the three functions, fill in what is yours, and run it.
+"""Template: MD with a DFT code as teacher. Choose one of the three functions, fill in your settings, and run it.
 
     python md_examples/learning/learn_dft.py vasp start.extxyz 10000
 
-The teacher should give the same energy for the same structure whatever came before: no symmetry (MD loses it), a fixed
-basis and k-point mesh, tight self-consistency (forces to 1 meV/Å), no wave functions carried over between cells. One
-folder holds the labels of one setting: change the setting, and choose another folder.
+The teacher must always give the same energy for the same structure: no symmetry (MD breaks it), a fixed basis and
+k-point mesh, tight self-consistency (forces to 1 meV/Å), no wave functions reused between cells. Use another folder
+whenever you change the settings: the labels in a folder must all have the same settings.
 """
 
 import sys
@@ -58,7 +58,7 @@ def main() -> None:
     atoms = read(start)
     atoms.calc = calc = LearningCalculator(
         {"vasp": vasp, "gpaw": gpaw, "cp2k": cp2k}[code](),
-        folder=f"learned_{code}",  # run the same script again, and it goes on from here
+        folder=f"learned_{code}",  # a second run of the same script continues from here
         tolerance=None,  # eV/Å for the error bar of any force; None: 0.4 times the usual force
         max_queries=300,
         retries=1,  # after a calculation that has failed

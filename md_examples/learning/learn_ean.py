@@ -1,8 +1,9 @@
-"""MD of a molecular liquid from nothing, with GFN1-xTB as teacher (pip install "neuralil-ase[train,data]").
+"""MD of a molecular liquid without a model at the start; GFN1-xTB is the teacher.
 
     python md_examples/learning/learn_ean.py 4000
 
-Ethylammonium nitrate, eight ion pairs in a box, at 300 K. Draws learn_ean.png.
+Ethylammonium nitrate, eight ion pairs in a box, at 300 K. It needs pip install "neuralil-ase[train,data]".
+Draws learn_ean.png.
 """
 
 import lzma

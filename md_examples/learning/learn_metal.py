@@ -1,8 +1,8 @@
-"""MD of copper from nothing: EMT is asked where the model is unsure, and soon no longer.
+"""MD of copper without a model at the start: EMT labels frames for which the model is uncertain, soon no more.
 
     python md_examples/learning/learn_metal.py 2000
 
-Draws learn_metal.png. The same command once more goes on with what was learnt, in the folder learned_copper.
+Draws learn_metal.png. A second run of the command continues with the model in the folder learned_copper.
 """
 
 import sys
@@ -36,6 +36,6 @@ dynamics.run(STEPS // 2)
 print(atoms.calc.summary())
 prediction = atoms.calc.prediction(atoms)
 error = np.linalg.norm(prediction.forces - EMT().get_forces(atoms), axis=1)
-rms, promised = (np.sqrt(np.mean(x**2)) for x in (error, prediction.forces_error_bar))
-print(f"last frame: rms force error {rms:.4f} eV/Å, promised {promised:.4f} eV/Å")
+rms, bar = (np.sqrt(np.mean(x**2)) for x in (error, prediction.forces_error_bar))
+print(f"last frame: rms force error {rms:.4f} eV/Å, rms error bar {bar:.4f} eV/Å")
 atoms.calc.plot("learn_metal.png")
