@@ -24,6 +24,8 @@ example:
   neuralil-ase train data.extxyz -o model.safetensors
   neuralil-ase evaluate model.safetensors test.extxyz --output report
   neuralil-ase info model.safetensors
+
+neuralil-ase COMMAND --help shows the options of a command.
 """
 OK, FAILED, INTERRUPTED = 0, 2, 130
 

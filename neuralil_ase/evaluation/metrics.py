@@ -250,13 +250,13 @@ def _notes(cards: Mapping[str, Card]) -> list[str]:
     if not members:
         return []
     return [
-        f"Errors are those of the mean over {members.pop()} members. Spread: standard deviation over members (ddof 1),",
-        "of a force the norm over x, y, z; it is compared with the norm of the force error.",
+        f"Errors of the mean over {members.pop()} members. Spread: standard deviation over members (ddof 1);",
+        "of a force the norm over x, y, z, which is compared with the norm of the force error.",
         *_NOTE_ON_ALEATORIC
         * any("force_aleatoric" in card.get("spread", {}) for card in cards.values()),
     ]
 
 
 _NOTE_ON_ALEATORIC = (
-    "Aleatoric: the standard deviation that the members themselves expect; both: root of the sum of squares.",
+    "Aleatoric: the standard deviation that members predict of their own errors. Both: root of the sum of squares.",
 )

@@ -1,8 +1,8 @@
-"""Members of an ensemble trained apart, each by a worker of an executor, and joined.
+"""Trains the members of an ensemble separately, each by a worker of an executor, and joins them.
 
-A member has the first parameters, the resampled frames (bootstrap) and the order of frames that it would have among the
-others. Its best epoch is chosen by its own validation loss, where members that are trained together share the one of
-their mean. So the result depends on neither the number of workers nor the order in which they finish.
+A member has the same first parameters, resampled frames (bootstrap) and order of frames as in a common training. Its
+best epoch is chosen by its own validation loss; in a common training it is chosen by that of the ensemble mean. The
+result depends neither on the number of workers nor on the order in which they finish.
 """
 
 import logging
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is told, beside the number of its member."""
+    """The message to every worker, without the index of its member."""
 
     settings: TrainingSettings
     train: Sequence[Frame]
@@ -42,7 +42,7 @@ class Job:
     start: Start | None
 
     def record(self) -> dict[str, Any]:
-        """What a member that was kept must agree in to be of the same run."""
+        """The data by which a finished member is recognised as part of the same run."""
         return {
             "settings": plain(self.settings.to_dict()),
             "data": fingerprint(self.train, self.validation),
@@ -53,20 +53,19 @@ class Job:
 def train_members(
     job: Job, executor: Executor, files: Output | None, resume: bool, progress: bool
 ) -> tuple[Potential, History, str]:
-    """The joined ensemble, the mean of the members' histories, and why the run ended.
+    """Train all members; returns the ensemble, the mean of the members' histories, and why the run ended.
 
-    Every member that is finished is kept in ``<output>.members`` at once. ``resume`` trains only those that are
-    missing.
+    Every finished member is written to ``<output>.members`` immediately. ``resume`` trains only the missing ones.
 
     Raises
     ------
     ConfigError
         If members share layers.
     ProcessError
-        If workers died: a member whose worker died is given to another one once, where the executor survives it.
-        Names the members that are missing.
+        If workers died. A member whose worker died is first given once to another worker, if the executor still works.
+        The message names the missing members.
     NeuralILError
-        What a worker says of data, settings or a diverged loss.
+        An error in a worker: data, settings or a diverged loss.
     """
     if job.settings.shared_layers:
         raise ConfigError(
@@ -92,7 +91,7 @@ def train_members(
 
 
 def train_member(job: Job, member: int) -> Potential:
-    """What a worker does for one message: a potential of one member, its history in the provenance."""
+    """The work for one message: train a potential of one member; its history is in the provenance."""
     claim_jax()
     task = prepare(job.settings, job.train, job.validation, job.start)
     trainer = Trainer(task.of_member(member))
@@ -110,7 +109,7 @@ def train_member(job: Job, member: int) -> Potential:
 
 
 def join(members: Sequence[Potential], history: History) -> Potential:
-    """One ensemble of potentials of one member each.
+    """Join potentials of one member each to an ensemble.
 
     Raises
     ------
@@ -143,7 +142,7 @@ def join(members: Sequence[Potential], history: History) -> Potential:
 
 
 def mean_history(histories: Sequence[History]) -> History:
-    """One record for each epoch: the mean over the members that had it."""
+    """One record for each epoch: the mean over the members that reached it."""
     longest = max(histories, key=len)
     return [_mean([h[k] for h in histories if len(h) > k]) for k in range(len(longest))]
 
@@ -158,20 +157,20 @@ def _mean(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class _Kept:
-    """The folder of finished members."""
+    """The folder with the finished members."""
 
     def __init__(self, folder: Path, record: dict[str, Any], resume: bool) -> None:
         self._folder, self._record, self._resume = folder, record, resume
 
     def found(self, count: int) -> dict[int, Potential]:
-        """Those of this run that an earlier call has finished."""
+        """The members of this run that an earlier call has finished."""
         if not self._resume:
             return {}
         paths = {k: self._path(k) for k in range(count)}
         return {k: self._load(path) for k, path in paths.items() if path.exists()}
 
     def keep(self, member: int, potential: Potential) -> Potential:
-        """Write a member; the folder of another run is renamed first."""
+        """Write a member. The folder of another run is renamed first."""
         if not self._resume and self._folder.exists():
             aside = self._folder.rename(free_name(self._folder))
             logger.info("%s of an earlier run is kept as %s", self._folder, aside.name)
@@ -194,7 +193,7 @@ class _Kept:
 def _trained(
     job: Job, executor: Executor, members: Sequence[int]
 ) -> Iterator[tuple[int, Potential]]:
-    """Members as they come."""
+    """Yield the members as they are finished."""
     lost: dict[int, str] = {}
     for member, answer in answers_of(executor, train_member, {k: (job, k) for k in members}):
         if isinstance(answer, Lost):

@@ -95,7 +95,7 @@ class Task:
     member: int | None = None
 
     def of_member(self, member: int) -> "Task":
-        """The same for one member alone, with the first parameters and the frames that it has among all."""
+        """The task of one member, with the same first parameters and frames as in a common training."""
         config = replace(self.config, n_members=1)
         return replace(
             self,

@@ -47,10 +47,16 @@ class TrainingSettings:
 
     Attributes
     ----------
-    energy_key, forces_key, stress_key, virial_key
-        Name of this label in the data. If it differs between frames, give several names separated by commas; the first
-        one that a frame has is used. By default the labels that ASE recognises are used, and "virial" if a frame has no
-        stress. Energies and virials are in eV, forces in eV/Å.
+    energy_key
+        Name of the energy in the data, in eV. By default the labels that ASE recognises are used. If the name differs
+        between frames, give several names separated by commas; the first one that a frame has is used.
+    forces_key
+        Name of the forces in the data, in eV/Å; used like ``energy_key``.
+    stress_key
+        Name of the stress in the data, in the unit ``stress_unit``; used like ``energy_key``.
+    virial_key
+        Name of the virial in the data, in eV; used like ``energy_key``. The default is "virial" if a frame has no
+        stress.
     stress_unit
         Unit of the stresses: "eV/A^3", "GPa" or "kB".
     stress_sign
@@ -76,7 +82,7 @@ class TrainingSettings:
     network
         Kind of network: "core" or "resnet". "heteroscedastic", the published deep ensemble, needs ``start_from``.
     widths
-        Widths of the layers; () chooses them from the number of neighbours in the data ("none" on the command line).
+        Widths of the layers. () chooses them from the number of neighbours in the data ("none" on the command line).
     head_widths
         Widths of the layers that predict the variances of a member's own errors (deep ensembles). In a "core" network
         they follow its first layer; in a "heteroscedastic" network they form its three heads. () gives a core network
@@ -99,10 +105,18 @@ class TrainingSettings:
         Short-range repulsion: "zbl" below the distances in the data, or "none".
     loss
         Loss function of each residual.
-    force_scale, energy_scale, stress_scale
-        Residual at which log-cosh and Huber turn from quadratic to linear, in eV/Å, eV/atom and eV/Å³.
-    force_weight, energy_weight, stress_weight
-        Weight of this part of the loss. Residuals are divided by their scale first.
+    force_scale
+        Force residual in eV/Å at which the losses "log-cosh" and "huber" turn from quadratic to linear.
+    energy_scale
+        Energy residual in eV/atom at which they turn from quadratic to linear.
+    stress_scale
+        Stress residual in eV/Å³ at which they turn from quadratic to linear.
+    force_weight
+        Weight of the forces in the loss. Residuals are divided by their scale first.
+    energy_weight
+        Weight of the energies in the loss.
+    stress_weight
+        Weight of the stresses in the loss.
     bootstrap
         Each member trains on its own resampling of the frames.
     optimizer
@@ -248,7 +262,7 @@ class TrainingSettings:
         return replace(self, r_cut=r_cut, n_max=n_max)
 
     def with_widths(self, is_molecule: bool) -> "TrainingSettings":
-        """A copy that says the widths, for a small molecule or for anything else."""
+        """A copy with default widths filled in, for a small molecule or for other data."""
         return replace(self, widths=self.widths or (WIDTHS_OF_MOLECULES if is_molecule else WIDTHS))
 
     def updated(self, options: Mapping[str, Any]) -> "TrainingSettings":

@@ -108,10 +108,10 @@ def train(
         At the end, evaluate training and validation frames, calibrate the spreads on the validation frames, store both
         in the model and draw pictures.
     executor
-        Whose workers train, one member each, which this process joins, evaluates and calibrates. Each member keeps its
-        own best epoch; the result depends on neither the number of workers nor their order. Finished members are kept
-        in ``<output>.members``, and ``resume`` trains only those that are missing. The log is written at the end. In
-        process pools use the start method "spawn", and give each worker a core or two.
+        A ``concurrent.futures.Executor`` whose workers train one member each. This process joins, evaluates and
+        calibrates them. Each member keeps its own best epoch; the result depends neither on the number of workers nor
+        on their order. Finished members are kept in ``<output>.members``, and ``resume`` trains only the missing ones.
+        The log is written at the end. In process pools use the start method "spawn", and one or two cores per worker.
     **options
         Single settings, which take precedence over ``settings``; see :class:`TrainingSettings`.
 
@@ -130,8 +130,8 @@ def train(
     ModelFileError
         If ``start_from`` or the checkpoint cannot be read.
     ProcessError
-        If workers died, naming the members that are missing; or if this process was forked from one in which JAX has
-        computed.
+        If workers died (the message names the missing members), or if this process was forked from one in which JAX
+        has computed.
     """
     claim_jax()
     chosen = (settings or TrainingSettings()).updated(options)
@@ -157,7 +157,7 @@ def train(
 def _train_here(
     trainer: Trainer, files: Output | None, resume: bool, progress: bool
 ) -> tuple[Potential, History, str]:
-    """All members together: the potential, the history, and why it ended."""
+    """Train all members together; returns the potential, the history, and why the run ended."""
     with Recorder(trainer, files, progress) as recorder:
         run = fit(trainer, recorder.resumed() if resume else recorder.started(), recorder)
     return recorder.potential(run), run.history, recorder.reason
