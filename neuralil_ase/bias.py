@@ -1,4 +1,4 @@
-"""A bias along the spread of the ensemble: towards, or away from, what the model does not know."""
+"""A bias along the spread of the ensemble, towards or away from uncertain structures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,15 +12,15 @@ from neuralil_ase.errors import ConfigError, MonitorError
 
 
 class UncertaintyBias(Calculator):
-    """``strength`` times the spread of the energy, as a calculator of its own.
+    """An ASE calculator whose energy is ``strength`` times the spread of the energy.
 
     With σ the standard deviation (ddof 1) over M members' energies E_m, and F_m their forces, the force
     of the bias is exact and needs no second derivatives:
 
         -strength dσ/dr = strength Σ_m (E_m - mean E) F_m / ((M - 1) σ)
 
-    A positive strength keeps a run where the model is sure; a negative one drives it to what is worth
-    labelling (hyperactive learning: van der Oord et al., npj Comput. Mater. 9, 168 (2023)).
+    A positive strength keeps a run at structures with a small spread. A negative one drives it to structures
+    that are worth labelling (hyperactive learning: van der Oord et al., npj Comput. Mater. 9, 168 (2023)).
 
     >>> from ase.calculators.mixing import SumCalculator
     >>> from neuralil_ase import NeuralILCalculator

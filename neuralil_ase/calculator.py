@@ -1,4 +1,4 @@
-"""The ASE calculator: reads arrays from ``Atoms``, hands them to the predictor, fills ASE's results."""
+"""The ASE calculator: it reads arrays from ``Atoms``, calls the predictor and fills ASE's results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,18 +55,18 @@ class NeuralILCalculator(Calculator):
     skin
         Extra radius in Å of the pair list; the list is rebuilt when an atom may have crossed it.
     uncertainty
-        What every prediction holds: "off", the means alone; "energy", also each member's energy and
-        the spread of the atomic energies; "forces", also each member's forces. More can be had for one
-        structure through :meth:`prediction`.
+        Content of every prediction. "off": only means. "energy": also the energy of each member and the spread
+        of the atomic energies. "forces": also the forces of each member. :meth:`prediction` can return more
+        for a single structure.
     label, directory, atoms
         As for every ASE calculator.
 
     Notes
     -----
-    ``results`` holds ASE's properties alone (energy, free_energy, energies in eV, forces in eV/Å, stress and
-    stresses in eV/Å³, tension positive), all filled at every evaluation; stress needs three lattice vectors.
-    Means are plain means over members. Uncertainties are kept apart, in :meth:`prediction`: keys of our
-    own in ``results`` would break ``get_properties``, single-point copies and calculators that add results.
+    ``results`` holds only ASE's properties (energy, free_energy, energies in eV, forces in eV/Å, stress and
+    stresses in eV/Å³, tension positive). All are computed at every evaluation; stress needs three lattice vectors.
+    Means over members are not weighted. Uncertainties are in :meth:`prediction`, because unknown keys in
+    ``results`` would break ``get_properties``, single-point copies and calculators that add results.
 
     Raises
     ------
@@ -75,7 +75,7 @@ class NeuralILCalculator(Calculator):
     ModelFileError
         If the model file cannot be read.
     StructureError
-        On evaluation, if the structure holds an element the model does not know, or is not finite.
+        On evaluation, if the structure has an element that the model does not know, or is not finite.
     """
 
     implemented_properties = [  # noqa: RUF012 - ASE's convention; set here, never extended in place
@@ -119,7 +119,7 @@ class NeuralILCalculator(Calculator):
         return self._neighbor_list.builds
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """What has changed since the last evaluation, for ASE; compared exactly, whatever ``tol`` says.
+        """What has changed since the last evaluation, for ASE. The comparison is exact for any ``tol``.
 
         ASE asks three times in every MD step, and its own comparison with a tolerance costs as much as two thirds of
         the evaluation of 225 atoms.
@@ -139,12 +139,12 @@ class NeuralILCalculator(Calculator):
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
     ) -> Any:
-        """Compare, evaluate and read, for ASE; as a whole, so that threads get what belongs to their atoms."""
+        """Compare, evaluate and read, for ASE, under one lock: every thread gets the results of its own atoms."""
         return super().get_property(name, atoms, allow_calculation)
 
     @one_at_a_time
     def calculate_properties(self, atoms: Atoms, properties: Sequence[str]) -> Any:
-        """As :meth:`get_property`, of several properties."""
+        """Like :meth:`get_property`, for several properties."""
         return super().calculate_properties(atoms, properties)
 
     @one_at_a_time
@@ -155,8 +155,8 @@ class NeuralILCalculator(Calculator):
         system_changes: Sequence[str] = all_changes,
     ) -> None:
         """Evaluate all properties; called by ASE."""
-        self.results = {}  # should this fail, those of another structure must not be left
-        # ASE's own would also look for the directory at every step, of which we have no use.
+        self.results = {}  # if this fails, no results of another structure may remain
+        # ASE's method would also look for the directory at every step, which is not used here.
         if atoms is not None:
             self.atoms = atoms.copy()
         prediction = self.prediction(self.atoms)
@@ -168,21 +168,21 @@ class NeuralILCalculator(Calculator):
     def prediction(
         self, atoms: Atoms | None = None, uncertainty: Uncertainty | None = None
     ) -> Prediction:
-        """The whole record of a structure: means, members and spreads.
+        """The prediction for a structure: means, members and spreads.
 
-        Costs nothing for the structure evaluated last, if that held what is asked for.
+        For the last structure it costs nothing, if that was evaluated with at least this uncertainty.
 
         Parameters
         ----------
         atoms
             The structure; by default the one evaluated last.
         uncertainty
-            For this call; by default that of the calculator.
+            The uncertainty for this call; by default that of the calculator.
 
         Returns
         -------
         Prediction
-            See there for fields, shapes and units.
+            See its documentation for fields, shapes and units.
         """
         uncertainty = self.uncertainty if uncertainty is None else check_uncertainty(uncertainty)
         atoms = self.atoms if atoms is None else atoms
@@ -203,10 +203,10 @@ class NeuralILCalculator(Calculator):
     def hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the mean energy in eV/Å², shape (N, 3, N, 3), by automatic differentiation.
 
-        It is of all atoms and ignores constraints. ``ase.vibrations.VibrationsData(atoms, hessian)`` takes it as it is;
-        where FixAtoms leaves only the atoms ``free``, it takes ``hessian[free][:, :, free]`` with ``indices=free``.
-        Build the calculator with dtype="float64" where small frequencies matter. For many atoms, and for the matrices
-        of all members, see :meth:`force_constants`.
+        It includes all atoms and ignores constraints. It can be passed to ``ase.vibrations.VibrationsData(atoms,
+        hessian)``. If FixAtoms leaves only the atoms ``free``, pass ``hessian[free][:, :, free]`` with
+        ``indices=free``. Use dtype="float64" if small frequencies matter. For many atoms, and for the matrices of all
+        members, use :meth:`force_constants`.
         """
         return self.force_constants(atoms).hessian()
 
@@ -226,15 +226,15 @@ class NeuralILCalculator(Calculator):
         atoms
             The structure; by default the one evaluated last.
         members
-            Whether to keep the members apart; otherwise those of the mean energy.
+            Whether to return the derivatives of each member; otherwise those of the mean energy.
         displacements, strain
-            For third derivatives: everything returned is then its own slope by t, where atom i moves to
+            For third derivatives: the result is then differentiated by t, where atom i moves to
             r_i + t displacements[i], shape (N, 3), in Å, or all vectors to (1 + t strain) r, shape (3, 3).
 
         Returns
         -------
         ForceConstants
-            See there for blocks, matrices and products.
+            See its documentation for blocks, matrices and products.
 
         Raises
         ------
@@ -250,7 +250,7 @@ class NeuralILCalculator(Calculator):
 
     @one_at_a_time
     def neighbor_virials(self, atoms: Atoms | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """What a heat flux is made of; see ``neuralil_ase.response.heat_flux``.
+        """The terms of a heat flux; see ``neuralil_ase.response.heat_flux``.
 
         Returns
         -------
@@ -263,9 +263,9 @@ class NeuralILCalculator(Calculator):
         return self._predictor.neighbor_virials(self._system(atoms))
 
     def members(self) -> "list[NeuralILCalculator]":
-        """A calculator for each member alone, in this precision; they share parameters and pair list with this one.
+        """One calculator for each member, in this precision. They share parameters and pair list with this one.
 
-        The mean of their energies, forces and all other derivatives is what this calculator returns.
+        The mean of their energies, forces and all other derivatives is the result of this calculator.
         """
         found = []
         for index in range(self.potential.n_members):
@@ -288,7 +288,7 @@ class NeuralILCalculator(Calculator):
 
 
 class _Predicted(NamedTuple):
-    """The geometry evaluated last, and what came out."""
+    """The last geometry, and its results."""
 
     positions: np.ndarray
     numbers: np.ndarray

@@ -1,22 +1,23 @@
-"""From the spread of an ensemble to an error bar: the record that a calibrated model carries, and how it is applied.
+"""Error bars from the spread of an ensemble: the calibration record of a model, and how it is applied.
 
-Members of an ensemble err together, so that their spread is smaller than their error. Per element, the force
-error of an atom with spread s is taken as Gaussian with
+Errors of the members are correlated, so that the spread is smaller than the error. For each element, the force error of
+an atom with spread s is taken as Gaussian with
 
     σ² = (scale · s)² + floor²
 
-(σ² summed over x, y, z, as s² is; the floor stands for noise of the labels and for errors all members share). The
+Both σ² and s² are sums over x, y, z. The floor describes noise of the labels and errors that all members share. The
 energy of a frame of N atoms likewise has σ² = (scale · s)² + N floor². For deep ensembles s² is the sum of the squares
-of the spread and of the aleatoric deviation, which members predict of their own errors. They learnt it where they were
-trained, though: an atom with an unusual spread has an error bar no smaller than the spread alone would give it.
+of the spread and of the aleatoric standard deviation, which members predict of their own errors. This prediction is
+reliable only for structures like the training data. For an atom with an unusually large spread, the error bar is
+therefore at least as large as the spread alone would give.
 
 Errors grow more slowly than spreads: in hot copper they are as large as the spread, in cold copper four times as large.
-So the law for spreads alone is
+If only spreads are used, the error bar is therefore
 
     σ² = (scale · s₀ (s / s₀)^exponent)² + floor²
 
 with s₀ the 0.99 quantile of the held-out spreads of the element and an exponent between 0.5 and 1. With an exponent of
-1, as in records that do not name one, it is the formula above. See arXiv:2302.08805 for why spreads need all this.
+1, the default, it is the formula above. Why spreads have to be calibrated is discussed in arXiv:2302.08805.
 
 ``neuralil_ase.evaluation.calibration`` fits the record to held-out frames.
 """
@@ -30,7 +31,7 @@ import numpy as np
 from neuralil_ase.errors import ConfigError, UncertaintyError
 
 USUAL_QUANTILE = 0.99
-"""Quantile of the held-out spreads of an element: what is more is unusual, and relative spreads are in units of it."""
+"""Quantile of the held-out spreads of an element. Larger spreads are unusual. It is the unit of relative spreads."""
 ESTIMATOR = (
     "spread: standard deviation over members, ddof 1; of a force, the norm over x, y, z. "
     "error bar: sqrt((scale * spread)^2 + floor^2), per element, where for the spread of a force alone read "
@@ -42,7 +43,7 @@ ESTIMATOR_WITH_ALEATORIC = (
 )
 _CONSTANTS = {"ddof": 1, "units": {"force": "eV/Å", "energy": "eV", "distance": "Å"}}
 _IN_FILES = {"uses_aleatoric": "with_noise"}
-"""Fields that model files know by another name."""
+"""Fields that have another name in model files."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,16 @@ class Calibration:
     Attributes
     ----------
     force_scale, force_floor
-        By element: factor of the spread, and the least error bar in eV/Å.
+        By element: factor of the spread, and the smallest error bar in eV/Å.
     force_scale_of_spread, force_floor_of_spread
-        The same fitted to the spread alone, for models with aleatoric deviations; else empty.
+        The same, fitted only to the spread, for models with aleatoric layers; else empty.
     force_exponent
         By element: exponent of the law for spreads alone, which is that of ``force_scale_of_spread`` if there is one
         and else of ``force_scale``; empty for exponents of 1.
     energy_scale, energy_floor
         Factor of the spread, and error bar in eV per sqrt(atoms); None if the held-out frames had no energies.
     uses_aleatoric
-        Whether scale and floor belong to spread and aleatoric deviation together.
+        Whether scale and floor belong to spread and aleatoric standard deviation together.
     force_std_quantiles
         By element and quantile ("0.99"): held-out force spreads in eV/Å.
     thresholds, relative_thresholds
@@ -70,7 +71,7 @@ class Calibration:
     shortest_distances
         Shortest distance in Å of every pair of elements, "A-B", in the training data.
     data, n_frames, n_atoms, estimator
-        What it was fitted to, and how, in words.
+        Description of the data and the method of the fit.
     """
 
     force_scale: Mapping[str, float]
@@ -113,13 +114,13 @@ class Calibration:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON data, as in the header of a model file; what the calibration lacks is left out."""
+        """JSON data, as in the header of a model file; empty fields are left out."""
         plain = {name: value for name, value in asdict(self).items() if value not in (None, {})}
         return _CONSTANTS | {_IN_FILES.get(name, name): value for name, value in plain.items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Calibration":
-        """Inverse of :meth:`to_dict`; entries that it does not know are ignored.
+        """Inverse of :meth:`to_dict`; unknown entries are ignored.
 
         Raises
         ------
@@ -163,7 +164,7 @@ class Calibration:
         return np.where(spreads > self._usual_spreads(symbols), np.maximum(found, alone), found)
 
     def force_error_bars_of_spread(self, symbols: Sequence[str], spreads: np.ndarray) -> np.ndarray:
-        """The same from spreads alone, for N atoms in eV/Å."""
+        """The same from spreads only, for N atoms in eV/Å."""
         spreads = np.asarray(spreads, float)
         scale = _of(self.force_scale_of_spread or self.force_scale, symbols)
         floor = _of(self.force_floor_of_spread or self.force_floor, symbols)
@@ -181,23 +182,23 @@ class Calibration:
         """
         if self.energy_scale is None or self.energy_floor is None:
             raise UncertaintyError(
-                "this model was calibrated without energies, so that it has error bars for forces alone; run "
+                "this model was calibrated without energies, so that it has error bars only for forces; run "
                 "neuralil-ase calibrate MODEL DATA on held-out data with energies"
             )
         floor = self.energy_floor * np.sqrt(n_atoms)
         return float(np.hypot(self.energy_scale * self._combined(spread, aleatoric), floor))
 
     def scale_of_spread(self, symbols: Sequence[str]) -> float:
-        """Error over spread of what follows from the energy (a frequency, a barrier), where only a spread is known.
+        """Ratio of error to spread for derived quantities (a frequency, a barrier), for which only a spread is known.
 
-        The factor that held-out forces show: root mean square over the atoms of :meth:`usual_scales`. At least 1, for
-        members that disagree cannot all be right. The scale of energies is no substitute: it rests on few frames, and
-        where spreads do not rank their errors, the fit puts everything into the floor.
+        It is the ratio for held-out forces: the root mean square of :meth:`usual_scales` over the atoms. It is at least
+        1, because members that disagree cannot all be right. The scale of energies cannot be used instead: it is
+        fitted to few frames, and if spreads do not correlate with errors, the fit only finds a floor.
         """
         return float(np.maximum(np.sqrt(np.mean(_of(self.usual_scales(), symbols) ** 2)), 1.0))
 
     def usual_scales(self) -> dict[str, float]:
-        """Error over spread of forces by element, from spreads alone, at the median of the held-out spreads."""
+        """Ratio of force error to spread by element, from spreads only, at the median of the held-out spreads."""
         scales = dict(self.force_scale_of_spread or self.force_scale)
         for element in self.force_exponent:
             median = np.array([self.force_std_quantiles[element].get("0.5", 0.0)])
@@ -206,14 +207,14 @@ class Calibration:
         return scales
 
     def _usual_spreads(self, symbols: Sequence[str]) -> np.ndarray:
-        """Above what the spread of each atom is unusual, in eV/Å."""
+        """Spread of each atom in eV/Å above which it is unusual."""
         quantiles = {
             e: q.get(str(USUAL_QUANTILE), np.nan) for e, q in self.force_std_quantiles.items()
         }
         return _of(quantiles, symbols)
 
     def _flattened(self, symbols: Sequence[str], spreads: np.ndarray) -> np.ndarray:
-        """s₀ (s / s₀)^exponent in eV/Å; the spread itself where no exponent is known."""
+        """s₀ (s / s₀)^exponent in eV/Å; the spread itself if there is no exponent."""
         if not self.force_exponent:
             return spreads
         usual = self._usual_spreads(symbols)
@@ -222,7 +223,7 @@ class Calibration:
         return usual * (spreads / usual) ** exponent
 
     def _combined(self, spread: Any, aleatoric: Any) -> Any:
-        """What the error bars were fitted to."""
+        """Describe the data and the fit of the error bars."""
         if aleatoric is None or not self.uses_aleatoric:
             return spread
         return np.hypot(spread, aleatoric)

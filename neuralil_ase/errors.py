@@ -1,4 +1,4 @@
-"""The errors a user of this package can meet.
+"""The errors that this package raises.
 
 Every message says what happened, what it usually means and what to do about it. Each class also derives
 from the built-in exception that Python code would expect in its place, so that generic handlers work.
@@ -18,7 +18,7 @@ class StructureError(NeuralILError, ValueError):
 
 
 class PredictionError(NeuralILError, ArithmeticError):
-    """A potential gives no finite energy or forces for a structure that is itself in order."""
+    """A potential gives no finite energy or forces for a valid structure."""
 
 
 class ModelFileError(NeuralILError, ValueError):
@@ -26,11 +26,11 @@ class ModelFileError(NeuralILError, ValueError):
 
 
 class OutputError(NeuralILError, OSError):
-    """A file cannot be written: no such folder, no permission, no room. What was there before is untouched."""
+    """A file cannot be written: no such folder, no permission, disk full. An existing file is unchanged."""
 
 
 class DependencyError(NeuralILError, ImportError):
-    """An optional package is needed and not installed."""
+    """An optional package is needed but not installed."""
 
 
 class DataError(NeuralILError, ValueError):
@@ -38,11 +38,11 @@ class DataError(NeuralILError, ValueError):
 
 
 class UncertaintyError(NeuralILError, AttributeError):
-    """An uncertainty was read that the prediction at hand does not hold."""
+    """The prediction does not contain the requested uncertainty."""
 
 
 class TrainingError(NeuralILError, RuntimeError):
-    """Training cannot go on, for instance because the loss is no longer finite."""
+    """Training cannot continue, for instance because the loss is no longer finite."""
 
 
 class MonitorError(NeuralILError, RuntimeError):
@@ -50,7 +50,7 @@ class MonitorError(NeuralILError, RuntimeError):
 
 
 class ProcessError(NeuralILError, RuntimeError):
-    """A process cannot compute, because of the way it was started."""
+    """A process cannot compute because of the way it was started, or worker processes died."""
 
 
 class TeacherError(NeuralILError, RuntimeError):
@@ -58,4 +58,4 @@ class TeacherError(NeuralILError, RuntimeError):
 
 
 class QueryLimitError(NeuralILError, RuntimeError):
-    """A run needs one more label than its budget allows; all labels and the model are on disk."""
+    """A run needs more labels than its query limits allow. All labels and the model are on disk."""

@@ -10,9 +10,9 @@ from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import ConfigError, UncertaintyError
 
 Uncertainty = Literal["off", "energy", "forces"]
-"""How much of the uncertainty a prediction holds.
+"""Which results of single members a prediction holds.
 
-"off": the means alone; "energy": also each member's energies; "forces": also each member's forces and virial.
+"off": only means; "energy": also the energies of each member; "forces": also the forces and the virial of each member.
 """
 UNCERTAINTIES: tuple[Uncertainty, ...] = get_args(Uncertainty)
 VOIGT = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
@@ -69,16 +69,16 @@ class _Record:
 
 @dataclass(frozen=True, eq=False)
 class Members(_Record):
-    """What each of M members predicts for a structure of N atoms.
+    """Predictions of each of M members for a structure of N atoms.
 
     Attributes
     ----------
     energies
         Atomic energies in eV, shape (M, N).
     forces
-        In eV/Å, shape (M, N, 3); None where they were not asked for.
+        In eV/Å, shape (M, N, 3); None if they were not requested.
     virials
-        dE/dε of the whole structure in eV, shape (M, 6); None where they were not asked for.
+        dE/dε of the whole structure in eV, shape (M, 6); None if they were not requested.
     """
 
     energies: np.ndarray
@@ -117,19 +117,20 @@ class Prediction(_Record):
     symbols
         Chemical symbols, shape (N,).
     energies
-        Atomic energies in eV, shape (N,); they add up to ``energy``.
+        Atomic energies in eV, shape (N,); their sum is ``energy``.
     forces
         In eV/Å, shape (N, 3).
     virials
-        Each atom's share of dE/dε in eV, shape (N, 6), order xx yy zz yz xz xy; a pair counts with its central atom.
+        Contribution of each atom to dE/dε in eV, shape (N, 6), order xx yy zz yz xz xy. A pair belongs to its central
+        atom.
     volume
-        Of the cell in Å³; None without three lattice vectors.
+        Volume of the cell in Å³; None without three lattice vectors.
     members
-        What each member predicts; None for uncertainty "off".
+        Predictions of each member; None for uncertainty "off".
     aleatoric
-        What the members predict of their own errors; None for uncertainty "off" and for models without ``head_widths``.
+        Errors that the members predict of themselves; None for uncertainty "off" and models without ``head_widths``.
     calibration
-        The model's calibration, from which error bars are made; None if it has none.
+        The calibration of the model, for error bars; None if the model is not calibrated.
     """
 
     symbols: np.ndarray
@@ -228,8 +229,8 @@ class Prediction(_Record):
     def forces_error_bar(self) -> np.ndarray:
         """Calibrated error bar of the forces in eV/Å, shape (N,): expected rms norm of the error of each atom.
 
-        Uncertainty "forces", calibrated models of two members or more. It describes structures like the held-out ones
-        that it was fitted to.
+        Uncertainty "forces", calibrated models of two members or more. It is valid for structures like the held-out
+        frames of the calibration.
         """
         aleatoric = None if self.aleatoric is None else self.aleatoric.forces_std
         calibration = self._calibration("forces_error_bar")

@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, else a line now and then."""
+"""Progress of long work: a bar on a terminal, otherwise a line every few seconds."""
 
 import sys
 import time
@@ -6,7 +6,7 @@ import time
 from tqdm import tqdm
 
 INTERVAL = 10.0
-"""Seconds between two lines where the standard error is no terminal: a file, a batch system, a pipe."""
+"""Seconds between two lines if the standard error is not a terminal: a file, a batch system, a pipe."""
 
 
 class Progress:
@@ -15,11 +15,11 @@ class Progress:
     Parameters
     ----------
     total
-        Units of work; None where nobody knows how many there will be.
+        Units of work; None if the number is not known.
     unit
-        What they are: "epoch", "frame".
+        Name of a unit: "epoch", "frame".
     title
-        What is being done.
+        Name of the work.
     shown
         False to stay silent.
     """
@@ -44,7 +44,7 @@ class Progress:
             self._say()
 
     def update(self, done: int, text: str = "") -> None:
-        """So many units are done; ``text`` says how it is going."""
+        """Show that ``done`` units are done, with ``text`` about the results."""
         self._done, self._text = done, text
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)

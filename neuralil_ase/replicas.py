@@ -1,6 +1,6 @@
 """Many replicas of one system, stepped together: walkers, replica exchange, beads of a path integral.
 
-For loops of one's own over arrays; the ASE calculator serves single ``Atoms``, ``predict_many`` data sets.
+For your own loops over arrays. For single ``Atoms`` use the ASE calculator, for data sets ``predict_many``.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ class ReplicaPrediction(NamedTuple):
     forces
         In eV/Å, shape (R, N, 3).
     virial
-        dE/dε in eV, shape (R, 6), order xx yy zz yz xz xy; over the volume, it is the stress, tension positive.
+        dE/dε in eV, shape (R, 6), order xx yy zz yz xz xy. Divided by the volume it is the stress, tension positive.
     energies_std
         Spread of the atomic energies in eV (ddof = 1), shape (R, N); None at uncertainty "off" and for one member.
     forces_std
@@ -46,7 +46,7 @@ class ReplicaPrediction(NamedTuple):
 
 
 class Replicas:
-    """Predicts replicas of one system in one call, with one pair list that spans them.
+    """Predicts replicas of one system in one call, with one common pair list.
 
     >>> import numpy as np
     >>> from ase.build import molecule
@@ -60,7 +60,7 @@ class Replicas:
     Parameters
     ----------
     atoms
-        The system: its elements, periodicity and, for all replicas that are given no other, its cell.
+        The system: its elements, periodicity and the default cell of the replicas.
     model
         Path of a model file, a loaded potential, or None for the potential that ships with the package.
     dtype, skin, uncertainty
@@ -96,7 +96,7 @@ class Replicas:
 
     @property
     def neighbor_list_builds(self) -> int:
-        """How often the part of one replica of the pair list was built, all replicas together."""
+        """How often the pair list of a replica was built, summed over all replicas."""
         return self._neighbor_list.builds
 
     @one_at_a_time
@@ -109,7 +109,7 @@ class Replicas:
             In Å, shape (R, N, 3), wrapped or not. Pass the replicas in the same order every time: each has its own
             part of the pair list, kept until one of its atoms may have crossed the skin.
         cells
-            Lattice vectors as rows in Å, shape (R, 3, 3) or (3, 3) for all; without them that of the system.
+            Lattice vectors as rows in Å, shape (R, 3, 3), or (3, 3) for all; by default the cell of the system.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What a prediction is computed from and what comes out of it, as arrays. Knows no JAX."""
+"""Input and output arrays of a prediction. Uses no JAX."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -29,7 +29,7 @@ class System(NamedTuple):
 
 
 class Derivatives(NamedTuple):
-    """What is computed of the atoms of a graph; N atoms, padding included, M members.
+    """Results for the atoms of a graph: N atoms, padding included, and M members.
 
     Attributes
     ----------

@@ -13,7 +13,7 @@ from neuralil_ase.engine import native
 from neuralil_ase.model.config import ModelConfig
 
 Backend = Literal["compiled", "jax"]
-"""What computes: the compiled core where it can (see ``native.missing_reason``), or JAX."""
+"""The backend that is used: the compiled core if it can (see ``native.missing_reason``), else JAX."""
 
 _LOGGER = logging.getLogger("neuralil_ase")
 

@@ -1,7 +1,7 @@
 """Predictions by the compiled core (``core/``), which replaces JAX on a CPU from pairs to forces.
 
-What it computes is defined by the pure JAX functions of ``derivatives``, the reference and the fallback; whatever JAX
-differentiates further goes through them. The library is called directly, so that nothing is compiled at run time.
+The JAX functions in ``derivatives`` are its reference and the fallback, and they are used for higher derivatives. The
+library is called directly, so that nothing is compiled at run time.
 """
 
 import json

@@ -14,7 +14,7 @@ Owner = TypeVar("Owner", bound=Any)
 
 
 class Lock:
-    """A lock that one thread holds, perhaps several times. Copies of its owner and forked processes get their own."""
+    """A lock that one thread holds, possibly several times. Copies of the object and forked processes get new locks."""
 
     def __init__(self) -> None:
         self._process, self._lock = os.getpid(), threading.RLock()
@@ -34,7 +34,7 @@ class Lock:
 def one_at_a_time(
     method: Callable[Concatenate[Owner, Arguments], Result],
 ) -> Callable[Concatenate[Owner, Arguments], Result]:
-    """Decorator: of all methods marked with it, an object runs one at a time. The object needs ``_lock``."""
+    """Decorator: an object runs only one of the decorated methods at a time. The object needs ``_lock``."""
 
     @wraps(method)
     def locked(self: Owner, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -50,7 +50,7 @@ _jax_process: int | None = None
 def claim_jax() -> None:
     """Note that this process is about to compute with JAX. Call it before every such use.
 
-    JAX computes in threads. A forked process does not have them and would wait for ever.
+    JAX computes in threads. A forked process does not have these threads and would wait for ever.
 
     Raises
     ------
@@ -63,6 +63,6 @@ def claim_jax() -> None:
         _jax_process = process
     elif _jax_process != process:
         raise ProcessError(
-            "this process was forked from one that had used JAX, and JAX cannot go on in it. Start processes with "
+            "this process was forked from one that had used JAX, and JAX does not work in it. Start processes with "
             'multiprocessing.get_context("spawn") or "forkserver", or fork before the first evaluation'
         )

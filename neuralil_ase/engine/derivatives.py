@@ -4,8 +4,8 @@ With r_ij = r_j - r_i and g_ij = dE/dr_ij over all directed pairs, the chain rul
 
     F_i = Σ_j g_ij - Σ_j g_ji          dE/dε = Σ_ij r_ij ⊗ g_ij
 
-so that positions and strain never enter the compiled function. The functions here are the reference of the compiled
-core (``compiled``) and what serves where it cannot.
+so that positions and strain never enter the compiled function. These functions are the reference of the compiled core
+(``compiled``), and they replace it if it cannot be used.
 """
 
 import jax
@@ -72,8 +72,8 @@ def _pair_gradients(
 ) -> tuple[Array, Array]:
     """Outputs (M, N, outputs), and dE/dr_ij: of every member, (M, P, 3), or of their mean, (1, P, 3).
 
-    The descriptors stand between pairs and atoms. One backward pass serves the whole ensemble when only the mean
-    is asked for; else the members' cotangents share one linearised descriptor.
+    If only the mean is needed, there is one backward pass for the whole ensemble. Otherwise the cotangents of all
+    members use the same linearised descriptor.
     """
     features, pull_back = descriptors_with_pull_back(config.descriptor, graph)
     outputs, cotangents = _feature_gradients(config, by_member, params, features, graph)

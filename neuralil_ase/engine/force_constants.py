@@ -1,6 +1,6 @@
-"""Force constants: the sparse record of second derivatives, and the motions that they can be a slope along.
+"""Force constants: a sparse record of second derivatives, and pair velocities for derivatives along a motion.
 
-``stars`` computes them. Knows no JAX.
+``stars`` computes them. Uses no JAX.
 """
 
 from dataclasses import dataclass, replace
@@ -45,7 +45,7 @@ class ForceConstants:
 
     @property
     def has_members(self) -> bool:
-        """Whether the blocks of all members are kept apart."""
+        """Whether there are separate blocks for each member."""
         return self.blocks.ndim == 4
 
     @property
@@ -55,13 +55,13 @@ class ForceConstants:
         return sum(array.nbytes for array in arrays)
 
     def mean(self) -> "ForceConstants":
-        """Of the mean over members; exact, for derivatives are linear in the energy."""
+        """Force constants of the mean over members. They are exact, because derivatives are linear in the energy."""
         if not self.has_members:
             return self
         return replace(self, blocks=self.blocks.mean(axis=0), by_strain=self.by_strain.mean(axis=0))
 
     def member(self, index: int) -> "ForceConstants":
-        """Of one member; needs the blocks of all members."""
+        """Force constants of one member; needs the blocks of all members."""
         return replace(self, blocks=self.blocks[index], by_strain=self.by_strain[index])
 
     def hessian(self) -> np.ndarray:
@@ -106,7 +106,7 @@ class ForceConstants:
         return matrix.reshape(*self.blocks.shape[:-3], 3 * n, 3 * n)
 
     def translation_residual(self) -> float:
-        """Largest element of Σ_j Φ_ij in eV/Å²: what a common translation does to the forces; zero but for rounding."""
+        """Largest element of Σ_j Φ_ij in eV/Å²: effect of a translation on the forces, zero except for rounding."""
         ones = np.ones((self.n_atoms, 3)) * np.eye(3)[:, None]
         return float(max(np.abs(self.product(along)).max() for along in ones))
 

@@ -1,4 +1,4 @@
-"""Which cells and positions can be used, and the lattice that a pair search works with."""
+"""Checks cells and positions, and finds the lattice for the pair search."""
 
 from itertools import permutations, product
 from typing import NamedTuple
@@ -42,7 +42,7 @@ class Lattice(NamedTuple):
 
 
 def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Lattice:
-    """Refuse positions and cells that cannot be used, and return the lattice.
+    """Check positions and cell, and return the lattice.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> 
     Raises
     ------
     StructureError
-        Saying what is wrong, and with which atom.
+        If they cannot be used. The message names the problem and the atom.
     """
     largest = np.abs(positions).max(initial=0)
     if not largest <= LARGEST:  # nor is not-a-number

@@ -140,7 +140,7 @@ class Jitted:
 
 @lru_cache(maxsize=64)
 def jitted(config: ModelConfig, uncertainty: Uncertainty) -> Jitted:
-    """The function of an architecture under jit; everybody who asks gets the same one."""
+    """The function of an architecture under jit; there is one for all callers."""
     return Jitted(config, uncertainty)
 
 
@@ -150,10 +150,10 @@ _descriptors = jax.jit(descriptors, static_argnums=0)
 
 @contextmanager
 def precision(dtype: Dtype) -> Iterator[None]:
-    """Context in which JAX computes in this precision, whatever flags the user has set; no global flag is touched.
+    """Context in which JAX computes in this precision, for any flags of the user; no global flag is changed.
 
-    Matrix products take all bits of float32 unless the user chose a precision for JAX: its default on GPUs rounds them
-    to TF32, which changes forces by 0.02 eV/Å.
+    Matrix products use all bits of float32, unless the user chose a precision for JAX. The default of JAX on GPUs
+    rounds them to TF32, which changes forces by 0.02 eV/Å.
     """
     claim_jax()
     with (

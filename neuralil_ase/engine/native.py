@@ -82,7 +82,7 @@ def _unsupported(config: ModelConfig) -> str | None:
 
 
 def instruction_set() -> str:
-    """What the library uses of this processor, in words: "AVX-512", "AVX2", "SSE2" or "generic code"."""
+    """The instructions that the library uses on this processor: "AVX-512", "AVX2", "SSE2" or "generic code"."""
     name = _library().neuralil_instruction_set().decode()
     return _NAMES.get(name, "generic code")
 
@@ -94,7 +94,7 @@ def thread_count() -> int:
 
 
 class Evaluated(NamedTuple):
-    """What the core returns, in float64; M members, N centres among A atoms.
+    """Results of the core in float64: M members, N centres among A atoms.
 
     Attributes
     ----------
@@ -170,18 +170,18 @@ class CoreModel:
         vectors
             Position of the neighbour minus that of the center in Å, shape (P, 3).
         by_member
-            Whether to keep the members' forces apart.
+            Whether to return the forces of each member.
         n_centers
-            How many atoms, the first ones, have an energy; the others are neighbours only. All by default.
+            Only the first ``n_centers`` atoms have an energy; the others are only neighbours. Default: all atoms.
         n_threads
-            At most; :func:`thread_count` by default.
+            Largest number of threads; :func:`thread_count` by default.
 
         Raises
         ------
         StructureError
             If pairs are not sorted, or an index is out of range.
         MemoryError
-            If there is no room for the results or what leads to them.
+            If there is not enough memory.
         """
         n_atoms, members = len(types), self.n_members
         n = n_atoms if n_centers is None else n_centers
@@ -208,10 +208,9 @@ class CoreModel:
 
 
 class PairFilter:
-    """Finds those candidate pairs that are closer than the cutoff; the library must be there.
+    """Finds the candidate pairs that are closer than the cutoff. The library must exist.
 
-    Addresses are looked up once, since doing so at every step took as long as the search. The candidates are read-only
-    from then on.
+    Addresses are looked up only once, because this takes as long as a search. The candidates are read-only afterwards.
 
     Parameters
     ----------

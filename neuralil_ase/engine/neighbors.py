@@ -123,7 +123,7 @@ class NeighborList:
         if len(outdated):
             lists = lists.rebuilt(outdated, positions, cells)
             self.builds += len(outdated)
-        # A single assignment of an immutable record: an interruption at any other line leaves the former lists.
+        # One assignment of an immutable record: after an interruption elsewhere, the old lists are still valid.
         self._lists = lists
         return self._inside(lists, positions, cells)
 
@@ -140,7 +140,7 @@ class NeighborList:
 
 
 class _Lists(NamedTuple):
-    """The lists of R replicas of N atoms, and the configurations they were built for; never changed.
+    """The lists of R replicas of N atoms, and the configurations for which they were built. Immutable.
 
     Attributes
     ----------
@@ -161,7 +161,7 @@ class _Lists(NamedTuple):
 
     @classmethod
     def empty(cls, n_replicas: int, pbc: np.ndarray, types: np.ndarray, radius: float) -> "_Lists":
-        """Lists that cover nothing."""
+        """Empty lists, which have to be rebuilt."""
         none = Candidates(np.empty((0, 3), np.int32), *np.empty((2, 0), np.int32))
         positions = np.full((n_replicas, len(types), 3), np.nan)
         cells = np.full((n_replicas, 3, 3), np.nan)
@@ -175,7 +175,7 @@ class _Lists(NamedTuple):
         )
 
     def rebuilt(self, replicas: np.ndarray, positions: np.ndarray, cells: np.ndarray) -> "_Lists":
-        """With new lists for some replicas."""
+        """A copy with new lists for some replicas."""
         candidates, built_for, built_in = (
             [*self.candidates],
             self.positions.copy(),

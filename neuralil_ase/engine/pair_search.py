@@ -1,9 +1,9 @@
-"""All pairs of a structure within a radius, whatever its shape and extent.
+"""Finds all pairs of a structure within a radius, for any shape and size.
 
-vesin sorts atoms into cells about as wide as the radius; its time and memory grow with the box, and it fails where few
-atoms span a long one. So structures that are not compact are folded into a periodic box first: atoms are wrapped into
-one cell, and empty gaps wider than the radius, which no pair crosses, are closed. What is still sparse then
-goes to SciPy's k-d tree, whose time depends on the number of atoms alone.
+vesin sorts atoms into cells about as wide as the radius. Its time and memory grow with the box, and it fails for few
+atoms in a long box. Structures that are not compact are therefore first folded into a periodic box: atoms are wrapped
+into one cell, and empty gaps wider than the radius, which no pair crosses, are closed. If the structure is still
+sparse, SciPy's k-d tree is used, whose time depends only on the number of atoms.
 """
 
 from typing import NamedTuple
@@ -245,7 +245,7 @@ def _most_images(heights: np.ndarray, is_open: np.ndarray | bool, radius: float)
 
 
 def refuse_crowds(box: Box) -> None:
-    """Refuse structures that may have more pairs than real matter has, before memory is allocated.
+    """Refuse structures with more pairs than real matter can have, before memory is allocated.
 
     Atoms are sorted into bins of about half the radius. With n atoms in a bin and K bins within the radius of one, no
     more than K Σ n² directed pairs exist: four times as many as at an even density, fewer where atoms are together.
