@@ -1,6 +1,6 @@
 """From host arrays to predictions: the compiled core or JAX, then means and spreads.
 
-Knows no ASE; the calculator, ``predict_many`` and other hosts sit on top. JAX is loaded only where it computes.
+Uses no ASE. The calculator, ``predict_many`` and other hosts call it. JAX is loaded only where it computes.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ class Predictor:
     dtype
         Precision of descriptor and networks, "float32" or "float64".
     backend
-        "compiled" uses the compiled core, or JAX where the core was not built, does not have the architecture, or JAX
-        has an accelerator; "jax" always uses JAX. Second derivatives always come from JAX.
+        "compiled" uses the compiled core. It uses JAX if the core was not built, does not support the architecture, or
+        JAX has an accelerator. "jax" always uses JAX. Second derivatives always come from JAX.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class Predictor:
 
     @property
     def backend(self) -> Backend:
-        """What computes energies and forces on this machine."""
+        """The backend for energies and forces on this machine."""
         return "compiled" if self.backend_reason is None else "jax"
 
     @property
     def backend_reason(self) -> str | None:
-        """Why JAX computes energies and forces; None where the compiled core does."""
+        """Why JAX computes energies and forces; None if the compiled core does."""
         if self._wanted == "jax":
             return "it was asked for"
         if (device := backends.device()) != "cpu":
@@ -158,8 +158,8 @@ class Predictor:
                 atom = int(np.argwhere(~np.isfinite(array))[0][-2])
                 raise PredictionError(
                     f"the {what} of atom {atom} is not a finite number in {self.dtype}: the parameters of this "
-                    "potential are too large, as in a damaged or diverged model, or the structure is far from all that "
-                    'it was trained on. Try dtype="float64", and check the model and the structure'
+                    "potential are too large, as in a damaged or diverged model, or the structure is far from the "
+                    'training data. Try dtype="float64", and check the model and the structure'
                 )
 
 

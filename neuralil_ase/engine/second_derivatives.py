@@ -1,16 +1,16 @@
 """Second derivatives of the energy by pair vectors, one centre at a time.
 
-The energy is a sum over centres, E = Σ_i E_i, and E_i depends on the vectors r_ik to the neighbours of i alone. So all
-second derivatives stand in one block for each centre, B_i[k, l] = d²E_i / dr_ik dr_il: their cost is linear in atoms.
-With c the density coefficients of the centre, p(c) its features and z = W p + b what the first layer reads,
+The energy is a sum over centres, E = Σ_i E_i, and E_i depends only on the vectors r_ik to the neighbours of i. All
+second derivatives are therefore in one block for each centre, B_i[k, l] = d²E_i / dr_ik dr_il. The cost is linear in
+the number of atoms. With c the density coefficients of the centre, p(c) its features and z = W p + b the first layer,
 
     B[k, l] = Q_k (d²E/dz²) Q_lᵀ + J_k G J_lᵀ + δ_kl Σ_c (dE/dc) d²c/dr_k²
 
-with J_k = dc/dr_k, Q_k = J_k (dp/dc)ᵀ Wᵀ and G = Σ_p (dE/dp) d²p/dc². All of it is exact: p is quadratic in c, and c is
-a sum over pairs. Members share J. A pair term adds to the blocks with k = l.
+with J_k = dc/dr_k, Q_k = J_k (dp/dc)ᵀ Wᵀ and G = Σ_p (dE/dp) d²p/dc². This is exact, because p is quadratic in c, and c
+is a sum over pairs. All members have the same J. A pair term adds to the blocks with k = l.
 
-A batch of centres is a graph of stars: the centres come first, then one atom for each element of the model, which
-stands for all neighbours of that element. Every centre has K pairs; those it lacks are longer than the cutoff.
+A batch of centres is a graph of stars: first the centres, then one atom for each element of the model, which represents
+all neighbours of that element. Every centre has K pairs; missing ones are padded with pairs longer than the cutoff.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def star_derivatives(
     strained = jnp.einsum("nkb,snkalc->snablc", vectors, blocks)
     by_strain = jnp.einsum("snablc,nld->snabcd", strained, vectors)
     by_pair = blocks.transpose(0, 1, 2, 4, 3, 5)
-    # Where a neighbour goes, its vector goes; where the centre goes, all vectors go the other way.
+    # If a neighbour moves, its vector changes by the same amount; if the centre moves, all vectors by the opposite.
     with_column = jnp.concatenate([by_pair, -by_pair.sum(3, keepdims=True)], axis=3)
     by_position = jnp.concatenate([with_column, -with_column.sum(2, keepdims=True)], axis=2)
     return StarDerivatives(by_position, by_strain)

@@ -1,6 +1,6 @@
-"""Force constants of a whole structure: blocks of all centres, added up by pairs of atoms and lattice shifts.
+"""Force constants of a whole structure: blocks of all centres, summed by pairs of atoms and lattice shifts.
 
-Everything is sparse and linear in atoms: cost, memory, and the record that comes out.
+Time, memory and the sparse result are linear in the number of atoms.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,11 +49,12 @@ def force_constants(
     positions, cell
         In Å, shapes (N, 3) and (3, 3); rows of missing lattice vectors are zero.
     by_member
-        Whether to keep the members apart.
+        Whether to return the force constants of each member.
     motion
-        How pair vectors move with a parameter t, dr_ij/dt in Å, shape (P, 3); the result is then d/dt of all blocks.
+        Derivatives of the pair vectors by a parameter t, dr_ij/dt in Å, shape (P, 3). The result is then d/dt of all
+        blocks.
     """
-    # Shifts are counted between atoms wrapped into the cell: in a long run atoms may get many cells apart.
+    # Shifts are counted between atoms wrapped into the cell: in a long run atoms may be many cells apart.
     homes = np.floor(positions @ np.linalg.pinv(cell)).astype(np.int64)
     shifts = lattice_shifts(positions, cell, pairs) + homes[pairs.neighbors] - homes[pairs.centers]
     keyed = _Keys(len(types), shifts)

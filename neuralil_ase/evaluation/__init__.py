@@ -1,1 +1,1 @@
-"""Labelled data, and how far a potential is from them: metrics, calibration, reports. Needs no optimiser."""
+"""Labelled data, and comparison of a potential with them: metrics, calibration, reports. Needs no optimiser."""

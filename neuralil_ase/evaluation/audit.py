@@ -1,5 +1,5 @@
-"""What a data set holds but is not used: names each such label, frame or part of a file, or refuses it if the user must
-have meant it."""
+"""Reports data that are not used (labels, frames, parts of a file), or raises an error if the user probably meant to
+use them."""
 
 import logging
 from collections import Counter
@@ -27,7 +27,7 @@ class Part(NamedTuple):
     labels: Sequence[Labels]
 
     def without(self, label: str) -> list[Labels]:
-        """Those that lack this label."""
+        """The frames that lack this label."""
         return [found for found in self.labels if getattr(found, label) is None]
 
 
@@ -37,7 +37,7 @@ def audit(parts: Sequence[Part], keys: Keys) -> None:
     Raises
     ------
     DataError
-        If there is nothing to learn from or to compare with, or if labels are not used that the user must have meant.
+        If there are no labels, or if labels would not be used that the user probably meant.
     """
     everything = [found for part in parts for found in part.labels]
     names = ", ".join(part.name for part in parts)
@@ -53,7 +53,7 @@ def audit(parts: Sequence[Part], keys: Keys) -> None:
 
 
 def _check_named(labels: Sequence[Labels], keys: Keys, names: str) -> None:
-    """What was asked for by name must exist somewhere."""
+    """Check that labels requested by name exist in some frame."""
     for label, option in OPTIONS.items():
         key = getattr(keys, label)
         if key is not None and not any(found.names.get(label) for found in labels):
@@ -79,8 +79,7 @@ def _check_something(labels: Sequence[Labels], keys: Keys, names: str) -> None:
 
 
 def _check_missing_everywhere(label: str, labels: Sequence[Labels], keys: Keys, names: str) -> None:
-    """A label that no frame has under the expected name, but some have under another: nobody would want to leave it
-    out."""
+    """Refuse data in which no frame has a label under the expected name, but some have it under another name."""
     if any(getattr(found, label) is not None for found in labels) or label in keys.unused:
         return
     suggestion = _suggestion(label, labels, keys)
@@ -92,7 +91,7 @@ def _check_missing_everywhere(label: str, labels: Sequence[Labels], keys: Keys, 
 
 
 def _check_part(part: Part, keys: Keys) -> None:
-    """Frames of one file that lack what others have."""
+    """Report frames of one file that lack labels of the others."""
     n_frames = len(part.labels)
     bare = [found for found in part.labels if found.energy is None and found.forces is None]
     for label in ("energy", "forces"):
@@ -116,7 +115,7 @@ def _check_part(part: Part, keys: Keys) -> None:
 
 
 def _check_predictions(labels: Sequence[Labels], keys: Keys, names: str) -> None:
-    """Labels that are predictions of a model teach it only what it already predicts."""
+    """Report labels that are predictions of a model: nothing new can be learnt from them."""
     predicted = [
         found
         for found in labels
@@ -141,7 +140,7 @@ def _check_predictions(labels: Sequence[Labels], keys: Keys, names: str) -> None
 
 
 def _name_what_is_left(labels: Sequence[Labels], keys: Keys, names: str) -> None:
-    """Entries beside the labels that also look like labels."""
+    """Report other entries that look like labels."""
     affixes = {affix for x in ("energy", "forces") for affix in _affixes(getattr(keys, x), x)}
     for label in OPTIONS:
         counts = _counts(label, labels)

@@ -1,10 +1,10 @@
-"""Fit error bars to frames that a potential was not trained on, and judge error bars and spreads.
+"""Fits error bars to frames that a potential was not trained on, and tests error bars and spreads.
 
-``neuralil_ase.calibration`` says what is fitted, and why. Scale, exponent and floor minimise the continuous ranked
-probability score (CRPS) of the held-out errors (Gneiting et al., Mon. Weather Rev. 133, 1098 (2005)). With the
-likelihood the many atoms would decide that hardly err, as in perfect crystals, and the others would get wrong bars. For
-deep ensembles spread and aleatoric deviation together rank the force errors on test frames of liquid EAN with 0.77, the
-spread alone with 0.70.
+``neuralil_ase.calibration`` describes the formula. Scale, exponent and floor minimise the continuous ranked probability
+score (CRPS) of the held-out errors (Gneiting et al., Mon. Weather Rev. 133, 1098 (2005)). With the likelihood, the many
+atoms with tiny errors, as in perfect crystals, would dominate the fit, and the others would get wrong error bars. For
+deep ensembles, the rank correlation with force errors on test frames of liquid EAN is 0.77 for spread and aleatoric
+deviation together, and 0.70 for the spread alone.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,14 +32,14 @@ from neuralil_ase.model.potential import Potential
 QUANTILES = (0.5, 0.68, 0.9, 0.95, 0.99, 0.999, 1.0)
 MIN_ATOMS = 30
 LOW, HIGH = 1.5, 2.0
-"""The lower threshold over the largest spread of an ordinary held-out frame, and the higher over the lower."""
+"""Ratio of the lower threshold to the largest spread of an ordinary held-out frame, and of the two thresholds."""
 FLATTEST = 0.5
-"""Smallest exponent of the law between spread and error. The errors of twenty held-out frames may fit a smaller one,
-with which the error bar would hardly grow in an extrapolation."""
+"""Smallest exponent between spread and error. With few held-out frames (twenty), the fit may prefer a smaller exponent,
+but then the error bar would hardly grow in an extrapolation."""
 ORDINARY = 0.95
-"""Quantile, over held-out frames, of the largest spread in a frame: it stands for an ordinary frame. The maximum would
-let one held-out frame that is itself unlike the training data decide: in liquid EAN one rattled frame has 2.5 eV/Å, the
-other 71, up to 700 K, at most 0.21."""
+"""Quantile, over held-out frames, of the largest spread in a frame; it defines an ordinary frame. The maximum would
+depend on a single held-out frame that is unlike the training data. In liquid EAN one rattled frame has 2.5 eV/Å, the
+other 71 frames, up to 700 K, at most 0.21."""
 
 
 class HeldOut(NamedTuple):
@@ -81,7 +81,7 @@ def fit_calibration(held_out: HeldOut, shortest: Mapping[str, float], data: str)
     shortest
         Shortest distance in Å of every pair of elements, "A-B", in the training data.
     data
-        What the held-out frames are, for the record.
+        Description of the held-out frames, for the record.
 
     Raises
     ------
@@ -135,14 +135,13 @@ def calibrate_potential(
     potential
         An ensemble of two members or more.
     held_out
-        Frames with forces, in neither the training set nor, better, the selection of the model.
+        Frames with forces that were not used in training and, if possible, not to select the model.
     training
-        Frames that the shortest distances are taken from; empty to keep those the potential has already, or
-        else to take the held-out ones.
+        Frames for the shortest distances. If empty, those of the potential are kept, or the held-out frames are used.
     data
-        What the held-out frames are, for the record.
+        Description of the held-out frames, for the record.
     comparison
-        Of the held-out frames, if it has been made already.
+        Comparison of the held-out frames, if it has been made before.
 
     Raises
     ------
@@ -155,7 +154,7 @@ def calibrate_potential(
         )
     if all(frame.forces is None for frame in held_out):
         raise DataError(
-            "no held-out frame has forces; calibration compares their errors to spreads"
+            "no held-out frame has forces, which calibration needs to compare force errors with spreads"
         )
     comparison = comparison or evaluate(potential, held_out).comparison
     before = potential.calibration

@@ -1,4 +1,4 @@
-"""Labelled frames from anything ASE reads, checked before any long work."""
+"""Reads labelled frames from any format of ASE, and checks them before any long work."""
 
 import bz2
 import gzip
@@ -46,7 +46,7 @@ class Frame:
     stress
         In eV/Å³, tension positive, shape (6,), Voigt order xx yy zz yz xz xy.
     group
-        Value of the key that the split goes by.
+        Value of the ``split_by`` key.
     weight
         How much the frame counts in training.
     """
@@ -92,7 +92,7 @@ def read_frames(
     parts = [(str(path), list(_read_file(path))) for path in paths]
     for name, structures in parts:
         if not structures:
-            raise DataError(f"no frames in {name}; leave the file out, or look why it is empty")
+            raise DataError(f"no frames in {name}; leave the file out, or check why it is empty")
     return _frames(parts, keys or Keys(), split_by)
 
 
@@ -154,12 +154,12 @@ def pairs_of(frame: Frame, types: np.ndarray, r_cut: float) -> Pairs:
 
 
 def drop_absurd(frames: Sequence[Frame], max_force: float) -> list[Frame]:
-    """Leave out frames with a force component above ``max_force`` (eV/Å), and say which.
+    """Leave out frames with a force component above ``max_force`` (eV/Å), and report them.
 
     Raises
     ------
     DataError
-        If most frames are like that, which usually means other units.
+        If most frames have such forces, which usually means other units.
     """
     largest = np.array([0 if f.forces is None else np.abs(f.forces).max() for f in frames])
     bad = np.flatnonzero(largest > max_force)
@@ -187,13 +187,13 @@ def split(frames: Sequence[Frame], fraction: float, seed: int) -> tuple[list[Fra
     """Random split into training and validation frames; frames of one group stay together.
 
     Groups named "train", "valid" (or "val", "validation") and "test" are used as named, and test frames are left out. A
-    group that is the only one with some element is not held back, since nothing could then be learnt about that
+    group that is the only one with some element is not held out, since nothing could then be learnt about that
     element.
 
     Raises
     ------
     DataError
-        If there are too few frames or groups to hold any back, or groups with other names stand beside "train".
+        If there are too few frames or groups to hold out any, or if there are other group names besides "train".
     """
     names = {frame.group for frame in frames}
     if "train" in names:
@@ -266,8 +266,8 @@ def _named(frames: Sequence[Frame], names: Sequence[str]) -> list[Frame]:
 
 
 def _structures(path: str | Path) -> Iterator[Atoms]:
-    """The structures that ASE reads. A compressed extxyz file is unpacked first, since ASE would seek in it for every
-    frame."""
+    """The structures that ASE reads. A compressed extxyz file is unpacked first, because ASE reads single frames of it
+    slowly."""
     opener: Any = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}.get(Path(path).suffix)
     if opener is None or Path(path).with_suffix("").suffix not in (".extxyz", ".xyz"):
         yield from ase.io.iread(path, index=None if "@" in str(path) else ":")
@@ -293,7 +293,7 @@ def _read_file(path: str | Path) -> Iterator[tuple[str, Atoms]]:
 
 
 def _checked(atoms: Atoms, source: str) -> Atoms:
-    """Return the structure if it can be used."""
+    """Check a structure and return it."""
     if len(atoms) == 0:
         raise DataError(f"{source} holds no atoms")
     try:

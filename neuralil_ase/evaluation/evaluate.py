@@ -24,10 +24,9 @@ from neuralil_ase.prediction import Prediction, Uncertainty
 
 logger = logging.getLogger(__name__)
 OWN_PREDICTION = 1e-5
-"""Largest error, in eV/atom and eV/Å, that still means the labels are the model's own predictions, rounded in a
-file."""
+"""Largest errors, in eV/atom and eV/Å, of labels that are predictions of the model itself, rounded in a file."""
 MARGIN = 0.05
-"""How far the fraction of an element may lie outside those trained on without being a new composition."""
+"""Largest distance of an element's fraction from those of the training data that is not a new composition."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Evaluation:
 
 
 def evaluate(potential: Potential, frames: Sequence[Frame]) -> Evaluation:
-    """Predict and compare. Warns if the labels are the potential's own predictions, if stresses have another sign or
-    unit, and if compositions are unlike those that it was trained on.
+    """Predict and compare. Warns if the labels are predictions of the potential itself, if stresses have another sign
+    or unit, and if compositions are outside those of the training data.
 
     Raises
     ------
@@ -65,7 +64,7 @@ def evaluate(potential: Potential, frames: Sequence[Frame]) -> Evaluation:
 
 
 def evaluation_of(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Evaluation:
-    """Compare predictions that were made before."""
+    """Compare existing predictions with the labels."""
     if not frames:
         raise DataError("there are no frames to evaluate")
     comparison = compare(frames, predictions)
@@ -88,7 +87,7 @@ def predict_frames(
 
 
 def compare(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Comparison:
-    """Put labels and predictions (with uncertainty "forces") side by side."""
+    """Combine labels and predictions (with uncertainty "forces")."""
     none = np.full(6, np.nan)
     is_deep = all(p.holds("forces_aleatoric_std") for p in predictions)
     return Comparison(
@@ -134,8 +133,8 @@ def _say_what_is_strange(potential: Potential, evaluation: Evaluation) -> None:
     known = np.concatenate([e[np.isfinite(e)] for e in errors])
     if len(known) > 1 and np.abs(known).max() < OWN_PREDICTION:
         logger.warning(
-            "the labels are the predictions of this model itself, so that errors mean nothing. Are the labels of the "
-            "reference method under other names (energy_key, forces_key)?"
+            "the labels are the predictions of this model itself, so that errors mean nothing. Do the labels of the "
+            "reference method have other names (energy_key, forces_key)?"
         )
     stresses = np.isfinite(comparison.stresses + comparison.predicted_stresses).all(axis=1)
     if stresses.sum() >= FEWEST_FRAMES:

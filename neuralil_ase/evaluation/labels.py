@@ -1,4 +1,4 @@
-"""The labels of a structure, under ASE's names or the user's; and entries that look like labels but are not used."""
+"""Reads the labels of a structure, under ASE's names or the user's, and finds other entries that look like labels."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ _MEANINGS = {
     "virial": (set(), ("viri",)),
 }
 _OTHER_RESULTS = ("free_energy", "energies", "stresses")
-"""Results of ASE's calculators beside energy and stress, which mean what they say."""
+"""Other results of ASE's calculators, which are no labels under other names."""
 _NO_LABEL = {
     "std", "sd", "err", "error", "errors", "spread", "var", "variance", "uncertainty", "unc", "bar", "kinetic", "kin",
     "ekin", "weight", "weights", "scale", "key", "unit", "units", "cutoff", "fermi", "gap", "homo", "lumo", "zpe",
@@ -39,23 +39,23 @@ _NO_LABEL = {
 
 @dataclass(frozen=True)
 class Keys:
-    """Where the labels are, in ``atoms.info``, ``atoms.arrays`` or the calculator's results, and in what units.
+    """Names and units of the labels in ``atoms.info``, ``atoms.arrays`` or the results of the calculator.
 
     Attributes
     ----------
     energy, forces, stress, virial
-        Name of the label; several, separated by commas, where it differs between frames: the first that a frame has
-        counts. ``a.b`` is the entry b of a table a. None for what ASE recognises, and ``virial`` where a frame has no
-        stress.
+        Name of the label. If it differs between frames, several names separated by commas; the first that a frame has
+        is used. ``a.b`` is the entry b of a table a. None for the labels that ASE recognises, and ``virial`` if a frame
+        has no stress.
     weight
-        Key in ``atoms.info`` of the weight of each frame; None to weigh all alike.
+        Key in ``atoms.info`` of the weight of each frame; None for equal weights.
     stress_unit
-        Of the stress: "eV/A^3", "GPa" or "kB". Virials are in eV.
+        Unit of the stress: "eV/A^3", "GPa" or "kB". Virials are in eV.
     stress_sign
-        1 if stresses are positive under tension, as ASE has them, and virials under compression (virial = −V stress);
-        −1 if the signs are the other way round, as VASP prints stresses.
+        1 if stresses are positive under tension, as in ASE, and virials under compression (virial = −V stress). −1 if
+        the signs are reversed, as in the output of VASP.
     unused
-        Labels that are not needed: nothing is said if they are missing.
+        Labels that are not needed. Nothing is reported if they are missing.
     """
 
     energy: str | None = None
@@ -75,7 +75,7 @@ class Keys:
             )
 
     def names(self, label: str) -> tuple[str, ...]:
-        """The names to look for, the first that is found counts."""
+        """The names to look for; the first that is found is used."""
         given = getattr(self, label)
         if given is None:
             return DEFAULTS[label]
@@ -84,14 +84,14 @@ class Keys:
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """The labels of one structure, and what was not used.
+    """The labels of one structure, and entries that were not used.
 
     Attributes
     ----------
     energy, forces, stress
-        In eV, eV/Å, shape (N, 3), and eV/Å³, shape (6,), ASE's sign; None where there is none.
+        In eV, eV/Å, shape (N, 3), and eV/Å³, shape (6,), with ASE's sign; None if missing.
     weight
-        How much the frame counts, 1 by default.
+        Weight of the frame, 1 by default.
     names
         Name under which each label was found.
     lookalikes
@@ -110,7 +110,7 @@ class Labels:
 
 
 def read_labels(atoms: Atoms, source: str, keys: Keys) -> Labels:
-    """The labels of a structure; never through ``Atoms.get_forces``, where constraints would zero them.
+    """The labels of a structure. ``Atoms.get_forces`` is not used, because it applies constraints.
 
     Raises
     ------
@@ -245,7 +245,7 @@ def _lookalikes(
 
 
 def meaning(name: str) -> str | None:
-    """What a name seems to stand for: "energy", "forces", "stress", "virial", or nothing."""
+    """The label that a name seems to mean: "energy", "forces", "stress", "virial", or none."""
     words = re.findall(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+", name)
     lowered = [word.lower() for word in words]
     if set(lowered) & _NO_LABEL:

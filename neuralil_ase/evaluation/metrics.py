@@ -1,4 +1,4 @@
-"""How far predictions are from labels: one card of numbers per data set, and its table for a terminal."""
+"""Error metrics: one card of numbers per data set, and its table for a terminal."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Card = dict[str, Any]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Labels of F frames with A atoms in all, beside the predictions of M members; NaN where a label is missing.
+    """Labels of F frames with A atoms in all, and the predictions of M members. Missing labels are NaN.
 
     Attributes
     ----------
@@ -77,12 +77,12 @@ class Comparison:
 
 
 def accuracy(comparison: Comparison) -> Card:
-    """The card of one data set: JSON data whose keys name the units. Figures for labels that are missing are left out.
+    """The card of one data set: JSON data whose keys name the units. There are no entries for missing labels.
 
     "mae" and "rmse" of forces run over components; "norm" is the mean length of the error vector, which does not depend
     on the orientation of the axes. "offset_removed" is after subtracting the mean energy error per atom. "members" are
-    means over members of what each member alone would score. "spread" compares the error of the mean with the spread
-    over members (standard deviation, ddof 1; of a force the norm over components). Deep ensembles add
+    the errors of single members, averaged over the members. "spread" compares the error of the mean with the spread
+    over members (standard deviation, ddof 1; of a force the norm over components). Deep ensembles also have
     "energy_aleatoric" and "force_aleatoric", the same with the aleatoric deviation, and "energy_total" and
     "force_total", with the root of the sum of both squares.
     """
@@ -140,7 +140,7 @@ def _vector_card(errors: np.ndarray) -> Card:
 
 
 def _member_card(comparison: Comparison) -> Card:
-    """Scores of single members, averaged over them."""
+    """Errors of single members, averaged over the members."""
     card: Card = {"number": comparison.n_members}
     if np.isfinite(comparison.energies).any():
         errors = comparison.member_energies - comparison.energies

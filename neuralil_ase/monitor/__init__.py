@@ -1,8 +1,8 @@
 """Watching the spread of an ensemble during MD, optimisation and NEB.
 
-`ExtrapolationMonitor` joins criteria (what is read, where its bands begin) to actions (log, warn,
-save, roll back, stop, call). Criteria of one's own derive from `Criterion`. Any calculator with
-``prediction(atoms, uncertainty=...)`` will do, see `PredictingCalculator`.
+`ExtrapolationMonitor` combines criteria (a value and its thresholds) with actions (log, warn, save, roll
+back, stop, call). Your own criteria derive from `Criterion`. The monitor works with any calculator that has
+``prediction(atoms, uncertainty=...)``, see `PredictingCalculator`.
 """
 
 from neuralil_ase.monitor.actions import Event, ExtrapolationWarning

@@ -1,4 +1,4 @@
-"""What happens when a frame is flagged, apart from saving it. Of these actions, only `RollBack` changes the run."""
+"""The actions for a flagged frame, except saving it. Only `RollBack` changes the run."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ from neuralil_ase.monitor.patience import Band, Reading
 
 
 class ExtrapolationWarning(UserWarning):
-    """The model was asked about structures it does not know well enough."""
+    """The uncertainty of the model is above a threshold."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """A flagged frame, as the actions and the user's function see it.
+    """A flagged frame, as passed to the actions and the user's function.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class RollBack:
         self._trusted = [_State.of(atoms) for atoms in self.images]
 
     def __call__(self, event: Event) -> None:
-        """Put the trusted state of all images back, or that of none.
+        """Restore the trusted state of all images, or of none.
 
         Raises
         ------

@@ -1,8 +1,8 @@
-"""Criteria: what is watched, and where its bands begin.
+"""Criteria: the numbers that are monitored, and their thresholds.
 
-A criterion reads one number from a structure and its prediction and names the atom it belongs to. Below ``low`` a
-frame is trusted, from ``low`` on it is a candidate for labelling, from ``high`` on it is useless. A number that is not
-finite counts as high, so that an exploded frame never passes as trusted.
+A criterion reads one number from a structure and its prediction, and names the atom to which it belongs. Below ``low``
+a frame is trusted, from ``low`` on it is a candidate for labelling, from ``high`` on it is useless. A number that is
+not finite counts as high, so that an exploded frame is never trusted.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Criterion:
-    """Base of all criteria: thresholds, and the atoms that are looked at.
+    """Base of all criteria: thresholds, and the atoms that are considered.
 
     A criterion of your own sets ``kind`` (its name in the log) and ``unit``, and has either ``values`` (one number per
     atom, of which the worst counts) or ``read`` (one number for the frame). With ``needs = "forces"`` the members'
@@ -151,7 +151,7 @@ class Criterion:
         )
 
     def resolved(self, calibration: Calibration | None) -> Self:
-        """This criterion, with whatever was left open filled in from the model's calibration.
+        """This criterion, with missing thresholds filled in from the model's calibration.
 
         Parameters
         ----------
@@ -301,7 +301,7 @@ class EnergySpreadPerAtom(Criterion):
 
 @dataclass(frozen=True)
 class RelativeCriterion(Criterion):
-    """Base of criteria that divide by what is usual; without ``usual``, the model's calibration says what that is."""
+    """Base of criteria that divide by usual values. Without ``usual``, they come from the model's calibration."""
 
     usual: Mapping[str, float] | None = None
 
@@ -319,7 +319,7 @@ class RelativeCriterion(Criterion):
 
 @dataclass(frozen=True)
 class RelativeForceSpread(RelativeCriterion):
-    """Largest force spread in units of what is usual for the element; one threshold fits all.
+    """Largest force spread in units of the usual spread of the element; one threshold is valid for all elements.
 
     Parameters
     ----------

@@ -95,7 +95,7 @@ def annotate(
 class FrameSaver:
     """Appends candidates, and the frames before the flag, to an extxyz file.
 
-    Frames of band HIGH are not saved: they are useless for training. What leads up to them is not.
+    Frames of band HIGH are not saved, because they are useless for training. The frames before them are saved.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class FrameSaver:
     max_saved : int
         In the whole file, earlier parts of a resumed run included.
     append : bool
-        Go on with an existing file; otherwise it is renamed.
+        Append to an existing file; otherwise it is renamed.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class Log:
     def __init__(self, file: OwnedFile | None, criteria: Sequence[Criterion], append: bool) -> None:
         self.columns = column_names(criteria)
         self.clock = (0, 0.0)
-        """A step, and its time in fs: later times count from there."""
+        """A step and its time in fs, to which later times are added."""
         self._head = _header(criteria, self.columns)
         self._values = array("d")
         self._unwritten = b""
@@ -59,7 +59,7 @@ class Log:
             file.append(self._content(), sync=True)
 
     def resume(self, present: Sequence[Row], done: int, first_step: int | None, atoms: int) -> int:
-        """Find where in the log the run goes on; drop the rows that are about to be computed again.
+        """Find the row of the log from which the run continues. Drop later rows, which will be computed again.
 
         Parameters
         ----------
@@ -208,7 +208,7 @@ class Log:
 
 
 def read_log(path: str | PathLike[str]) -> dict[str, np.ndarray]:
-    """The columns of a monitor's log, by name; a half line left by a kill is passed over.
+    """The columns of a monitor's log, by name. Half a line, left by a kill, is ignored.
 
     Raises
     ------
@@ -259,7 +259,7 @@ def waiting(problem: Exception, what: str) -> MonitorError:
 
 
 class _Table(NamedTuple):
-    """What a log holds: its comments with their line ends, its columns, its rows."""
+    """The content of a log: comments with their line ends, columns, rows."""
 
     comments: list[str]
     columns: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""Which of the flagged frames are worth keeping: those that show something new.
+"""Selects the flagged frames that are worth keeping: those with new environments.
 
-Two frames count as near-duplicates when the environments *that caused the flags* are alike. Averages over a frame would
-not see one broken bond among hundreds, and comparing whole liquids atom by atom would call every frame new.
+Two frames count as near-duplicates if the environments *that caused the flags* are similar. Averages over a frame would
+not show one broken bond among hundreds, and with a comparison of all atoms every frame of a liquid would be new.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Fingerprint = Callable[[Atoms], np.ndarray]
 
 
 class NoveltyFilter:
-    """Remembers the environments that frames were kept for and tells whether others are new.
+    """Remembers the environments for which frames were kept, and decides whether others are new.
 
     The distance between environments a (new) and b (known), of the same element, is
     ``|f(a) - f(b)| / |f(a)|`` with the fingerprint f: 0 for equal ones, of order 1 for unrelated
@@ -84,8 +84,8 @@ class NoveltyFilter:
 def fingerprint_of(calculator: Any) -> Fingerprint:
     """The model's own descriptors where the calculator offers them, else sorted distances.
 
-    Evaluating saved frames would make the calculator rebuild its pair list, which changes the order of summation and so
-    the last bits of the run. So a copy of the calculator, made when it is first needed, evaluates them.
+    Evaluating saved frames would make the calculator rebuild its pair list. This changes the order of summation, and so
+    the last bits of the run. Therefore a copy of the calculator evaluates them.
     """
     if not callable(getattr(calculator, "descriptors", None)):
         return sorted_distances

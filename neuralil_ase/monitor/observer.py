@@ -30,10 +30,10 @@ _PathLike = str | PathLike[str]
 
 
 class ExtrapolationMonitor:
-    """Follows the spread of an ensemble during a run and acts where the model does not know.
+    """Follows the spread of an ensemble during a run, and acts if it is too large.
 
-    Attach it to any ASE dynamics. Unless it is told to stop or to roll back it changes nothing: the run is the same, to
-    the last bit, with and without it.
+    Attach it to any ASE dynamics. Without `stop` and `rollback` it changes nothing: the run is the same, to the last
+    bit, with and without it.
 
     Parameters
     ----------
@@ -46,9 +46,9 @@ class ExtrapolationMonitor:
         `stop` ends the run at high, and frames at or above high are not saved. Default: the bands
         of the model's calibration.
     criteria : sequence of Criterion, optional
-        In place of `threshold`; see `neuralil_ase.monitor`. The worst criterion decides the band of a frame.
+        Used instead of `threshold`; see `neuralil_ase.monitor`. The worst criterion decides the band of a frame.
     patience : int
-        Act after this many checks in a row in a band, so that a single spike does nothing.
+        Act after this many checks in a row in a band, so that a single peak has no effect.
     every : int
         Evaluate member forces at every n-th call only. In between, only the criteria that need no more than member
         energies are evaluated; when one of them leaves the trusted band, all are.
@@ -75,7 +75,7 @@ class ExtrapolationMonitor:
     stop : bool
         End the run cleanly when the worst band is reached.
     rollback : bool
-        As `stop`, and put the last trusted positions, cell and momenta back.
+        Like `stop`, and also restore the last trusted positions, cell and momenta.
     function : callable, optional
         Called with the `Event` of every flagged check (after patience), after all other actions;
         ``event.saved`` tells whether it is a frame worth labelling.

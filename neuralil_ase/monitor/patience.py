@@ -1,4 +1,4 @@
-"""What was found in a frame, the bands of the values, and for how many checks in a row they have been bad."""
+"""Readings of a frame, the bands of their values, and the number of checks in a row in a band."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class Band(IntEnum):
 
 @dataclass(frozen=True)
 class Reading:
-    """What one criterion found in one frame.
+    """The reading of one criterion in one frame.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Check:
-    """What was found in one image at one step.
+    """The readings of one image at one step.
 
     Attributes
     ----------

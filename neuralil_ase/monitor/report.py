@@ -1,4 +1,4 @@
-"""What a run looked like: a table in words and a picture."""
+"""Reports of a run: a summary in words and a picture."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
