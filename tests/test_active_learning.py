@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on_to_the_same_end(
     os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "the same command goes on from there" in errors.decode()
+    assert "the same command continues from there" in errors.decode()
     (work / "round_0" / "both" / "partial-md").mkdir(exist_ok=True)
     (work / "round_0" / "both" / "partial-md" / "box_0.log").write_text("half a line")
     done = run(work, *small)

@@ -402,7 +402,7 @@ def test_a_stopped_run_goes_on(tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "goes on from there" in stderr
+    assert "continues from there" in stderr
     assert not output.exists()
     run(output, check=True)
     assert len(read(output, index=":")) == 5

@@ -272,7 +272,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         run(settings, read_data(options.data), options.work)
     except KeyboardInterrupt:
-        sys.exit(f"stopped; what is done is in {options.work}: the same command goes on from there")
+        sys.exit(
+            f"stopped; what is done is in {options.work}: the same command continues from there"
+        )
     except NeuralILError as error:
         sys.exit(str(error))
     print(f"table.txt, overview.png and the models are in {options.work}")

@@ -292,7 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"):
         os.environ[name] = "1"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    on = f"the finished seeds are in {folder}: the same command goes on from there"
+    on = f"the finished seeds are in {folder}: the same command continues from there"
     try:
         run_all(tasks, folder, options.processes)
     except KeyboardInterrupt:

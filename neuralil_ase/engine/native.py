@@ -249,7 +249,7 @@ class PairFilter:
         self._pointers = [_pointer(array) for array in (self._addresses, self._counts, *found)]
 
     def __reduce__(self) -> tuple[type["PairFilter"], tuple[Any, ...]]:
-        # A copy has arrays of its own, and so other addresses.
+        # A copy has its own arrays, and so other addresses.
         return PairFilter, (self.candidates, self.n_atoms, self.found)
 
     def __call__(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> int:

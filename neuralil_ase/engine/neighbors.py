@@ -79,7 +79,7 @@ class NeighborList:
         self.builds = 0
         self._lists: _Lists | None = None
         self._filter: native.PairFilter | None = None
-        # The memory for the pairs inside is kept: allocating it anew would cost more than the search.
+        # The memory for the pairs inside is kept: a new allocation would cost more than the search.
         self._room = _room(0)
 
     def pairs(

@@ -169,7 +169,7 @@ class FrameSaver:
         )
 
     def _take_stock(self) -> list[Atoms]:
-        """Read what is in the file; half a frame at its end is moved to a file of its own."""
+        """Read what is in the file; half a frame at its end is moved to another file."""
         content = self._file.read()
         frames, whole = _frames(content, self._file.path)
         self.n_saved = len(frames)
@@ -200,7 +200,7 @@ def _frames(content: bytes, path: Path) -> tuple[list[Atoms], int]:
             line = content.count(b"\n", 0, start) + 1
             raise MonitorError(
                 f"{path}: the frame that begins on line {line} cannot be read ({type(problem).__name__}: {problem}). "
-                "Mend or remove it, or choose another name; append=False sets the whole file aside. It was not touched."
+                "Correct or remove it, or choose another name; append=False renames the whole file. It was not touched."
             ) from problem
         start = end
     return frames, start

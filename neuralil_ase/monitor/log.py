@@ -93,7 +93,7 @@ class Log:
         if found is not None and found != step:
             warnings.warn(
                 f"{self._file.path}: first_step = {first_step} puts this structure at step {step}, but it is that of "
-                f"step {found} in the log. Leave first_step out to go on from there.",
+                f"step {found} in the log. Leave first_step out to continue from there.",
                 stacklevel=2,
             )
         self._go_on(self._file, table, step)
@@ -192,7 +192,7 @@ class Log:
             if aside is None
             else f"was changed by somebody else, is now {aside},"
         )
-        return f"{file.path} {what} and was written anew, with all rows of this run"
+        return f"{file.path} {what} and was written again, with all rows of this run"
 
     def _content(self) -> bytes:
         """The whole content of the file."""
@@ -301,7 +301,7 @@ def _row(path: Path, number: int, line: bytes, width: int) -> list[float]:
         values = []
     if len(values) != width or not np.isfinite(values[0]):
         raise MonitorError(
-            f"{path}: line {number} is damaged: it should hold {width} numbers, but reads {line[:60]!r}. Mend or "
+            f"{path}: line {number} is damaged: it should hold {width} numbers, but reads {line[:60]!r}. Correct or "
             "remove this line; or begin a new log with append=False, which keeps this one under another name. The "
             "file was not touched."
         )

@@ -65,7 +65,7 @@ class Checkpoint:
         expected, tree = jax.tree.flatten(template)
         if [leaf.shape for leaf in self.leaves] != [np.shape(leaf) for leaf in expected]:
             raise ModelFileError(
-                f"{self.path} belongs to another architecture; remove it to start afresh"
+                f"{self.path} belongs to another architecture; remove it to start a new run"
             )
         pairs = zip(self.leaves, expected, strict=True)
         return jax.tree.unflatten(tree, [np.asarray(a, np.asarray(b).dtype) for a, b in pairs])
@@ -101,7 +101,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise ModelFileError(f"there is no checkpoint {path} to resume from") from error
     except (safetensors.SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise ModelFileError(
-            f"{path} is not a checkpoint of neuralil-ase ({error}); remove it to start afresh"
+            f"{path} is not a checkpoint of neuralil-ase ({error}); remove it to start a new run"
         ) from error
     return Checkpoint(str(path), leaves, record)
 

@@ -176,7 +176,7 @@ class Recorder:
         """The run of the checkpoint, with the log cut back to its epoch; a new run if there is no checkpoint."""
         output = self._output
         if output is None or not output.checkpoint.exists():
-            logger.info("there is no checkpoint to resume from; training starts afresh")
+            logger.info("there is no checkpoint to resume from; a new run starts")
             return self.started()
         fresh, path = self.started(), output.checkpoint
         checkpoint = load_checkpoint(path)

@@ -126,7 +126,7 @@ def test_a_log_that_others_spoil_is_written_again_in_whole(what, in_folder):
         Path("other").write_bytes(b"my notes\n" if what == "replace" else older)
         os.replace("other", LOG)
     with pytest.warns(
-        UserWarning, match=r"log\.txt was .* written anew, with all rows of this run"
+        UserWarning, match=r"log\.txt was .* written again, with all rows of this run"
     ):
         dynamics.run(1)
     dynamics.run(1)
@@ -230,7 +230,7 @@ def test_warnings_turned_into_errors_lose_and_double_nothing(spoil, in_folder):
         atoms.info["comment"] = "two\nlines"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="written anew" if spoil == "log" else "do not hold"):
+        with pytest.raises(UserWarning, match="written again" if spoil == "log" else "do not hold"):
             dynamics.run(1)
     atoms.info.clear()
     dynamics.run(1)

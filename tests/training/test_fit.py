@@ -220,7 +220,9 @@ def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the training data have changed"):
         train(list(alloy(12, seed=1)), path, **options)
     (tmp_path / "model.safetensors.checkpoint").write_bytes(b"nonsense")
-    with pytest.raises(ModelFileError, match=r"is not a checkpoint .* remove it to start afresh"):
+    with pytest.raises(
+        ModelFileError, match=r"is not a checkpoint .* remove it to start a new run"
+    ):
         train(list(alloy()), path, **options)
 
 

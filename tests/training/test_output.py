@@ -255,5 +255,7 @@ def test_damaged_checkpoints_are_refused(damage: dict[str, Any], tmp_path: Path)
     with pytest.raises(ModelFileError, match="another architecture"):
         checkpoint.like(np.zeros(3))
     write(record | damage)
-    with pytest.raises(ModelFileError, match=r"is not a checkpoint .* remove it to start afresh"):
+    with pytest.raises(
+        ModelFileError, match=r"is not a checkpoint .* remove it to start a new run"
+    ):
         load_checkpoint(path)
