@@ -1,6 +1,8 @@
 """Many structures: predicted in batches, or labelled by another calculator, here or by workers.
 
-Workers are those of a ``concurrent.futures.Executor``; the standard library's pools are tested. Only the process that
+Workers are those of a ``concurrent.futures.Executor``. The standard library's pools are tested. Dask 2026.8
+(``client.get_executor()``) and Parsl 2026.10 (``ParslPoolExecutor`` with two workers) were tried by hand on one
+machine, with a worker killed on the way: predictions, labels and trained members were complete. Only the process that
 calls reads and writes files.
 """
 

@@ -87,6 +87,18 @@ def test_npt(tmp_path: Path) -> None:
     assert 0.8 < number(": NUMBER g/cm³", example("npt", tmp_path, "60")) < 1.6
 
 
+# jax-md 0.2.29 asks for float64 sums, which JAX refuses in a float32 run.
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64:UserWarning")
+def test_jax_md_nvt(tmp_path: Path) -> None:
+    pytest.importorskip(
+        "jax_md", reason="jax-md is not installed: pip install neuralil-ase[jax-md]"
+    )
+    output = example("jax_md_nvt", tmp_path, "60")
+    assert 100 < number("temperature NUMBER K", output) < 500
+    assert number("conserved energy: NUMBER meV/atom", output) < 0.5
+    assert 0 < number("spread of the energy: NUMBER meV/atom", output) < 5
+
+
 def test_path_integral(tmp_path: Path) -> None:
     """Real i-PI over its socket, twice; even a short run has wider bonds with more beads."""
     pytest.importorskip("ipi", reason="i-PI is not installed: pip install neuralil-ase[ipi]")
