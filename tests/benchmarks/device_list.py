@@ -207,7 +207,8 @@ class OnDevice:
         counts = np.bincount(
             pairs.centers * n_types + types[pairs.neighbors], minlength=n_types * self._n
         )
-        sizes = counts.reshape(-1, n_types).max(axis=0) + 3
+        # With room to spare: more slots mean another compilation in the middle of a run.
+        sizes = counts.reshape(-1, n_types).max(axis=0) * 5 // 4 + 3
         self._layout = self._layout._replace(sizes=tuple(sizes.tolist()))
 
     def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
