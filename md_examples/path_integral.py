@@ -1,6 +1,6 @@
 """How much do quantum nuclei stretch N-H bonds? Path-integral MD of the ion pair by i-PI, with the committee's error.
 
-    python md_examples/path_integral.py 3000
+    python md_examples/path_integral.py 2000
 
 Needs ``pip install neuralil-ase[ipi]``. Runs i-PI twice at 300 K, with one bead (classical nuclei) and with sixteen,
 and draws the distribution of N-H distances, path_integral.png; one of the three protons is shared with the nitrate.
@@ -26,7 +26,7 @@ from neuralil_ase.hosts import ipi_driver
 EXAMPLES = Path(__file__).parent
 TEMPERATURE = 300
 EVERY = 4  # steps between frames
-BINS = np.linspace(0.85, 1.35, 41)
+BINS = np.linspace(0.85, 1.6, 61)
 INPUT = """
 <simulation verbosity='low' safe_stride='1000000'>
   <output prefix='run'>
