@@ -246,7 +246,7 @@ def first_potential(frames: Sequence[Frame], settings: TrainingSettings) -> Pote
     r_cut = settings.r_cut or rounded(REACH * surroundings(frames, elements).nearest)
     # A finer descriptor would need more than a few frames.
     n_max = settings.n_max or round(r_cut / RADIAL_SPACING)
-    settings = replace(settings, r_cut=r_cut, n_max=n_max).with_widths(is_molecule=False)
+    settings = replace(settings, r_cut=r_cut, n_max=n_max).with_frames(len(frames))
     types = [types_of(frame, elements) for frame in frames]
     pairs = [pairs_of(f, t, settings.r_cut) for f, t in zip(frames, types, strict=True)]
     config = model_config(settings, elements, pairs, types)

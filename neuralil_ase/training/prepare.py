@@ -140,9 +140,9 @@ def prepare(
         check_elements(start, frames)
     elements = elements_of(train) if start is None else start.potential.elements
     _check_validation(validation, elements)
-    settings = settings.with_frames(len(train))
     found = surroundings(train, elements)
-    settings = settings.with_descriptor(cutoff_for(found), elements).with_widths(found.is_molecule)
+    settings = settings.with_frames(len(train), found.is_molecule)
+    settings = settings.with_descriptor(cutoff_for(found), elements)
     alone = isolated_energies(atoms, settings.isolated_atoms, elements)
     if start is None:
         say_what_is_open(train, elements)

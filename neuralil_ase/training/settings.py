@@ -20,12 +20,13 @@ FEWEST_EPOCHS = 100
 """Smallest number of epochs of such a run, for large data sets. With 114 epochs instead of 57, the force RMSE of copper
 on held-out training frames falls from 63 to 45 meV/Å."""
 
-DECAY_OF_ONE_FRAME = 288.0
+DECAY_OF_ONE_FRAME = 400.0
+DECAY_OF_ONE_MOLECULE = 40.0
 LEAST_DECAY, MOST_DECAY = 0.1, 2.0
-"""Default weight decay times the number of training frames, and the limits of the decay. Weight decay acts as a prior,
-which should count less with more data. Best values: 2 for 36 cells of a liquid (with 0.5 forces are 2 % worse), 0.5 to
-2 for 72 cells of a perovskite, 0.1 for 360 frames of a molecule (with 2 forces are a third worse). For 200 frames of a
-metal, a smaller decay makes most frames better and the largest errors worse."""
+"""Default weight decay times the number of training frames, in general and for a small molecule, and the limits of the
+decay. Weight decay acts as a prior, which should count less with more data. Best values: 2 for 36 cells of a liquid
+(with 0.5 forces are 2 % worse), 0.5 to 2 for 72 cells of a perovskite, 0.1 for 360 frames of a molecule (with 2 forces
+are a third worse). For 200 frames of a metal, a smaller decay makes most frames better and the largest errors worse."""
 
 WIDTHS = (64, 32, 16, 16, 16)
 WIDTHS_OF_MOLECULES = (128, 64, 32, 16)
@@ -124,8 +125,8 @@ class TrainingSettings:
     learning_rate
         Highest learning rate of the one-cycle schedule ("schedule-free" keeps it constant after the warm-up).
     weight_decay
-        Decoupled decay of the weight matrices; not used by "adam". The default is 288 divided by the number of
-        training frames, but between 0.1 and 2.
+        Decoupled decay of the weight matrices; not used by "adam". The default is 400 divided by the number of
+        training frames (40 for a small molecule), but between 0.1 and 2.
     clip_norm
         Largest norm of the gradient of a member; larger gradients are scaled down.
     warmup
@@ -240,14 +241,16 @@ class TrainingSettings:
         """
         return cls(**_checked(data))
 
-    def with_frames(self, n_frames: int) -> "TrainingSettings":
-        """A copy with epochs and weight decay filled in, for this number of training frames."""
+    def with_frames(self, n_frames: int, is_molecule: bool = False) -> "TrainingSettings":
+        """A copy with epochs, weight decay and widths filled in, for this number of training frames."""
         steps_per_epoch = -(-n_frames // self.batch_size)
         epochs = self.epochs or max(FEWEST_EPOCHS, -(-DEFAULT_STEPS // steps_per_epoch))
         decay = self.weight_decay
         if decay is None:
-            decay = min(max(DECAY_OF_ONE_FRAME / n_frames, LEAST_DECAY), MOST_DECAY)
-        return replace(self, epochs=epochs, weight_decay=decay)
+            of_one = DECAY_OF_ONE_MOLECULE if is_molecule else DECAY_OF_ONE_FRAME
+            decay = min(max(of_one / n_frames, LEAST_DECAY), MOST_DECAY)
+        widths = self.widths or (WIDTHS_OF_MOLECULES if is_molecule else WIDTHS)
+        return replace(self, epochs=epochs, weight_decay=decay, widths=widths)
 
     def with_descriptor(self, cutoff: float, elements: tuple[str, ...]) -> "TrainingSettings":
         """A copy with cutoff and largest radial index filled in; ``cutoff`` (Å) is used if ``r_cut`` is 0."""
@@ -260,10 +263,6 @@ class TrainingSettings:
             )
             n_max += sum(count <= SHORT_DESCRIPTOR for count in features)
         return replace(self, r_cut=r_cut, n_max=n_max)
-
-    def with_widths(self, is_molecule: bool) -> "TrainingSettings":
-        """A copy with default widths filled in, for a small molecule or for other data."""
-        return replace(self, widths=self.widths or (WIDTHS_OF_MOLECULES if is_molecule else WIDTHS))
 
     def updated(self, options: Mapping[str, Any]) -> "TrainingSettings":
         """A copy with some options changed, validated."""

@@ -82,7 +82,7 @@ def test_without_epochs_the_number_of_steps_counts(n_frames: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_frames", "decay"), [(1, 2.0), (36, 2.0), (288, 1.0), (360, 0.8), (5000, 0.1)]
+    ("n_frames", "decay"), [(1, 2.0), (36, 2.0), (400, 1.0), (800, 0.5), (5000, 0.1)]
 )
 def test_without_a_decay_the_number_of_frames_counts(n_frames: int, decay: float) -> None:
     assert TrainingSettings().with_frames(n_frames).weight_decay == pytest.approx(decay)
@@ -128,14 +128,14 @@ def test_radial_functions_follow_the_cutoff(elements: tuple[str, ...], n_max: li
     assert chosen == n_max
 
 
-def test_small_molecules_have_wider_layers() -> None:
+def test_small_molecules_have_wider_layers_and_less_decay() -> None:
     assert Surroundings(1.1, 6.0, 14.0).is_molecule
     assert not Surroundings(1.1, 40.0, 90.0).is_molecule
-    wide, usual = (
-        TrainingSettings().with_widths(is_molecule).widths for is_molecule in (True, False)
-    )
-    assert wide[0] > usual[0]
-    assert TrainingSettings(widths=(8,)).with_widths(True).widths == (8,)
+    molecule, usual = (TrainingSettings().with_frames(300, kind) for kind in (True, False))
+    assert molecule.widths[0] > usual.widths[0]
+    assert molecule.weight_decay < usual.weight_decay
+    given = TrainingSettings(widths=(8,), weight_decay=1.0).with_frames(300, True)
+    assert (given.widths, given.weight_decay) == ((8,), 1.0)
 
 
 def test_cutoff_and_radial_functions_that_are_given_are_kept() -> None:
