@@ -46,10 +46,11 @@ from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start, check_elements, reference_for
 
 CLOSE = 0.85
-"""Distance over the sum of the covalent radii below which atoms repel each other in any case. Atoms of hot metals come this
-close, and a network alone errs most where they come closer than in the data: from 0.7 to 0.85, the RMSE of held-out
-forces falls from 65 to 44 meV/Å in copper and from 245 to 205 in molybdenum (the folds with the closest contacts). With 1
-it falls to 19 in copper, but energies of its surfaces err by 10 meV/atom."""
+"""Distance over the sum of the covalent radii below which atoms repel each other in any case.
+
+Atoms of hot metals come this close, and a network alone errs most where they come closer than in the data. From 0.7 to
+0.85, the RMSE of held-out forces falls from 65 to 44 meV/Å in copper and from 245 to 205 in molybdenum (folds with the
+closest contacts). With 1 it falls to 19 in copper, but energies of surfaces err by 10 meV/atom."""
 
 ZBL_BLOCK = 256
 """Close pairs evaluated together. The number is the same for all frames, so that the function is compiled once."""
