@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from ase.data import atomic_numbers, covalent_radii
 from scipy.stats import spearmanr
 from small_runs import TINY, alloy, frames, labelled, trainer_for
 
@@ -18,7 +19,7 @@ from neuralil_ase.model.potential import flatten
 from neuralil_ase.training import train
 from neuralil_ase.training.loop import Run, fit
 from neuralil_ase.training.loss import SHAPES
-from neuralil_ase.training.prepare import zbl_radii
+from neuralil_ase.training.prepare import CLOSE, zbl_radii
 
 
 def short_run(train_frames: list[Frame], validation: list[Frame], **options: Any) -> Run:
@@ -163,7 +164,7 @@ def test_a_residual_network_that_passes_the_raw_descriptor_on_is_refused() -> No
         trainer_for(frames(3), [], network="resnet", widths=(n_inputs, n_inputs))
 
 
-def test_repulsion_starts_at_the_shortest_distance_of_the_data() -> None:
+def test_repulsion_starts_at_the_shortest_distance_or_inside_a_bond() -> None:
     data = frames(3)
     elements = ("Au", "Cu")
     types = [types_of(frame, elements) for frame in data]
@@ -175,7 +176,11 @@ def test_repulsion_starts_at_the_shortest_distance_of_the_data() -> None:
             for p, t in zip(pairs, types, strict=True)
             if ((t[p.centers] == a) & (t[p.neighbors] == b)).any()
         ]
-        assert radii[k] == pytest.approx(min(lengths), abs=1e-4)
+        bond = (
+            covalent_radii[atomic_numbers[elements[a]]]
+            + covalent_radii[atomic_numbers[elements[b]]]
+        )
+        assert radii[k] == pytest.approx(max(min(lengths), CLOSE * bond), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", SHAPES)
