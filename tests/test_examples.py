@@ -149,7 +149,7 @@ def test_vibrations(tmp_path: Path) -> None:
 def copper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder in which train.py has run, and what it printed."""
     folder = tmp_path_factory.mktemp("copper")
-    return folder, example("train", folder, "12")
+    return folder, example("train", folder, "8")
 
 
 def test_train(copper: tuple[Path, str]) -> None:

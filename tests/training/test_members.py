@@ -45,6 +45,7 @@ def test_members_apart_are_those_trained_together() -> None:
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_spawned_workers_give_the_same_bits_and_the_ensemble_is_calibrated(tmp_path: Path) -> None:
     output = tmp_path / "model.safetensors"
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
