@@ -99,8 +99,12 @@ def test_jax_md_nvt(tmp_path: Path) -> None:
     assert 0 < number("spread of the energy: NUMBER meV/atom", output) < 5
 
 
+@pytest.mark.slow
 def test_path_integral(tmp_path: Path) -> None:
-    """Real i-PI over its socket, twice; even a short run has wider bonds with more beads."""
+    """Real i-PI over its socket, twice; even a short run has wider bonds with more beads.
+
+    Shorter runs with i-PI are in tests/hosts/test_ipi.py.
+    """
     pytest.importorskip("ipi", reason="i-PI is not installed: pip install neuralil-ase[ipi]")
     output = example("path_integral", tmp_path, "60", "--beads", "4")
     classical, quantum = output.splitlines()
@@ -149,7 +153,7 @@ def test_vibrations(tmp_path: Path) -> None:
 def copper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder in which train.py has run, and what it printed."""
     folder = tmp_path_factory.mktemp("copper")
-    return folder, example("train", folder, "8")
+    return folder, example("train", folder, "12")
 
 
 def test_train(copper: tuple[Path, str]) -> None:
