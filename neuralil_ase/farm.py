@@ -8,6 +8,7 @@ calls reads and writes files.
 
 import hashlib
 import logging
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -18,6 +19,7 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import suppress
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -201,16 +203,17 @@ def answers_of(
 ) -> Iterator[tuple[int, Any | Lost]]:
     """What workers answer to numbered messages, the arguments of a function, as they come.
 
-    A message whose worker died is sent once more, where the executor survives it. An error of this package that a
-    worker raises is raised here, and what has not begun is cancelled.
+    A message whose worker died is sent once more, if the executor survives it. An error that the function raises is
+    raised here at once, and what has not begun is cancelled.
     """
+    guarded = partial(_guarded, function)
     pending: dict[Future[Any], int] = {}
     unsent, sent_again, broke = [*messages], set[int](), ""
     try:
         while unsent or pending:
             try:
                 while unsent and not broke:
-                    pending[executor.submit(function, *messages[unsent[0]])] = unsent[0]
+                    pending[executor.submit(guarded, *messages[unsent[0]])] = unsent[0]
                     del unsent[0]
             except BrokenExecutor as error:
                 broke = f"{type(error).__name__}: {error}"
@@ -232,14 +235,33 @@ def answers_of(
             future.cancel()
 
 
+class _Raised(NamedTuple):
+    """An error of the function: whatever the executor raises itself is then the death of a worker."""
+
+    error: Exception
+
+
+def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a worker runs."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        if not isinstance(error, NeuralILError):
+            error.add_note(
+                "".join(traceback.format_exception(error))
+            )  # else it stays with the worker
+        return _Raised(error)
+
+
 def _answer(future: "Future[Any]") -> Any | Lost:
     try:
-        return future.result()
-    except NeuralILError:
-        raise
+        answer = future.result()
     except Exception as error:  # what an executor makes of a worker that died
         broke = isinstance(error, BrokenExecutor | CancelledError)
         return Lost(f"{type(error).__name__}: {error}", broke)
+    if isinstance(answer, _Raised):
+        raise answer.error
+    return answer
 
 
 def _unless_lost(answer: Any | Lost) -> Any:

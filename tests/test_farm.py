@@ -21,6 +21,7 @@ from systems import ensemble, structure
 
 from neuralil_ase import label, predict_many
 from neuralil_ase.errors import OutputError, ProcessError, StructureError
+from neuralil_ase.farm import answers_of
 
 STRUCTURES = [structure("triclinic"), molecule("CH3OH"), structure("slab"), molecule("H2O")]
 
@@ -189,3 +190,17 @@ def test_a_damaged_label_is_said(tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(StructureError, match=r"cannot be read .* remove the file"):
         label(clusters(1), EMT, None, tmp_path)
+
+
+def _mistaken(number: int) -> int:
+    return [1, 2][number]
+
+
+def test_a_mistake_in_a_worker_is_no_death() -> None:
+    """It is raised as it is, with the place where it happened, and not sent again."""
+    executor = Mortal()
+    with pytest.raises(IndexError, match="list index out of range") as caught:
+        dict(answers_of(executor, _mistaken, {7: (2,)}))
+    assert any("_mistaken" in note for note in caught.value.__notes__)
+    assert executor.messages == [(2,)]
+    assert dict(answers_of(executor, _mistaken, {7: (1,)})) == {7: 2}

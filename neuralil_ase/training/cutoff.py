@@ -65,7 +65,7 @@ def cutoff_for(found: Surroundings) -> float:
     """Cutoff in Å: ``REACH`` times the nearest distance, smaller where one element is dense, largest for molecules."""
     if found.is_molecule:
         return LONGEST
-    # The radius that holds CROWD neighbours at the mean density: counting neighbours would jump from shell to shell.
+    # The radius that holds MOST_ALIKE neighbours at the mean density; a count would jump from shell to shell.
     crowded = LONGEST * np.cbrt(MOST_ALIKE / max(found.alike, 1e-9))
     return rounded(min(REACH * found.nearest, float(crowded)))
 

@@ -2,15 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from ase.data import atomic_numbers, covalent_radii
-from jax import Array
 
-from neuralil_ase.engine.neighbors import Pairs, shortest_distances
+from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.errors import ConfigError, DataError
 from neuralil_ase.evaluation.dataset import (
     Frame,
@@ -20,16 +16,12 @@ from neuralil_ase.evaluation.dataset import (
     types_of,
 )
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.model.graph import Graph
-from neuralil_ase.model.pair_terms import zbl
 from neuralil_ase.model.spectrum import channels, power_spectrum
-from neuralil_ase.prediction import to_voigt
 from neuralil_ase.progress import Progress
 from neuralil_ase.training.batches import (
     Labels,
     Packer,
     Sample,
-    in_blocks,
     neighbour_counts,
     packer_for,
     precompute,
@@ -42,22 +34,12 @@ from neuralil_ase.training.reference import (
     isolated_energies,
     say_what_is_open,
 )
+from neuralil_ase.training.repulsion import repulsion, zbl_radii
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start, check_elements, reference_for
 
-CLOSE = 0.85
-"""Distance over the sum of the covalent radii below which atoms repel each other in any case.
-
-Atoms of hot metals come this close, and a network alone errs most where they come closer than in the data. From 0.7 to
-0.85, the RMSE of held-out forces falls from 65 to 44 meV/Å in copper and from 245 to 205 in molybdenum (folds with the
-closest contacts). With 1 it falls to 19 in copper, but energies of surfaces err by 10 meV/atom."""
-
-ZBL_BLOCK = 256
-"""Close pairs evaluated together. The number is the same for all frames, so that the function is compiled once."""
-
-
 FEATURE_BLOCK = 256
-"""Atoms whose descriptors are evaluated together; again the same number for all frames."""
+"""Atoms whose descriptors are evaluated together. The number is the same for all frames, so that this compiles once."""
 
 
 @dataclass(frozen=True)
@@ -341,27 +323,11 @@ def _counts(settings: TrainingSettings, n_samples: int) -> np.ndarray:
     )
 
 
-def zbl_radii(
-    pairs: Sequence[Pairs], types: Sequence[np.ndarray], elements: tuple[str, ...], r_cut: float
-) -> tuple[float, ...]:
-    """Distance in Å below which each pair of elements is repelled, in the order of ``np.triu_indices``.
-
-    It is the shortest distance in the data or ``CLOSE`` times the sum of the covalent radii, whichever is larger. For a
-    pair that never comes inside the cutoff it is that sum.
-    """
-    n = len(elements)
-    radii = covalent_radii[[atomic_numbers[symbol] for symbol in elements]]
-    bond = radii[:, None] + radii[None, :]
-    distance = shortest_distances(zip(pairs, types, strict=True), n)
-    radius = np.where(np.isfinite(distance), np.maximum(distance, CLOSE * bond), bond)
-    return tuple(np.minimum(radius, r_cut)[np.triu_indices(n)].round(4).tolist())
-
-
 def make_labels(
     config: ModelConfig, frame: Frame, types: np.ndarray, pairs: Pairs, reference: np.ndarray
 ) -> Labels:
     """Targets of the network for one frame, without energy reference and repulsion."""
-    energy, forces, virial = _repulsion(config, types, pairs)
+    energy, forces, virial = repulsion(config, types, pairs)
     target = np.nan if frame.energy is None else frame.energy - reference[types].sum() - energy
     target_forces = np.full((len(types), 3), np.nan)
     if frame.forces is not None:
@@ -370,36 +336,3 @@ def make_labels(
     if frame.stress is not None and frame.volume is not None:
         stress = frame.stress - virial / frame.volume
     return Labels(float(target), target_forces, stress)
-
-
-def _repulsion(
-    config: ModelConfig, types: np.ndarray, pairs: Pairs
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """Energy, forces and virial of the short-range repulsion."""
-    forces = np.zeros((len(types), 3))
-    if config.pair_term != "zbl":
-        return 0.0, forces, np.zeros(6)
-    close = np.linalg.norm(pairs.vectors, axis=1) < max(config.zbl_radii)
-    vectors, i, j = (values[close] for values in pairs)
-    blocks = in_blocks(vectors, ZBL_BLOCK, 1.01 * config.descriptor.r_cut)
-    ends = np.zeros((len(blocks), ZBL_BLOCK, 2), np.int32)
-    ends.reshape(-1, 2)[: len(vectors)] = np.stack([types[i], types[j]], axis=1)
-    with jax.enable_x64(True):
-        parts = [_zbl_of_pairs(config, *block) for block in zip(blocks, ends, strict=True)]
-    energies, gradients = zip(*parts, strict=True)
-    gradient = np.concatenate([np.asarray(x) for x in gradients])[: len(vectors)]
-    np.add.at(forces, i, gradient)
-    np.subtract.at(forces, j, gradient)
-    return sum(map(float, energies)), forces, to_voigt(vectors.T @ gradient)
-
-
-@partial(jax.jit, static_argnums=0)
-def _zbl_of_pairs(config: ModelConfig, vectors: Array, ends: Array) -> tuple[Array, Array]:
-    """Energy of pairs between atoms of the types ``ends``, (P, 2), and its gradient by their vectors."""
-    first = 2 * jnp.arange(len(vectors), dtype=jnp.int32)
-
-    def total(moved: Array) -> Array:
-        graph = Graph(moved, first, first + 1, ends.reshape(-1))
-        return zbl(graph, config.descriptor.elements, config.zbl_radii).sum()
-
-    return jax.value_and_grad(total)(vectors)

@@ -19,7 +19,7 @@ from neuralil_ase.model.potential import flatten
 from neuralil_ase.training import train
 from neuralil_ase.training.loop import Run, fit
 from neuralil_ase.training.loss import SHAPES
-from neuralil_ase.training.prepare import CLOSE, zbl_radii
+from neuralil_ase.training.repulsion import CLOSE, zbl_radii
 
 
 def short_run(train_frames: list[Frame], validation: list[Frame], **options: Any) -> Run:
