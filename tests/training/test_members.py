@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,8 @@ def test_threads_train_too() -> None:
 
 def test_architectures_that_differ_are_not_joined() -> None:
     here = train([*alloy()], settings=TWO, members=1, report=False).potential
-    other = train([*alloy()], settings=TWO, members=1, widths=(4, 4), report=False).potential
+    network = replace(here.config.network, activation="tanh")
+    other = replace(here, config=replace(here.config, network=network))
     with pytest.raises(ProcessError, match="same neuralil-ase"):
         members.join([here, other], [])
 
