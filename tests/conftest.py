@@ -4,8 +4,8 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before NumPy is imported: threads of BLAS only get into each other's way in tests this small.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -25,7 +25,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
-import jax
 import pytest
 from ensembles import random_potential
 
@@ -35,14 +34,15 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Background data beside the repository, never part of it."""
 
 
-@pytest.fixture(autouse=True)
-def optimised_training(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests of training compute for longer than they compile."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    if "training" in request.path.parts:
-        jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Neighbouring tests go to one process with ``-n``, because they share what has been compiled and trained.
+
+    Without this, processes get every other test of the last files, and do all of that twice.
+    """
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
 
 
 @pytest.fixture(scope="session")

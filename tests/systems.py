@@ -10,12 +10,12 @@ import numpy as np
 from ase import Atoms
 from ase.build import molecule
 from ase.geometry import get_distances
+from ensembles import random_params
 
 from neuralil_ase.calculator import NeuralILCalculator
 from neuralil_ase.engine.arrays import Dtype
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.model.parameters import parameters
-from neuralil_ase.model.potential import Params, Potential, unflatten
+from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Uncertainty
 
 R_CUT = 3.0
@@ -27,18 +27,6 @@ CONFIG = ModelConfig(
 REFERENCE = np.array([-10.0, -1.0, -20.0, -30.0])
 TRICLINIC = np.array([[3.9, 0.0, 0.0], [1.1, 3.6, 0.0], [-0.7, 0.9, 4.1]])
 TINY = np.array([[2.6, 0.0, 0.0], [0.8, 2.4, 0.0], [-0.5, 0.7, 2.7]])
-
-
-def random_params(config: ModelConfig, seed: int) -> Params:
-    """Parameters of the right shapes, none of them zero or one; kernels scaled by their number of inputs."""
-    rng = np.random.default_rng(seed)
-    flat = {}
-    for name, parameter in parameters(config).items():
-        shape = parameter.shape
-        spread = 1 / np.sqrt(shape[-2]) if name.endswith("kernel") else 0.4
-        center = 1.0 if name.endswith("scale") else 0.0
-        flat[name] = rng.normal(center, spread, shape).astype(np.float32)
-    return unflatten(flat)
 
 
 @lru_cache

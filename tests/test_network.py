@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from ensembles import random_params
 from scipy.special import expit
-from systems import random_params
 
 from neuralil_ase.engine.jax_backend import precision
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig, NetworkKind

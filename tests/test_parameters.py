@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ensembles import random_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from systems import random_params
 
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
