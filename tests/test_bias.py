@@ -43,7 +43,7 @@ def test_an_optimiser_goes_up_in_spread(ethylamine: Atoms, ensemble: NeuralILCal
     before = ensemble.prediction(ethylamine).energy_std
     ethylamine.calc = SumCalculator([ensemble, UncertaintyBias(ensemble, -20.0)])
     FIRE(ethylamine, logfile=None).run(steps=15)
-    assert ensemble.prediction(ethylamine).energy_std > 1.1 * before
+    assert ensemble.prediction(ethylamine).energy_std > before + 0.1  # eV
 
 
 def test_what_makes_no_sense_is_refused(ensemble: NeuralILCalculator) -> None:
