@@ -6,11 +6,14 @@ import runpy
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 from ase.io import read
+
+from neuralil_ase import train
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "md_examples"
@@ -26,6 +29,10 @@ def run(code_or_path: list[str], folder: Path) -> str:
     return done.stdout
 
 
+SMALL = {"widths": (16, 8), "n_max": 3}
+"""Settings of the potentials that examples train here."""
+
+
 def example(name: str, folder: Path, *arguments: str) -> str:
     """Its output, given these arguments; it must draw the picture that it promises.
 
@@ -36,6 +43,7 @@ def example(name: str, folder: Path, *arguments: str) -> str:
         chdir(folder),
         patch.object(sys, "argv", [path, *arguments]),
         patch.object(sys, "path", [str(EXAMPLES), *sys.path]),
+        patch("neuralil_ase.train", partial(train, **SMALL)),
         redirect_stdout(output),
         redirect_stderr(io.StringIO()),  # progress
     ):

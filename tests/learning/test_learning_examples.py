@@ -3,12 +3,15 @@
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from ase.calculators.emt import EMT
 from ase.io import write
-from pupils import crystal
+from pupils import SMALL, crystal
+
+from neuralil_ase import LearningCalculator
 
 EXAMPLES = Path(__file__).parents[2] / "md_examples" / "learning"
 
@@ -25,8 +28,10 @@ def example(name: str, folder: Path, *arguments: str) -> str:
 def test_metal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In this process, where much is compiled already."""
+    """In this process, where much is compiled already, and with a small network."""
     monkeypatch.chdir(tmp_path)
+    small = partial(LearningCalculator, settings=SMALL)
+    monkeypatch.setattr("neuralil_ase.LearningCalculator", small)
     monkeypatch.setattr(sys, "argv", ["learn_metal.py", "6"])
     runpy.run_path(str(EXAMPLES / "learn_metal.py"), run_name="__main__")
     output = capsys.readouterr().out

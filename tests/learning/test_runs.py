@@ -108,9 +108,9 @@ def test_an_optimisation_ends_where_the_teachers_own_would(folder: Path, on_quer
 def test_a_cell_is_relaxed_to_the_teachers_stress(folder: Path) -> None:
     atoms = crystal(rattle=0.05)
     atoms.set_cell(1.02 * atoms.cell, scale_atoms=True)
-    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL, confirm=0.1)
-    assert BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.1, steps=300)
-    assert np.abs(truth(atoms).get_stress()).max() * atoms.get_volume() / len(atoms) < 0.1
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL, confirm=0.2)
+    assert BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.2, steps=300)
+    assert np.abs(truth(atoms).get_stress()).max() * atoms.get_volume() / len(atoms) < 0.2
     assert atoms.calc.history[-1].asked
 
 

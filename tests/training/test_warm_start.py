@@ -15,6 +15,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ensembles import random_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import TINY, alloy, frames, losses
@@ -23,7 +24,6 @@ from neuralil_ase import NeuralILCalculator, Potential, load_potential, save_pot
 from neuralil_ase.errors import ConfigError, DataError, ModelFileError, TrainingError
 from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.model.network import init_params
 from neuralil_ase.model.potential import flatten
 from neuralil_ase.training import TrainingResult, TrainingSettings, train
 from neuralil_ase.training.loop import Trainer
@@ -95,10 +95,7 @@ def test_unfolding_is_the_inverse_of_folding(network: NetworkConfig, seed: int) 
         np.exp(rng.uniform(-3, 3, n)).astype(np.float32),
         float(np.exp(rng.uniform(-3, 3))),
     )
-    params = jax.tree.map(
-        lambda leaf: leaf + rng.normal(0, 0.3, leaf.shape).astype(np.float32),
-        init_params(config, 0),
-    )
+    params = random_params(config, seed)
     there = fold(config, scaling, unfold(config, scaling, params))
     and_back = unfold(config, scaling, jax.tree.map(np.asarray, fold(config, scaling, params)))
     for result in (there, and_back):
@@ -115,7 +112,12 @@ def test_unfolding_is_the_inverse_of_folding(network: NetworkConfig, seed: int) 
 # --- the first state of a run ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", KINDS[2:], ids=lambda n: n.kind)
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param(KINDS[2], marks=pytest.mark.slow), KINDS[3],
+     pytest.param(KINDS[4], marks=pytest.mark.slow), KINDS[5]],
+    ids=lambda n: n.kind,
+)  # fmt: skip
 def test_a_run_begins_with_the_predictions_of_the_potential(network: NetworkConfig) -> None:
     before = random_potential(network)
     check_first_state(before, warm_trainer(before, new_data(), validation_fraction=0.25))
@@ -135,7 +137,7 @@ def test_a_published_deep_ensemble_is_trained_on() -> None:
 
 def random_potential(network: NetworkConfig) -> Potential:
     config = replace(old().config, network=network)
-    return Potential(config, init_params(config, 1), old().energy_reference)
+    return Potential(config, random_params(config, 1), old().energy_reference)
 
 
 def test_the_data_change_neither_architecture_nor_radii_nor_reference() -> None:
@@ -336,7 +338,7 @@ def test_a_trained_pair_term_is_refused() -> None:
     config = ModelConfig(
         DescriptorConfig(("Cu",), 2), NetworkConfig(widths=(4,)), 1, "repulsive-morse"
     )
-    params = init_params(replace(config, pair_term="none"), 0)
+    params = random_params(replace(config, pair_term="none"), 0)
     params["pair"] = {
         "embedding": np.zeros((1, 1, 3), np.float32),
         "switch": np.zeros((1, 1, 1), np.float32),
