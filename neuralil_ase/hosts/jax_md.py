@@ -46,7 +46,7 @@ def neuralil_neighbor_list(
     dr_threshold: float = 0.5,
     fractional_coordinates: bool = False,
     **neighbor_kwargs: Any,
-) -> "tuple[partition.NeighborFn, EnergyFunction]":
+) -> "tuple[partition.NeighborListFns, EnergyFunction]":
     """Neighbour list and energy of a potential, in jax-md's convention.
 
     Parameters
@@ -111,9 +111,25 @@ def neuralil_neighbor_list(
         format=partition.NeighborListFormat.Dense,
         **neighbor_kwargs,
     )
-    return neighbor_fn, EnergyFunction(
+    energy_fn = EnergyFunction(
         potential, displacement_fn, types, include_reference=include_reference
     )
+    return _comparable(neighbor_fn), energy_fn
+
+
+def _comparable(neighbor_fn: "partition.NeighborListFns") -> "partition.NeighborListFns":
+    """The same functions, with lists that JAX can compare.
+
+    With fractional coordinates, jax-md 0.2.29 keeps the size of its cells as an array in a static field. JAX then
+    stops with an error when compiled code meets a second list of the same shape.
+    """
+
+    def allocate(position: Array, extra_capacity: int = 0, **options: Any) -> Any:
+        found = neighbor_fn.allocate(position, extra_capacity, **options)
+        size = found.cell_size
+        return found.set(cell_size=None if size is None else float(size))
+
+    return partition.NeighborListFns(allocate, neighbor_fn.update)
 
 
 class EnergyFunction:
@@ -159,12 +175,13 @@ class EnergyFunction:
         used = {
             name: kwargs[name] for name in ("box", "perturbation") if kwargs.get(name) is not None
         }
+        trust = self._trust(neighbor, used)
         graph = self._graph(jnp.asarray(position), neighbor, used)
         params = self._params(graph.vectors.dtype.name)
         with full_products():
             outputs = atomic_outputs(self.potential.config, params, graph)
         energies = outputs[:, :-1, 0].sum(axis=1) + self._reference
-        return energies * self._trust(neighbor, used, energies.dtype)
+        return energies * trust.astype(energies.dtype)
 
     def _cast(self, dtype: str) -> Params:
         return cast_params(self.potential.params, dtype)
@@ -190,7 +207,7 @@ class EnergyFunction:
         centers = jnp.broadcast_to(jnp.arange(n_atoms)[:, None], neighbors.shape)
         return Graph(vectors.reshape(-1, 3), centers.ravel(), neighbors.ravel(), types)
 
-    def _trust(self, neighbor: Any, used: dict[str, Any], dtype: Any) -> Array:
+    def _trust(self, neighbor: Any, used: dict[str, Any]) -> Array:
         """1, or NaN where neighbours are missing and nothing can be raised."""
         overflowed = neighbor.did_buffer_overflow
         _refuse(overflowed, _OVERFLOW)
@@ -203,7 +220,7 @@ class EnergyFunction:
                 "a larger cell",
             )
             good &= ~narrow
-        return jnp.where(good, 1, jnp.nan).astype(dtype)
+        return jnp.where(good, 1, jnp.nan)
 
 
 def _refuse(is_wrong: Any, message: str) -> None:
