@@ -156,8 +156,8 @@ def test_importing_the_package_or_its_plugin_loads_nothing_heavy() -> None:
 
 CONSTRUCTION = """
 import os, sys
+import jax  # which sets variables of its own
 before = dict(os.environ)
-import jax
 flags = dict(jax.config.values)
 import numpy as np
 from ase.calculators.calculator import Calculator, external_calculators, names
