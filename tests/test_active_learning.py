@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
@@ -25,7 +26,7 @@ sys.path.insert(0, str(EXAMPLES))
 import active_learning as script  # noqa: E402
 import active_steps as steps  # noqa: E402
 
-from neuralil_ase import load_potential  # noqa: E402
+from neuralil_ase import load_potential, train  # noqa: E402
 
 NEEDS_TBLITE = 'the labels need tblite: pip install "neuralil-ase[data]"'
 
@@ -62,11 +63,12 @@ def run(work: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_here(work: Path, *options: str) -> str:
-    """What the script prints; it runs in this process, where much is compiled already."""
+    """What the script prints with a small network; it runs in this process, where much is compiled already."""
     output = io.StringIO()
     handler = signal.getsignal(signal.SIGTERM)
+    small = patch.object(steps, "train", partial(train, widths=(16, 8), n_max=2))
     try:
-        with patch.dict(os.environ), redirect_stdout(output), redirect_stderr(io.StringIO()):
+        with small, patch.dict(os.environ), redirect_stdout(output), redirect_stderr(io.StringIO()):
             script.main(["--quick", "--work", str(work), *options])
     finally:
         signal.signal(signal.SIGTERM, handler)
@@ -140,12 +142,10 @@ def test_every_model_goes_on_from_the_one_before(quick: tuple[Path, str]) -> Non
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_end(
-    quick: tuple[Path, str], small: list[str], tmp_path: Path
-) -> None:
+def test_a_killed_run_goes_on_to_the_same_end(small: list[str], tmp_path: Path) -> None:
     """SIGTERM in the middle, leftovers of a harder kill, then the same command again."""
-    whole, _ = quick
-    work = tmp_path / "work"
+    whole, work = tmp_path / "whole", tmp_path / "work"
+    assert run(whole, *small).returncode == 0
     process = subprocess.Popen(
         command(work, *small), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

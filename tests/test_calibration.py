@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,7 @@ def test_an_unusual_spread_is_not_talked_down_by_the_noise() -> None:
     np.testing.assert_array_equal(bars[usual], before[usual])
 
 
+@lru_cache
 def fitted() -> Calibration:
     return fit_calibration(held_out(spreads(0.05, 1), spreads(0.2, 2)), {"H-N": 1.0}, "test")
 
