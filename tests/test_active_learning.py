@@ -63,10 +63,10 @@ def run(work: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_here(work: Path, *options: str) -> str:
-    """What the script prints with a small network; it runs in this process, where much is compiled already."""
+    """What the script prints, in this process, where much is compiled; with a small network and no pictures of it."""
     output = io.StringIO()
     handler = signal.getsignal(signal.SIGTERM)
-    small = patch.object(steps, "train", partial(train, widths=(16, 8), n_max=2))
+    small = patch.object(steps, "train", partial(train, widths=(16, 8), n_max=2, report=False))
     try:
         with small, patch.dict(os.environ), redirect_stdout(output), redirect_stderr(io.StringIO()):
             script.main(["--quick", "--work", str(work), *options])

@@ -43,7 +43,7 @@ def example(name: str, folder: Path, *arguments: str) -> str:
         chdir(folder),
         patch.object(sys, "argv", [path, *arguments]),
         patch.object(sys, "path", [str(EXAMPLES), *sys.path]),
-        patch("neuralil_ase.train", partial(train, **SMALL)),
+        patch("neuralil_ase.train", partial(train, **SMALL, report=name == "train")),
         redirect_stdout(output),
         redirect_stderr(io.StringIO()),  # progress
     ):
