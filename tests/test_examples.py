@@ -73,13 +73,12 @@ def test_monitored_md_leaves_what_it_promises(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ensemble", [pytest.param("nve", marks=pytest.mark.slow), "npt"])
 def test_monitored_md_in_the_other_ensembles(tmp_path: Path, ensemble: str) -> None:
     arguments = ["--steps", "20", "--ensemble", ensemble, "--threshold", "50", "100"]
-    assert "3 checks" in run([str(EXAMPLES / "monitored_md.py"), *arguments], tmp_path)
+    assert "3 checks" in example("monitored_md", tmp_path, *arguments)
 
 
 def test_a_low_threshold_stops_the_run(tmp_path: Path) -> None:
     arguments = ["--steps", "200", "--threshold", "1e-5", "1e-4"]
-    output = run([str(EXAMPLES / "monitored_md.py"), *arguments], tmp_path)
-    assert "stopped by the monitor" in output
+    assert "stopped by the monitor" in example("monitored_md", tmp_path, *arguments)
 
 
 def test_nve(tmp_path: Path) -> None:
