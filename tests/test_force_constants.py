@@ -74,6 +74,7 @@ def assert_hessian_is_right_along(calc: NeuralILCalculator, atoms: Atoms, count:
     assert found.translation_residual() < 1e-12 * scale
 
 
+@pytest.mark.slow  # the example of vibrations takes it at every commit
 def test_hessian_of_the_shipped_model_on_an_ion_pair() -> None:
     calc = NeuralILCalculator(dtype="float64", uncertainty="off")
     assert_hessian_is_right(calc, read(EXAMPLES / "ean_pair.extxyz"))
@@ -119,18 +120,22 @@ ARCHITECTURES = {
     "residual": {"network": NetworkConfig("resnet", widths=(8, 4))},
     "one residual layer": {"network": NetworkConfig("resnet", widths=(8,))},
     "deep ensemble": {"network": NetworkConfig("heteroscedastic", widths=(8, 6), head_widths=(4,))},
-    "variance head": {"network": NetworkConfig(widths=(8, 4), head_widths=(4,))},
+    "variance head and zbl": {
+        "network": NetworkConfig(widths=(8, 4), head_widths=(4,)),
+        "pair_term": "zbl",
+        "zbl_radii": (2.5,) * 10,
+    },
     "shared layers": {"network": NetworkConfig(widths=(8, 4), shared_layers=1)},
     "no embedding": {"network": NetworkConfig(widths=(8, 4), embed_d=0, activation="gelu")},
     "cross terms": {"descriptor": DescriptorConfig(("C", "H", "N", "O"), 3, 3.0, cross_terms=True)},
     "few coefficients": {"descriptor": DescriptorConfig(("C", "H", "N", "O"), 0, 3.0)},
-    "zbl": {"pair_term": "zbl", "zbl_radii": (2.5,) * 10},
     "morse": {"pair_term": "morse"},
     "repulsive morse": {"pair_term": "repulsive-morse"},
 }
 
 
 VARIANTS = (
+    "residual",  # as the trunk of a deep ensemble
     "one residual layer",
     "shared layers",
     "no embedding",

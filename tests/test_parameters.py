@@ -67,7 +67,13 @@ NETWORKS = [
 ]
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=str)
+LARGEST = [  # of every kind; the others are parts of these
+    pytest.param(network, marks=[pytest.mark.slow] * (k in (0, 1, 3)))
+    for k, network in enumerate(NETWORKS)
+]
+
+
+@pytest.mark.parametrize("network", LARGEST, ids=str)
 def test_parameters_act_on_what_the_list_says(network: NetworkConfig) -> None:
     """By the gradients of one energy: zero for what leads to variances alone, and for other members."""
     config = ModelConfig(DescriptorConfig(("C", "H"), n_max=1), network, n_members=2)
@@ -93,7 +99,7 @@ def test_parameters_act_on_what_the_list_says(network: NetworkConfig) -> None:
         assert acting & {name for name, p in listed.items() if p.is_aleatoric}
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=str)
+@pytest.mark.parametrize("network", LARGEST, ids=str)
 def test_fresh_parameters_are_those_listed(network: NetworkConfig) -> None:
     config = ModelConfig(DescriptorConfig(("C", "H"), n_max=1), network, n_members=2)
     params = init_params(config, 0)

@@ -57,7 +57,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return original_case(request.getfixturevalue("original"), request.param)
 
 
-def some(*names: str) -> pytest.MarkDecorator:
+def some(*names: Any) -> pytest.MarkDecorator:
     """These cases only."""
     return pytest.mark.parametrize("case", names, indirect=True)
 
@@ -217,7 +217,10 @@ def test_aleatoric_deviations_are_made_of_the_variances(case: Case) -> None:
     np.testing.assert_allclose(forces, np.sqrt(3 * data["sigma2_f_f64"].mean(axis=1)), rtol=1e-9)
 
 
-@some(*ORIGINAL)
+@some(
+    "ean_deep", "sto_nnff1",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("ean_single", "ean_committee")),
+)  # fmt: skip
 def test_float32_is_as_good_as_the_original(case: Case) -> None:
     """Deviation from its float64: ours no larger than that of its own float32."""
     data = case.data
@@ -295,7 +298,10 @@ def test_the_file_holds_what_the_formulas_give(kind: str) -> None:
         np.testing.assert_allclose(force, data["forces_f64"][-1, :, 5, axis], rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ORIGINAL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "ean_deep")) for name in ORIGINAL],
+)
 def test_the_formulas_reproduce_the_original(original: Path, name: str) -> None:
     """Descriptors, outputs and a force of its first configuration, in float64."""
     kind, file = ORIGINAL[name]

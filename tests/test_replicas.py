@@ -41,8 +41,11 @@ def assert_each_as_alone(
         np.testing.assert_allclose(together.forces_std[k], expected.forces_std, atol=1e-9)
 
 
-@pytest.mark.parametrize("has_library", [True, False])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "has_library"),
+    [*((name, True) for name in NAMES), ("tiny", False),
+     *(pytest.param(name, False, marks=pytest.mark.slow) for name in ("triclinic", "molecule"))],
+)  # fmt: skip
 def test_every_replica_is_as_alone_while_atoms_and_cells_move(
     name: str, has_library: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
