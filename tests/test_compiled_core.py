@@ -158,11 +158,11 @@ def test_every_descriptor_in_float64(
     "network",
     [{}, {"widths": (33, 1, 5), "embed_d": 0}, {"activation": "tanh", "shared_layers": 1},
      {"kind": "resnet", "widths": (23, 9, 9, 9), "embed_d": 5, "activation": "tanh"},
-     {"widths": (6,), "head_widths": (4,), "shared_layers": 1},
+     {"widths": (6,), "head_widths": (4,), "shared_layers": 1, "linear": True},
      {"kind": "heteroscedastic", "widths": (9, 9, 4), "head_widths": (4,)},
      *(pytest.param(network, marks=pytest.mark.slow) for network in (
          {"widths": (1,)}, {"shared_layers": 2, "activation": "silu"}, {"kind": "resnet", "widths": (20, 7)},
-         {"widths": (9, 4), "head_widths": (5, 3)},
+         {"widths": (9, 4), "head_widths": (5, 3)}, {"widths": (5, 3), "linear": True},
      ))],
     ids=str,
 )  # fmt: skip

@@ -17,7 +17,7 @@ from neuralil_ase.model.config import (
 EAN = DescriptorConfig(("C", "H", "N", "O"))
 FULL = ModelConfig(
     DescriptorConfig(("H", "O"), n_max=3, r_cut=4.5, cross_terms=True),
-    NetworkConfig("core", (16, 8), activation="tanh", embed_d=3, shared_layers=1),
+    NetworkConfig("core", (16, 8), activation="tanh", embed_d=3, shared_layers=1, linear=True),
     n_members=5,
     pair_term="zbl",
     zbl_radii=(0.7, 0.9, 1.1),

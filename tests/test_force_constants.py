@@ -126,6 +126,7 @@ ARCHITECTURES = {
         "zbl_radii": (2.5,) * 10,
     },
     "shared layers": {"network": NetworkConfig(widths=(8, 4), shared_layers=1)},
+    "linear part": {"network": NetworkConfig(widths=(8, 4), linear=True)},
     "no embedding": {"network": NetworkConfig(widths=(8, 4), embed_d=0, activation="gelu")},
     "cross terms": {"descriptor": DescriptorConfig(("C", "H", "N", "O"), 3, 3.0, cross_terms=True)},
     "few coefficients": {"descriptor": DescriptorConfig(("C", "H", "N", "O"), 0, 3.0)},

@@ -96,7 +96,7 @@ def test_round_trip_keeps_everything(tmp_path: Path, dtype: str) -> None:
     members=st.integers(1, 3),
     network=st.sampled_from(
         [
-            NetworkConfig("core", (4, 3), shared_layers=1),
+            NetworkConfig("core", (4, 3), shared_layers=1, linear=True),
             NetworkConfig("resnet", (4, 4, 2), activation="gelu", embed_d=0),
             NetworkConfig("heteroscedastic", (4, 2), head_widths=(3,), embed_d=3),
         ]

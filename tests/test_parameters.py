@@ -33,6 +33,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         head_widths=heads,
         embed_d=draw(st.sampled_from([0, 1, 6])),
         shared_layers=draw(st.integers(0, len(widths))) if kind == "core" else 0,
+        linear=draw(st.booleans()),
     )
     elements = ("C", "H")[: draw(st.integers(1, 2))]
     descriptor = DescriptorConfig(elements, n_max=draw(st.integers(0, 2)))
@@ -60,7 +61,7 @@ def test_names_and_shapes_are_those_of_flax(config: ModelConfig) -> None:
 NETWORKS = [
     NetworkConfig("core", (5, 4)),
     NetworkConfig("core", (5, 4), shared_layers=1),
-    NetworkConfig("core", (5, 4), head_widths=(3,), shared_layers=2),
+    NetworkConfig("core", (5, 4), head_widths=(3,), shared_layers=2, linear=True),
     NetworkConfig("core", (5, 4), head_widths=(3, 2), embed_d=0),
     NetworkConfig("resnet", (5, 4)),
     NetworkConfig("heteroscedastic", (5, 4), head_widths=(3,)),

@@ -138,9 +138,11 @@ def _network_derivatives(layer: FirstLayer, by_member: bool) -> tuple[Array, Arr
     by_inputs = gradient(layer.inputs)
     curvature = _forward(gradient, layer.inputs, width)
     by_features = jnp.einsum("mnw,mwf->mnf", by_inputs, layer.weights)
-    return by_features if by_member else by_features.sum(0, keepdims=True), curvature.transpose(
-        1, 2, 3, 0
-    )
+    if not by_member:
+        by_features = by_features.sum(0, keepdims=True)
+    if layer.slopes is not None:
+        by_features += layer.slopes
+    return by_features, curvature.transpose(1, 2, 3, 0)
 
 
 def _pair_term(config: ModelConfig, by_member: bool, params: Params, stars: Graph) -> Array:

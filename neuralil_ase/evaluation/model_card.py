@@ -36,6 +36,7 @@ def _architecture(potential: Potential) -> str:
         "network": f"{network.kind}, widths {_words(network.widths)}, {network.activation}",
         "heads": _words(network.head_widths),
         "shared layers": network.shared_layers or "",
+        "linear part": "fitted by least squares" if network.linear else "",
         "repulsion": config.pair_term,
         "parameters": f"{count:,}".replace(",", " "),
         "atomic energies": ", ".join(

@@ -87,6 +87,9 @@ class NetworkConfig:
         Length of the trainable vector of each element.
     shared_layers
         For "core": number of first layers that all members share (a last-layer ensemble); 0 for independent members.
+    linear
+        Whether a linear function of the descriptor is added to the energy, with weights for each element of the
+        central atom that all members share.
     """
 
     kind: NetworkKind = "core"
@@ -95,6 +98,7 @@ class NetworkConfig:
     activation: str = "swish"
     embed_d: int = 2
     shared_layers: int = 0
+    linear: bool = False
 
     def __post_init__(self) -> None:
         _require_choice("network kind", self.kind, get_args(NetworkKind))

@@ -31,11 +31,14 @@ class FirstLayer(NamedTuple):
         z of every atom, shape (M, N, W).
     energies
         A function from z, shape (M, N, W), to atomic energies in eV, shape (M, N), without the pair term.
+    slopes
+        dE/dp of the linear part, which does not pass through z, shape (N, F); None without a linear part.
     """
 
     weights: Array
     inputs: Array
     energies: Callable[[Array], Array]
+    slopes: Array | None
 
 
 def first_layer(
@@ -92,7 +95,10 @@ def first_layer(
 
     inputs = all_members(lambda member: run(member, None)[0])()
     energies = all_members(lambda member, z: run(member, z)[1], 0)
-    return FirstLayer(all_members(weights_of)(), inputs, energies)
+    linear = (
+        _at(params, ("network", "linear"))["kernel"].T[types] if config.network.linear else None
+    )
+    return FirstLayer(all_members(weights_of)(), inputs, energies, linear)
 
 
 def _readers(network: NetworkConfig, n_features: int) -> tuple[_Path, ...]:

@@ -29,16 +29,28 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 class Embedded(nn.Module):
-    """Append the trainable vector of the element to the descriptor, then apply a body."""
+    """Append the trainable vector of the element to the descriptor, then apply a body.
+
+    With ``linear``, add a linear function of the descriptor to the energy; it has its own weights for each element.
+    """
 
     body: nn.Module
     n_elements: int
     embed_d: int
+    linear: bool
 
     @nn.compact
     def __call__(self, features: Array, types: Array) -> Array:
+        outputs = self.body(self._embedded(features, types))
+        if not self.linear:
+            return outputs
+        dense = nn.Dense(self.n_elements, name="linear", param_dtype=features.dtype)
+        energy = jnp.take_along_axis(dense(features), types[:, None], axis=-1)
+        return outputs.at[..., :1].add(energy)
+
+    def _embedded(self, features: Array, types: Array) -> Array:
         if self.embed_d == 0:
-            return self.body(features)
+            return features
         embedding = nn.Embed(
             self.n_elements,
             self.embed_d,
@@ -46,7 +58,7 @@ class Embedded(nn.Module):
             dtype=features.dtype,
             param_dtype=features.dtype,
         )
-        return self.body(jnp.concatenate([features, embedding(types)], axis=-1))
+        return jnp.concatenate([features, embedding(types)], axis=-1)
 
 
 class Core(nn.Module):
@@ -161,7 +173,7 @@ def build_network(config: NetworkConfig, n_elements: int) -> nn.Module:
         body = ResNetCore(config.widths, config.activation)
     else:
         body = Heteroscedastic(config.widths, config.head_widths, config.activation)
-    return Embedded(body, n_elements, config.embed_d)
+    return Embedded(body, n_elements, config.embed_d, config.linear)
 
 
 def member_axes(config: ModelConfig) -> dict[str, Any]:

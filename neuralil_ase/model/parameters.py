@@ -15,6 +15,10 @@ ALEATORIC = ("sigma2e", "sigma2f")
 """Beginnings of the names of layers that lead to the variances of energy and force, in the order of the outputs."""
 
 
+LINEAR_WEIGHTS, LINEAR_BIAS = "network/linear/kernel", "network/linear/bias"
+"""Names of the parameters of the linear part: shapes (features, elements) and (elements,)."""
+
+
 class Parameter(NamedTuple):
     """One array of parameters.
 
@@ -36,8 +40,14 @@ class Parameter(NamedTuple):
 @lru_cache(maxsize=64)
 def parameters(config: ModelConfig) -> dict[str, Parameter]:
     """All parameters by their slash-separated names, as in model files."""
-    listing = _Listing(config.n_members, is_shared=config.network.shared_layers > 0)
     n_elements, network = len(config.descriptor.elements), config.network
+    listing = _Listing(config.n_members, is_shared=network.shared_layers > 0)
+    if network.linear:
+        shapes = {
+            LINEAR_WEIGHTS: (config.descriptor.n_features, n_elements),
+            LINEAR_BIAS: (n_elements,),
+        }
+        listing.found |= {name: Parameter(shape, is_shared=True) for name, shape in shapes.items()}
     if network.embed_d:
         listing.add("network/embed/embedding", n_elements, network.embed_d)
     width = config.descriptor.n_features + network.embed_d

@@ -15,6 +15,7 @@ from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
 from neuralil_ase.model.graph import bucket
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.training.batches import Packer, Sample, neighbour_counts, packer_for
+from neuralil_ase.training.linear import linear_of, what_is_left, without_linear
 from neuralil_ase.training.loop import Trainer, check_finite
 from neuralil_ase.training.prepare import Task, make_labels, scaling_of_samples
 from neuralil_ase.training.settings import TrainingSettings
@@ -56,7 +57,8 @@ class Continuation:
     """
 
     def __init__(self, potential: Potential, settings: TrainingSettings, steps: int) -> None:
-        self.config, self.reference = potential.config, potential.energy_reference
+        self.config, self.reference = without_linear(potential.config), potential.energy_reference
+        self._linear = linear_of(potential)
         # A decay that follows the number of frames would be another function to compile at every update.
         self.settings, self.steps = settings.with_frames(1), steps
         self._frames: list[Frame] = []
@@ -82,14 +84,14 @@ class Continuation:
         labels = make_labels(self.config, frame, types, pairs, self.reference)
         sample = Sample(types, pairs, frame.volume or 1.0, labels, None)
         self._frames.append(frame)
-        self._samples.append(self._with_arrays(sample))
+        self._samples.append(self._left(self._with_arrays(sample)))
         return len(self._samples) - 1
 
     def move_reference(self, reference: np.ndarray) -> None:
         """Replace the energy reference: energy of every element in eV, shape (elements,)."""
         self.reference = reference
         self._samples = [
-            replace(s, labels=make_labels(self.config, f, s.types, s.pairs, reference))
+            self._left(replace(s, labels=make_labels(self.config, f, s.types, s.pairs, reference)))
             for f, s in zip(self._frames, self._samples, strict=True)
         ]
 
@@ -153,8 +155,15 @@ class Continuation:
             element_fractions={},
             data={},
             start=Start(potential, "the potential before"),
+            linear=self._linear,
         )
         return Trainer(task, self.steps)
+
+    def _left(self, sample: Sample) -> Sample:
+        """What the linear part leaves of the labels."""
+        return (
+            sample if self._linear is None else what_is_left(self._packer(), self._linear, sample)
+        )
 
     def _packer(self) -> Packer:
         smallest, largest = self._sizes

@@ -83,7 +83,7 @@ def predict(
 ) -> Predicted:
     """Energies, forces and stresses of the networks (pair term and energy reference not included)."""
     outputs, gradient = _outputs_and_gradient(config, params, batch)
-    pair_gradient = _pair_gradient(slots, gradient, batch)
+    pair_gradient = pair_gradient_of(slots, gradient, batch)
     n_frames = len(batch.energy)
 
     def per_frame(values: Array) -> Array:
@@ -91,12 +91,12 @@ def predict(
 
     stress = jnp.zeros((config.n_members, n_frames, 6), outputs.dtype)
     if with_stress:
-        virials = per_frame(_virials(pair_gradient, jnp.asarray(batch.vectors)))
+        virials = per_frame(virials_of(pair_gradient, jnp.asarray(batch.vectors)))
         stress = virials.transpose(2, 0, 1) / batch.volume[:, None]
     variances = _aleatoric_variances(config, params, batch) if config.is_heteroscedastic else None
     return Predicted(
         jax.vmap(per_frame)(outputs[..., 0]),
-        _forces(pair_gradient, jnp.asarray(batch.reverse)),
+        forces_of(pair_gradient, jnp.asarray(batch.reverse)),
         stress,
         None if variances is None else jax.vmap(per_frame)(variances[..., 0]),
         None if variances is None else variances[..., 1],
@@ -132,7 +132,7 @@ def _outputs_and_gradient(config: ModelConfig, params: Params, batch: Batch) -> 
     return outputs, pull_back_spectrum(config.descriptor, density, gradient)
 
 
-def _pair_gradient(slots: tuple[int, ...], gradient: Array, batch: Batch) -> Array:
+def pair_gradient_of(slots: tuple[int, ...], gradient: Array, batch: Batch) -> Array:
     """dE_i/dr_ij for every slot, shape (N, S, 3, M)."""
     n_atoms, n_slots, _, n_channels = batch.slopes.shape
     by_atom = gradient.swapaxes(0, 1)
@@ -145,7 +145,7 @@ def _pair_gradient(slots: tuple[int, ...], gradient: Array, batch: Batch) -> Arr
     return jnp.concatenate(parts, axis=1).reshape(n_atoms, n_slots, 3, -1)
 
 
-def _forces(pair_gradient: Array, reverse: Array) -> Array:
+def forces_of(pair_gradient: Array, reverse: Array) -> Array:
     """F_i = Σ_j g_ij - g_ji, shape (M, N, 3)."""
     n_atoms, n_slots, _, n_members = pair_gradient.shape
     rows = pair_gradient.reshape(n_atoms * n_slots, 3 * n_members)
@@ -170,7 +170,7 @@ def _permute_backward(involution: Array, cotangent: Array) -> tuple[Array, None]
 permute.defvjp(_permute_forward, _permute_backward)
 
 
-def _virials(pair_gradient: Array, vectors: Array) -> Array:
+def virials_of(pair_gradient: Array, vectors: Array) -> Array:
     """Σ_j r_ij ⊗ g_ij, symmetrised, in Voigt order: shape (N, 6, M)."""
     tensor = jnp.einsum("nsx,nsym->nxym", vectors, pair_gradient)
     symmetric = (tensor + tensor.swapaxes(1, 2)) / 2

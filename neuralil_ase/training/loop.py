@@ -18,6 +18,7 @@ from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.potential import Params, Potential
 from neuralil_ase.training.batches import Sample
 from neuralil_ase.training.forward import Batch, Predicted, predict
+from neuralil_ase.training.linear import with_linear
 from neuralil_ase.training.loss import SHAPES, Norms, Sums, loss_sums, total
 from neuralil_ase.training.normalisation import Scaling, first_params, fold, unfold
 from neuralil_ase.training.optimizer import averaged_params, build_optimizer, clip_members
@@ -160,9 +161,11 @@ class Trainer:
         return bool(self.task.validation) and (epoch % settings.validate_every == 0 or is_last)
 
     def potential(self, params: Params, provenance: dict[str, Any] | None = None) -> Potential:
-        """The potential, with the normalisation folded into its layers."""
-        folded = jax.tree.map(np.asarray, fold(self.task.config, self.task.scaling, params))
-        return Potential(self.task.config, folded, self.task.reference, provenance or {})
+        """The potential, with the normalisation folded into its layers, and the linear part."""
+        task = self.task
+        folded = jax.tree.map(np.asarray, fold(task.config, task.scaling, params))
+        learnt = Potential(task.config, folded, task.reference, provenance or {})
+        return with_linear(learnt, task.linear)
 
     def _pass(self, run: Run) -> tuple[State, list[jax.Array], Sums, Norms]:
         task, state = self.task, run.state

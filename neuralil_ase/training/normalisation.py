@@ -56,14 +56,19 @@ def scaling_of(features: np.ndarray, force_rms: float) -> Scaling:
     force_rms
         Root mean square of the force components in eV/Å; NaN or 0 counts as 1.
     """
+    return Scaling(
+        features.mean(axis=0, dtype=np.float64).astype(np.float32),
+        factor_of(features).astype(np.float32),
+        float(force_rms) if np.isfinite(force_rms) and force_rms > 0 else 1.0,
+    )
+
+
+def factor_of(features: np.ndarray) -> np.ndarray:
+    """Factor of every feature, shape (F,): see :data:`FEATURE_EXPONENT`."""
     deviation = features.std(axis=0, dtype=np.float64)
     largest = max(float(deviation.max(initial=0)), 1e-12)
     relative = np.maximum(deviation / largest, 1e-3)
-    return Scaling(
-        features.mean(axis=0, dtype=np.float64).astype(np.float32),
-        (relative**-FEATURE_EXPONENT / largest).astype(np.float32),
-        float(force_rms) if np.isfinite(force_rms) and force_rms > 0 else 1.0,
-    )
+    return relative**-FEATURE_EXPONENT / largest
 
 
 def first_params(config: ModelConfig, seed: int) -> Params:

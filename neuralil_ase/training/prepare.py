@@ -28,6 +28,13 @@ from neuralil_ase.training.batches import (
 )
 from neuralil_ase.training.checkpoint import fingerprint
 from neuralil_ase.training.cutoff import LONGEST, cutoff_for, surroundings
+from neuralil_ase.training.linear import (
+    Linear,
+    fit_linear,
+    linear_of,
+    what_is_left,
+    without_linear,
+)
 from neuralil_ase.training.normalisation import Scaling, inlets, scaling_of
 from neuralil_ase.training.reference import (
     energy_reference,
@@ -49,9 +56,11 @@ class Task:
     Attributes
     ----------
     config, settings
-        Architecture and options.
+        Architecture of what is trained (without the linear part) and options.
     reference
         Energy of every element in eV, shape (elements,).
+    linear
+        The linear part, which is subtracted from the labels; None without one.
     scaling
         Scales of descriptor and energy.
     packer
@@ -82,6 +91,7 @@ class Task:
     data: Mapping[str, str]
     start: Start | None = None
     member: int | None = None
+    linear: Linear | None = None
 
     def of_member(self, member: int) -> "Task":
         """The task of one member, with the same first parameters and frames as in a common training."""
@@ -145,13 +155,21 @@ def prepare(
     config = (
         model_config(settings, elements, pairs[:n_train], types[:n_train])
         if start is None
-        else start.potential.config
+        else without_linear(start.potential.config)
     )
     inlets(config)  # refuses what cannot be trained, before the long work
     slots = _slots(pairs, types, elements)
     samples = _samples(config, settings, frames, types, pairs, reference, slots, progress)
     samples = _weighted(samples, [frame.weight for frame in frames], n_train)
     packer = packer_for(config, slots, [len(t) for t in types], settings.batch_size)
+    linear = None
+    if start is not None:
+        linear = linear_of(start.potential)
+    elif settings.linear:
+        known = [elements.index(symbol) for symbol in alone]
+        linear = fit_linear(packer, samples[:n_train], known, progress)
+    if linear is not None:
+        samples = [what_is_left(packer, linear, sample) for sample in samples]
     scaling = scaling_of_samples(packer, samples[:n_train])
     counts = np.ones((settings.members, n_train + len(alone)))
     counts[:, :n_train] = _counts(settings, n_train)
@@ -167,6 +185,7 @@ def prepare(
         element_fractions=_element_fractions(train, elements),
         data=data,
         start=start,
+        linear=linear,
     )
 
 

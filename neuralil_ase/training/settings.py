@@ -104,6 +104,9 @@ class TrainingSettings:
         Number of members of the ensemble; spreads and error bars need two or more.
     pair_term
         Short-range repulsion: "zbl" below the distances in the data, or "none".
+    linear
+        Add a linear function of the descriptor to the energy, fitted by least squares before the networks are trained
+        on what it leaves. It is left out where held-out frames do not gain.
     loss
         Loss function of each residual.
     force_scale
@@ -175,6 +178,7 @@ class TrainingSettings:
     cross_terms: bool = True
     members: int = 8
     pair_term: DefaultPairTerm = "zbl"
+    linear: bool = True
     loss: Loss = "log-cosh"
     force_scale: float = 0.2
     energy_scale: float = 0.002

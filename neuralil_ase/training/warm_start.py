@@ -15,6 +15,7 @@ from neuralil_ase.evaluation.dataset import Frame, types_of
 from neuralil_ase.evaluation.evaluate import predict_frames
 from neuralil_ase.files.model_file import load_potential
 from neuralil_ase.model.potential import Params, Potential, cast_params, flatten
+from neuralil_ase.training.linear import with_linear
 from neuralil_ase.training.reference import energy_reference
 from neuralil_ase.training.settings import TrainingSettings
 
@@ -48,8 +49,8 @@ class Start:
 
     @property
     def params(self) -> Params:
-        """Parameters in the precision of training."""
-        return cast_params(self.potential.params, np.float32)
+        """Parameters of the networks in the precision of training."""
+        return cast_params(with_linear(self.potential, None).params, np.float32)
 
     @cached_property
     def sha256(self) -> str:
@@ -204,5 +205,6 @@ def _fixed_by(potential: Potential) -> dict[str, Any]:
         "cross_terms": descriptor.cross_terms,
         "members": config.n_members,
         "pair_term": config.pair_term,
+        "linear": network.linear,
         "isolated_atoms": dict(reference),
     }

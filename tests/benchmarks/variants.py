@@ -184,17 +184,17 @@ def predicted(problem: Problem, params: Params, frames: Frames) -> forward.Predi
     gradient, energies = jax.grad(summed, has_aux=True)(jnp.broadcast_to(features, shape))
     gradient = four_body.pull_back(descriptor, problem.mixing, density, gradient)
     batch: Any = SimpleNamespace(slopes=joined(frames.slopes))
-    pairs = forward._pair_gradient(problem.slots, gradient, batch)
+    pairs = forward.pair_gradient_of(problem.slots, gradient, batch)
     first = jnp.arange(count, dtype=jnp.int32)[:, None, None] * n_atoms * sum(problem.slots)
     of_frame = (config.n_members, count, n_atoms)
     stress = jnp.zeros((config.n_members, count, 6))
     if problem.has_stress:
-        virials = forward._virials(pairs, joined(frames.vectors))
+        virials = forward.virials_of(pairs, joined(frames.vectors))
         by_frame = virials.reshape(count, n_atoms, 6, -1).sum(axis=1)
         stress = by_frame.transpose(2, 0, 1) / frames.volume[:, None]
     return forward.Predicted(
         (energies.reshape(of_frame) * frames.real).sum(axis=-1),
-        forward._forces(pairs, joined(frames.reverse + first)),
+        forward.forces_of(pairs, joined(frames.reverse + first)),
         stress,
         None,
         None,

@@ -169,6 +169,7 @@ Config read_config(const Json& header) {
   network.read("activation", config.activation);
   network.read("embed_d", config.embed_d);
   network.read("shared_layers", config.shared_layers);
+  network.read("linear", config.linear);
   model.read("n_members", config.n_members);
   model.read("pair_term", config.pair_term);
   model.read("zbl_radii", config.zbl_radii);

@@ -19,6 +19,7 @@ struct Config {
   std::string kind = "core", activation = "swish";
   std::vector<std::int64_t> widths = {64, 32, 16, 16, 16}, head_widths;
   std::int64_t embed_d = 2, shared_layers = 0;
+  bool linear = false;
 
   std::int64_t n_members = 1;
   std::string pair_term = "none";

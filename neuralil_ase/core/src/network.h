@@ -77,6 +77,15 @@ void softplus(Vec<T>* x, std::int64_t n, Vec<T>* y) {
   }
 }
 
+// The column of the element of every atom. Leaves ones there and zeros elsewhere: the slopes.
+template <class T>
+void pick(Vec<T>* x, std::int64_t n, const std::int32_t* types, Vec<T>* y) {
+  for (int lane = 0; lane < kLanes<T>; ++lane) {
+    y[0][lane] = x[types[lane]][lane];
+    for (std::int64_t i = 0; i < n; ++i) x[i][lane] = i == types[lane] ? T(1) : T(0);
+  }
+}
+
 // ---------------------------------------------------------------- layer normalisation
 
 // Sum of term(0) ... term(n - 1), in four sums that need not wait for each other.
@@ -156,6 +165,7 @@ struct Tape : Network<T> {
           case kAdd:
             for (std::int64_t i = 0; i < op.n_in; ++i) y[i] = x[i] + columns[r * n_columns + op.weights + i];
             break;
+          case kPick: pick<T>(x, op.n_in, types + r * kLanes<T>, y); break;
         }
       }
       if (op.kind == kDense)
@@ -181,10 +191,14 @@ struct Tape : Network<T> {
         if (op.kind == kNorm) {
           pull_back_norm<T>(x, op.n_in, weights, y[op.n_in], by_y, by_x);
         } else if (op.kind == kAdd) {
+          const bool adds = adds_to_shared && op.weights < n_shared_columns;
+          Vec<T>* by_other = cotangents + r * n_columns + op.weights;
           for (std::int64_t i = 0; i < op.n_in; ++i) {
             by_x[i] = by_y[i];
-            cotangents[r * n_columns + op.weights + i] = by_y[i];
+            by_other[i] = adds ? by_other[i] + by_y[i] : by_y[i];
           }
+        } else if (op.kind == kPick) {
+          for (std::int64_t i = 0; i < op.n_in; ++i) by_x[i] = by_y[0] * x[i];
         } else {  // an elementwise function, whose slope stands in place of its argument
           for (std::int64_t i = 0; i < op.n_in; ++i) by_x[i] = by_y[i] * x[i];
         }

@@ -26,6 +26,7 @@ class Writer {
   Tape write() {
     const Columns x{0, tape_.n_columns};
     share();
+    if (config_.linear) linear({0, tape_.n_features});
     if (config_.embed_d)
       operate(kEmbed, {0, 0}, {tape_.n_features, config_.embed_d},
               parameter("embed/embedding", {tape_.n_elements, config_.embed_d}), -1);
@@ -41,6 +42,13 @@ class Writer {
 
  private:
   // ---------------------------------------------------------------- networks, as in network.py
+
+  // The first operations, so that all members share them.
+  void linear(Columns features) {
+    const Columns of_elements = dense("linear", features, tape_.n_elements);
+    linear_ = operate(kPick, of_elements, take(1), -1, -1);
+    share();
+  }
 
   void core(Columns x) {
     std::vector<Columns> layers;
@@ -128,6 +136,7 @@ class Writer {
   void share() { tape_.n_shared = Int(tape_.operations.size()), tape_.n_shared_columns = tape_.n_columns; }
 
   void end_energy(Columns energy) {
+    if (config_.linear) energy = add(energy, linear_);
     tape_.outputs.push_back(energy.start);
     tape_.n_backward = Int(tape_.operations.size());
   }
@@ -164,6 +173,7 @@ class Writer {
 
   const Config& config_;
   Tape tape_;
+  Columns linear_{0, 0};
 };
 
 void require(bool condition) {
@@ -195,7 +205,8 @@ void check_tape(const Tape& tape) {
   for (const Operation& op : tape.operations) {
     columns(op.source, op.n_in);
     columns(op.target, op.n_out + (op.kind == kNorm ? 1 : 0));
-    if (op.kind != kDense && op.kind != kEmbed) require(op.n_in == op.n_out);
+    if (op.kind == kPick) require(op.n_in == tape.n_elements && op.n_out == 1);
+    if (op.kind != kDense && op.kind != kEmbed && op.kind != kPick) require(op.n_in == op.n_out);
     if (op.kind == kAdd) {
       columns(op.weights, op.n_in);
     } else if (op.kind == kDense || op.kind == kEmbed || op.kind == kNorm) {

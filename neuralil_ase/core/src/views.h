@@ -35,10 +35,10 @@ struct Radial {
 
 // ---------------------------------------------------------------- networks
 
-enum Kind : std::int64_t { kEmbed, kDense, kNorm, kSwish, kTanh, kSoftplus, kAdd };
+enum Kind : std::int64_t { kEmbed, kDense, kNorm, kSwish, kTanh, kSoftplus, kAdd, kPick };
 
 // One step of a network. It reads columns from `source` on and writes new ones from `target` on; a column is one number
-// of every atom.
+// of every atom. kPick copies the column of the atom's element.
 struct Operation {
   Kind kind;
   std::int64_t source, target, n_in, n_out;

@@ -66,7 +66,7 @@ struct Settings {
   std::string kind = "core", activation = "swish", pair_term = "none";
   std::vector<int> widths{6, 4}, head_widths;
   int n_max = 2, n_members = 2, embed_d = 2, shared_layers = 0;
-  bool cross_terms = false;
+  bool cross_terms = false, linear = false;
 
   int n_elements() const { return 3; }
   int n_features() const {
@@ -95,6 +95,7 @@ static std::map<std::string, Shape> shapes(const Settings& settings) {
     add(name + "/bias", {n}, is_shared);
   };
   if (settings.embed_d) add("embed/embedding", {settings.n_elements(), settings.embed_d}, settings.shared_layers > 0);
+  if (settings.linear) dense("linear", settings.n_features(), settings.n_elements(), true);
   int width = settings.n_features() + settings.embed_d;
   const int n = int(settings.widths.size());
   for (int k = 0; k < n; ++k) {
@@ -134,7 +135,7 @@ static std::string description(const Settings& settings) {
          ",\"r_cut\":3.0,\"cross_terms\":" + (settings.cross_terms ? "true" : "false") + "},\"network\":{\"kind\":\"" +
          settings.kind + "\",\"widths\":" + list(settings.widths) + ",\"head_widths\":" + list(settings.head_widths) +
          ",\"activation\":\"" + settings.activation + "\",\"embed_d\":" + std::to_string(settings.embed_d) +
-         ",\"shared_layers\":" + std::to_string(settings.shared_layers) +
+         ",\"shared_layers\":" + std::to_string(settings.shared_layers) + (settings.linear ? ",\"linear\":true" : "") +
          "},\"n_members\":" + std::to_string(settings.n_members) + ",\"pair_term\":\"" + settings.pair_term +
          "\",\"zbl_radii\":" + (settings.pair_term == "zbl" ? "[1.5,1.6,1.7,1.8,1.9,2.0]" : "[]") + "}}";
 }
@@ -269,7 +270,7 @@ static bool is_close(const Numbers& a, const Numbers& b, double tolerance) {
 // ---------------------------------------------------------------- tests
 
 static std::vector<Settings> all_settings() {
-  std::vector<Settings> all(10);
+  std::vector<Settings> all(12);
   all[1].cross_terms = true, all[1].n_members = 1;
   all[2].pair_term = "zbl", all[2].n_members = 9;
   all[3].pair_term = "morse", all[3].activation = "tanh";
@@ -279,6 +280,8 @@ static std::vector<Settings> all_settings() {
   all[7].n_max = 1, all[7].widths = {1}, all[7].pair_term = "zbl";
   all[8].widths = {33, 5, 3}, all[8].shared_layers = 2, all[8].head_widths = {4};
   all[9].pair_term = "morse", all[9].n_members = 1, all[9].cross_terms = true;
+  all[10].linear = true, all[10].n_members = 3;
+  all[11].linear = true, all[11].shared_layers = 1, all[11].cross_terms = true, all[11].n_members = 9;
   return all;
 }
 

@@ -1,0 +1,173 @@
+"""The linear part: fitted weights, what they leave, and the potential that holds both parts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from neuralil_ase import load_potential, train
+from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
+from neuralil_ase.evaluation.evaluate import predict_frames
+from neuralil_ase.model.potential import Potential, flatten
+from neuralil_ase.training import linear as linear_module
+from neuralil_ase.training.linear import Linear, linear_of, with_linear
+from neuralil_ase.training.loop import Trainer
+from neuralil_ase.training.prepare import Task, prepare
+from neuralil_ase.training.settings import TrainingSettings
+
+SMALL = TrainingSettings(
+    members=2, widths=(4,), head_widths=(), r_cut=4.0, n_max=2, epochs=1, pair_term="none"
+)
+
+
+def alloy(count: int, seed: int = 0) -> list[Atoms]:
+    """Rattled copper-gold cells of EMT, with stresses."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for k in range(count):
+        atoms = bulk("Cu", cubic=True).repeat((1, 1, 1 + k % 2))
+        atoms.set_chemical_symbols(rng.choice(["Cu", "Au"], len(atoms), p=[0.7, 0.3]))
+        atoms.set_cell(atoms.cell * rng.uniform(0.97, 1.06), scale_atoms=True)
+        atoms.rattle(0.08, rng=rng)
+        atoms.calc = EMT()
+        found.append(
+            labelled(atoms, atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress())
+        )
+    return found
+
+
+def labelled(atoms: Atoms, energy: float, forces: np.ndarray, stress: np.ndarray) -> Atoms:
+    copy = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=True)
+    copy.calc = SinglePointCalculator(copy, energy=energy, forces=forces, stress=stress)
+    return copy
+
+
+def task_of(structures: list[Atoms], **options: object) -> Task:
+    return prepare(
+        SMALL.updated(options).with_frames(len(structures)), frames_from_atoms(structures), []
+    )
+
+
+@pytest.fixture(scope="module")
+def structures() -> list[Atoms]:
+    return alloy(30)
+
+
+@pytest.fixture(scope="module")
+def task(structures: list[Atoms]) -> Task:
+    return task_of(structures)
+
+
+def fresh(task: Task) -> Potential:
+    """The potential before any training."""
+    trainer = Trainer(task)
+    return trainer.potential(trainer.start().state.params)
+
+
+def by_linear(
+    task: Task, linear: Linear, frames: list[Frame]
+) -> list[tuple[float, np.ndarray, np.ndarray]]:
+    """What the linear part adds, by the calculator's way: a potential with it, less the same without."""
+    with_it, without = (with_linear(fresh(task), x) for x in (linear, None))
+    pairs = zip(predict_frames(with_it, frames), predict_frames(without, frames), strict=True)
+    return [(a.energy - b.energy, a.forces - b.forces, a.stress - b.stress) for a, b in pairs]
+
+
+def test_the_labels_are_what_the_linear_part_leaves(structures: list[Atoms], task: Task) -> None:
+    assert task.linear is not None
+    frames = frames_from_atoms(structures[:4])
+    whole = prepare(replace(task.settings, linear=False), frames_from_atoms(structures), [])
+    parts = by_linear(task, task.linear, frames)
+    for left, before, (energy, forces, stress) in zip(task.train, whole.train, parts, strict=False):
+        assert before.labels.energy - left.labels.energy == pytest.approx(energy, abs=2e-4)
+        np.testing.assert_allclose(before.labels.forces - left.labels.forces, forces, atol=2e-4)
+        np.testing.assert_allclose(before.labels.stress - left.labels.stress, stress, atol=2e-5)
+
+
+def test_a_linear_teacher_is_found(structures: list[Atoms], task: Task) -> None:
+    """Labels made by a linear part leave next to nothing."""
+    assert task.linear is not None
+    teacher = Linear(2 * task.linear.weights, task.linear.bias + 1)
+    parts = by_linear(task, teacher, frames_from_atoms(structures))
+    taught = [labelled(a, *part) for a, part in zip(structures, parts, strict=True)]
+    found = task_of(taught)
+    size = np.abs(parts[0][1]).max()
+    for sample in found.train:
+        assert abs(sample.labels.energy) / len(sample.types) < 5e-3 * size
+        assert np.abs(sample.labels.forces).max() < 5e-3 * size
+        assert np.abs(sample.labels.stress).max() < 5e-3 * size
+
+
+def test_most_of_emt_is_linear(task: Task, structures: list[Atoms]) -> None:
+    """On frames that the fit has not seen."""
+    assert task.linear is not None
+    held_out = frames_from_atoms(alloy(8, seed=5))
+    alone = with_linear(fresh(task), task.linear)
+    params = flatten(alone.params)
+    silent = {k: v if "/linear/" in k else 0 * v for k, v in params.items()}
+    from neuralil_ase.model.potential import unflatten
+
+    predictions = predict_frames(replace(alone, params=unflatten(silent)), held_out)
+    labels = np.concatenate([frame.forces for frame in held_out])
+    errors = np.concatenate([p.forces for p in predictions]) - labels
+    assert np.sqrt((errors**2).mean()) < 0.25 * labels.std()
+
+
+@pytest.mark.parametrize("kept", ["energy", "forces"])
+def test_one_kind_of_label_is_enough(kept: str) -> None:
+    frames = [
+        replace(f, stress=None, **{("forces" if kept == "energy" else "energy"): None})
+        for f in frames_from_atoms(alloy(30))
+    ]
+    found = prepare(SMALL.with_frames(30), frames, [])
+    assert found.linear is not None
+    assert np.isfinite(found.linear.weights).all()
+
+
+def test_isolated_atoms_stay_at_their_energies(structures: list[Atoms]) -> None:
+    """The linear part of an isolated atom is 0 where its energy is known, so that no network has to undo it."""
+    alone = {"Cu": -0.1, "Au": 0.2}
+    found = task_of(structures, isolated_atoms=alone)
+    assert found.linear is not None
+    np.testing.assert_array_equal(found.linear.bias, 0.0)
+    assert [len(s.types) for s in found.train[-2:]] == [1, 1]
+    whole = task_of(structures, isolated_atoms=alone, linear=False)
+    for left, before in zip(found.train[-2:], whole.train[-2:], strict=True):
+        assert left.labels.energy == before.labels.energy
+
+
+def test_few_frames_or_no_gain_mean_no_linear_part() -> None:
+    assert task_of(alloy(4)).linear is None
+    rng = np.random.default_rng(3)
+    noise = [labelled(a, rng.normal(), rng.normal(size=(len(a), 3)), np.zeros(6)) for a in alloy(6)]
+    assert task_of(noise).linear is None
+
+
+def test_too_many_unknowns_are_said(
+    structures: list[Atoms], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(linear_module, "MOST_UNKNOWNS", 10)
+    with caplog.at_level("INFO"):
+        assert task_of(structures).linear is None
+    assert "no linear part:" in caplog.text
+
+
+def test_a_trained_file_holds_it_and_training_goes_on(
+    structures: list[Atoms], tmp_path: Path
+) -> None:
+    model = tmp_path / "model.safetensors"
+    first = train(structures, model, settings=SMALL, report=False)
+    linear = linear_of(load_potential(model))
+    assert linear is not None
+    assert first.potential.config.network.linear
+    second = train(structures, settings=SMALL, start_from=model, report=False)
+    kept = linear_of(second.potential)
+    assert kept is not None
+    np.testing.assert_array_equal(kept.weights, linear.weights)
+    plain = train(structures, settings=SMALL, linear=False, report=False)
+    assert linear_of(plain.potential) is None
