@@ -28,13 +28,8 @@ from neuralil_ase.training.batches import (
 )
 from neuralil_ase.training.checkpoint import fingerprint
 from neuralil_ase.training.cutoff import LONGEST, cutoff_for, surroundings
-from neuralil_ase.training.linear import (
-    Linear,
-    fit_linear,
-    linear_of,
-    what_is_left,
-    without_linear,
-)
+from neuralil_ase.training.least_squares import fit_linear
+from neuralil_ase.training.linear import Linear, linear_of, what_is_left, without_linear
 from neuralil_ase.training.normalisation import Scaling, inlets, scaling_of
 from neuralil_ase.training.reference import (
     energy_reference,

@@ -14,7 +14,7 @@ from neuralil_ase import load_potential, train
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.evaluation.evaluate import predict_frames
 from neuralil_ase.model.potential import Potential, flatten
-from neuralil_ase.training import linear as linear_module
+from neuralil_ase.training import least_squares
 from neuralil_ase.training.linear import Linear, linear_of, with_linear
 from neuralil_ase.training.loop import Trainer
 from neuralil_ase.training.prepare import Task, prepare
@@ -151,7 +151,7 @@ def test_few_frames_or_no_gain_mean_no_linear_part() -> None:
 def test_too_many_unknowns_are_said(
     structures: list[Atoms], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(linear_module, "MOST_UNKNOWNS", 10)
+    monkeypatch.setattr(least_squares, "MOST_UNKNOWNS", 10)
     with caplog.at_level("INFO"):
         assert task_of(structures).linear is None
     assert "no linear part:" in caplog.text

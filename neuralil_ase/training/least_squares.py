@@ -1,0 +1,301 @@
+"""Fits the linear part of the energy by least squares.
+
+Energies, forces and stresses are linear in its weights, and the best weights are the solution of one system of
+equations, as in SNAP (Thompson et al., J. Comput. Phys. 285, 316 (2015)). A linear function of smooth invariants
+changes little outside the data, where a network may do anything.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from neuralil_ase.model.config import DescriptorConfig
+from neuralil_ase.model.spectrum import power_spectrum
+from neuralil_ase.prediction import VOIGT
+from neuralil_ase.progress import Progress
+from neuralil_ase.training.batches import Labels, Packer, Sample
+from neuralil_ase.training.forward import Batch
+from neuralil_ase.training.linear import Linear
+from neuralil_ase.training.normalisation import factor_of
+
+FOLDS = 5
+"""Groups of frames for the cross-validation that chooses the two numbers below."""
+ENERGY_WEIGHTS = tuple(10.0**k for k in range(2, 7))
+"""Weights to try for a squared error of energies, in (eV/atom)², against one of a force component, in (eV/Å)²."""
+PENALTIES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
+"""Penalties to try for the sum of the squared weights, with features whose largest variance is 1."""
+MOST_FRAMES = 500
+"""Largest number of frames for the fit, spread over the data. Few numbers are fitted, and more frames change little."""
+
+MOST_UNKNOWNS = 5000
+"""Largest number of unknowns. Equations of this size need 0.2 GB each."""
+logger = logging.getLogger(__name__)
+
+
+def fit_linear(
+    packer: Packer, samples: Sequence[Sample], alone: Sequence[int] = (), progress: bool = False
+) -> Linear | None:
+    """Fit the linear part to the labels of some samples.
+
+    Elements in ``alone``, of which isolated atoms are known, get no bias: the linear part of an isolated atom is 0. The
+    weight of energies against forces and the penalty of large weights are those with the smallest product of the
+    root mean square errors of energies and forces in a cross-validation. Stresses count as much as the forces of their
+    frame.
+
+    Returns
+    -------
+    Linear or None
+        None if no linear part predicts held-out frames better than none at all, if there are too few frames, or if the
+        equations of many elements become too large.
+    """
+    labelled = [sample for sample in samples if _has_labels(sample.labels)]
+    chosen = labelled[:: max(1, -(-len(labelled) // MOST_FRAMES))]
+    if len(chosen) < FOLDS:
+        return None
+    scaling = _Scaling.of(packer, chosen, alone)
+    if scaling.size > MOST_UNKNOWNS:
+        logger.info("no linear part: %d unknowns are more than %d", scaling.size, MOST_UNKNOWNS)
+        return None
+    folds = []
+    with Progress(FOLDS, "group", "linear fit", progress) as bar:
+        for k in range(FOLDS):
+            folds.append(_equations(packer, scaling, chosen[k::FOLDS]))
+            bar.update(k + 1)
+    whole = _Equations.empty(scaling.size)
+    for fold in folds:
+        whole = whole.plus(fold)
+    others = [whole.plus(fold, -1.0) for fold in folds]
+    choices = [_Choice(*pair, len(packer.slots)) for pair in product(ENERGY_WEIGHTS, PENALTIES)]
+    scores = [_score([rest.solve(choice) for rest in others], folds) for choice in choices]
+    best = int(np.argmin(scores))
+    if not scores[best] < _score([np.zeros(scaling.size)] * FOLDS, folds):
+        return None
+    return scaling.linear(whole.solve(choices[best]))
+
+
+def _has_labels(labels: Labels) -> bool:
+    return bool(np.isfinite(labels.energy) or np.isfinite(labels.forces).all())
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """From features to the numbers that weights are fitted to: (p - mean) * factor for each element of the centre.
+
+    Without a bias, the mean is 0.
+    """
+
+    mean: np.ndarray  # (elements, F)
+    factor: np.ndarray  # (elements, F)
+    has_bias: np.ndarray  # (elements,)
+
+    @classmethod
+    def of(cls, packer: Packer, samples: Sequence[Sample], alone: Sequence[int]) -> "_Scaling":
+        """From the atoms of these samples; ``alone`` are the elements without a bias."""
+        some = samples[:: max(1, len(samples) // 64)]
+        features = np.concatenate([_describe(packer, sample) for sample in some])
+        types = np.concatenate([sample.types for sample in some])
+        groups = [features[types == e] for e in range(len(packer.slots))]
+        filled = [group if len(group) else features for group in groups]
+        mean = np.stack([group.mean(axis=0, dtype=np.float64) for group in filled])
+        has_bias = ~np.isin(np.arange(len(groups)), alone)
+        factor = np.stack([factor_of(group) for group in filled])
+        return cls(mean * has_bias[:, None], factor, has_bias)
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns."""
+        return self.mean.size + len(self.mean)
+
+    def linear(self, solution: np.ndarray) -> Linear:
+        """In terms of the features themselves."""
+        n_elements = len(self.mean)
+        weights = solution[:-n_elements].reshape(self.mean.shape) * self.factor
+        return Linear(weights.T, solution[-n_elements:] - (weights * self.mean).sum(axis=1))
+
+
+def _describe(packer: Packer, sample: Sample) -> np.ndarray:
+    (batch,) = packer.pack([sample], np.ones((1, 1)))
+    return np.asarray(_features(packer.config.descriptor, batch.density))[: len(sample.types)]
+
+
+_features = jax.jit(power_spectrum, static_argnums=0)
+
+
+class _Sums(NamedTuple):
+    """Of one kind of label: Σ a aᵀ, Σ a y, Σ y² and the sum of weights, for labels y and their rows a."""
+
+    gram: np.ndarray
+    right: np.ndarray
+    square: float
+    total_weight: float
+
+    @classmethod
+    def of(cls, rows: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> "_Sums":
+        """Rows of shape (labels, U)."""
+        weighted = rows * weights[:, None]
+        square = float((weights * labels**2).sum())
+        return cls(rows.T @ weighted, weighted.T @ labels, square, float(weights.sum()))
+
+    def combined(self, other: "_Sums", factor: float) -> "_Sums":
+        """These sums and ``factor`` times the others."""
+        return _Sums(
+            self.gram + factor * other.gram,
+            self.right + factor * other.right,
+            self.square + factor * other.square,
+            self.total_weight + factor * other.total_weight,
+        )
+
+    def squared_error(self, solution: np.ndarray) -> float:
+        """Σ (a x - y)²."""
+        return float(solution @ self.gram @ solution - 2 * solution @ self.right + self.square)
+
+
+class _Choice(NamedTuple):
+    """What a fit needs besides its equations."""
+
+    energy_weight: float
+    penalty: float
+    n_elements: int
+
+
+@dataclass(frozen=True)
+class _Equations:
+    """The sums for energies (per atom), forces, and stresses (virials over the root of the number of atoms)."""
+
+    energies: _Sums
+    forces: _Sums
+    stresses: _Sums
+
+    @classmethod
+    def empty(cls, size: int) -> "_Equations":
+        """No labels."""
+        return cls(*(_Sums(np.zeros((size, size)), np.zeros(size), 0.0, 0.0) for _ in range(3)))
+
+    def plus(self, other: "_Equations", factor: float = 1.0) -> "_Equations":
+        """With ``factor`` times the sums of others."""
+        return _Equations(
+            self.energies.combined(other.energies, factor),
+            self.forces.combined(other.forces, factor),
+            self.stresses.combined(other.stresses, factor),
+        )
+
+    def solve(self, choice: _Choice) -> np.ndarray:
+        """The unknowns with the least weighted sum of squares; the last ones are those of the bias."""
+        sums = self.forces.combined(self.stresses, 1.0).combined(
+            self.energies, choice.energy_weight
+        )
+        penalties = np.full(len(sums.right), choice.penalty)
+        # A fixed composition determines only the sum of biases. The others stay near zero.
+        penalties[-choice.n_elements :] = 1e-6 * choice.energy_weight
+        return np.linalg.solve(sums.gram + np.diag(penalties), sums.right)
+
+
+def _score(solutions: Sequence[np.ndarray], folds: Sequence[_Equations]) -> float:
+    """Product of the root mean square errors of energies and forces, as far as there are labels."""
+    score = 1.0
+    for kind in ("energies", "forces"):
+        sums: list[_Sums] = [getattr(fold, kind) for fold in folds]
+        count = sum(s.total_weight for s in sums)
+        if count:
+            errors = (s.squared_error(x) for s, x in zip(sums, solutions, strict=True))
+            score *= np.sqrt(max(sum(errors), 0.0) / count)
+    return float(score)
+
+
+def _equations(packer: Packer, scaling: _Scaling, samples: Sequence[Sample]) -> _Equations:
+    """The sums over some samples."""
+    total = _Equations.empty(scaling.size)
+    for batch in packer.pack(samples, np.ones((1, len(samples)))):
+        total = total.plus(_of_batch(packer, scaling, batch))
+    return total
+
+
+def _of_batch(packer: Packer, scaling: _Scaling, batch: Batch) -> _Equations:
+    found = _rows(packer.config.descriptor, packer.slots, batch)
+    features, forces, virials = (np.asarray(x, np.float64) for x in found)
+    n_elements, n_frames = len(packer.slots), len(batch.energy)
+    n_atoms = batch.n_atoms.astype(np.float64)
+    # Energies: sums over the atoms of each element.
+    segment = batch.frame * n_elements + batch.types
+    real = batch.frame < n_frames - 1  # the last frame is padding
+    counts = np.bincount(segment[real], minlength=n_frames * n_elements).reshape(n_frames, -1)
+    energies = np.zeros((n_frames * n_elements, features.shape[1]))
+    np.add.at(energies, segment[real], features[real])
+    energies = energies.reshape(n_frames, n_elements, -1) - counts[..., None] * scaling.mean
+    of_energies = np.concatenate(
+        [(energies * scaling.factor).reshape(n_frames, -1), counts * scaling.has_bias], axis=1
+    )
+    of_forces = _without_bias(forces * scaling.factor[:, None, None], n_elements)
+    of_virials = _without_bias(virials.swapaxes(0, 1) * scaling.factor[:, None, None], n_elements)
+    root = np.sqrt(n_atoms)
+    stresses = batch.stress * (batch.volume / root)[:, None]
+    return _Equations(
+        _Sums.of(of_energies / n_atoms[:, None], batch.energy / n_atoms, batch.energy_weight),
+        _Sums.of(of_forces, batch.forces.reshape(-1), np.repeat(batch.force_weight, 3)),
+        _Sums.of(
+            of_virials / np.repeat(root, 6)[:, None],
+            stresses.reshape(-1),
+            np.repeat(batch.stress_weight, 6),
+        ),
+    )
+
+
+def _without_bias(values: np.ndarray, n_elements: int) -> np.ndarray:
+    """(elements, A, B, F) -> (A B, unknowns)."""
+    rows = np.moveaxis(values, 0, 2).reshape(values.shape[1] * values.shape[2], -1)
+    return np.concatenate([rows, np.zeros((len(rows), n_elements))], axis=1)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _rows(
+    descriptor: DescriptorConfig, slots: tuple[int, ...], batch: Batch
+) -> tuple[Array, Array, Array]:
+    """Features (N, F), and what a unit weight of each feature gives for centres of each element.
+
+    These are forces, (elements, N, 3, F), and virials, (B, elements, 6, F).
+    """
+    spectrum = partial(power_spectrum, descriptor, only_forward=True)
+    features, along = jax.linearize(spectrum, jnp.asarray(batch.density))
+    n_atoms, n_slots, _, n_channels = batch.slopes.shape
+    n_elements, n_frames = len(slots), len(batch.energy)
+    atoms = jnp.arange(n_atoms)
+    neighbours = jnp.asarray(batch.reverse) // n_slots  # an empty slot is its own, with slope 0
+    x, y = VOIGT
+
+    def add_slot(
+        sums: tuple[Array, Array], slot: tuple[Array, ...]
+    ) -> tuple[tuple[Array, Array], None]:
+        forces, virials = sums
+        element, slopes, vectors, neighbour = slot
+        moved = (
+            jnp.zeros((3, n_atoms, n_elements, n_channels))
+            .at[:, :, element]
+            .set(slopes.swapaxes(0, 1))
+        )
+        slope = jax.vmap(along)(moved).swapaxes(0, 1)  # dp_i / dr_ij, (N, 3, F)
+        forces = forces.at[batch.types, atoms].add(slope).at[batch.types, neighbour].add(-slope)
+        tensor = vectors[:, x, None] * slope[:, y]
+        tensor = (tensor + vectors[:, y, None] * slope[:, x]) / 2
+        return (forces, virials.at[batch.frame, batch.types].add(tensor)), None
+
+    start = (
+        jnp.zeros((n_elements, n_atoms, 3, features.shape[1])),
+        jnp.zeros((n_frames, n_elements, 6, features.shape[1])),
+    )
+    elements = np.repeat(np.arange(n_elements), slots)
+    of_slots = (
+        jnp.asarray(elements),
+        jnp.asarray(batch.slopes).swapaxes(0, 1),
+        jnp.asarray(batch.vectors).swapaxes(0, 1),
+        neighbours.T,
+    )
+    (forces, virials), _ = jax.lax.scan(add_slot, start, of_slots)
+    return features, forces, virials
