@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import NamedTuple
 
 import jax
@@ -73,12 +72,28 @@ def fit_linear(
     for fold in folds:
         whole = whole.plus(fold)
     others = [whole.plus(fold, -1.0) for fold in folds]
-    choices = [_Choice(*pair, len(packer.slots)) for pair in product(ENERGY_WEIGHTS, PENALTIES)]
-    scores = [_score([rest.solve(choice) for rest in others], folds) for choice in choices]
-    best = int(np.argmin(scores))
-    if not scores[best] < _score([np.zeros(scaling.size)] * FOLDS, folds):
+    best, score = _best_choice(others, folds, len(packer.slots))
+    if not score < _score([np.zeros(scaling.size)] * FOLDS, folds):
         return None
-    return scaling.linear(whole.solve(choices[best]))
+    return scaling.linear(whole.solve(best))
+
+
+def _best_choice(
+    others: Sequence[_Equations], folds: Sequence[_Equations], n_elements: int
+) -> tuple[_Choice, float]:
+    """The choice with the smallest score, and that score: one number is varied after the other, twice."""
+    scores: dict[_Choice, float] = {}
+    best = _Choice(ENERGY_WEIGHTS[2], PENALTIES[2], n_elements)
+    for _ in range(2):
+        for tried in (
+            [best._replace(penalty=penalty) for penalty in PENALTIES],
+            [best._replace(energy_weight=weight) for weight in ENERGY_WEIGHTS],
+        ):
+            for choice in tried:
+                if choice not in scores:
+                    scores[choice] = _score([rest.solve(choice) for rest in others], folds)
+            best = min(tried, key=scores.__getitem__)
+    return best, scores[best]
 
 
 def _has_labels(labels: Labels) -> bool:
