@@ -78,24 +78,6 @@ def fit_linear(
     return scaling.linear(whole.solve(best))
 
 
-def _best_choice(
-    others: Sequence[_Equations], folds: Sequence[_Equations], n_elements: int
-) -> tuple[_Choice, float]:
-    """The choice with the smallest score, and that score: one number is varied after the other, twice."""
-    scores: dict[_Choice, float] = {}
-    best = _Choice(ENERGY_WEIGHTS[2], PENALTIES[2], n_elements)
-    for _ in range(2):
-        for tried in (
-            [best._replace(penalty=penalty) for penalty in PENALTIES],
-            [best._replace(energy_weight=weight) for weight in ENERGY_WEIGHTS],
-        ):
-            for choice in tried:
-                if choice not in scores:
-                    scores[choice] = _score([rest.solve(choice) for rest in others], folds)
-            best = min(tried, key=scores.__getitem__)
-    return best, scores[best]
-
-
 def _has_labels(labels: Labels) -> bool:
     return bool(np.isfinite(labels.energy) or np.isfinite(labels.forces).all())
 
@@ -223,6 +205,24 @@ def _score(solutions: Sequence[np.ndarray], folds: Sequence[_Equations]) -> floa
             errors = (s.squared_error(x) for s, x in zip(sums, solutions, strict=True))
             score *= np.sqrt(max(sum(errors), 0.0) / count)
     return float(score)
+
+
+def _best_choice(
+    others: Sequence[_Equations], folds: Sequence[_Equations], n_elements: int
+) -> tuple[_Choice, float]:
+    """The choice with the smallest score, and that score: one number is varied after the other, twice."""
+    scores: dict[_Choice, float] = {}
+    best = _Choice(ENERGY_WEIGHTS[2], PENALTIES[2], n_elements)
+    for _ in range(2):
+        for tried in (
+            [best._replace(penalty=penalty) for penalty in PENALTIES],
+            [best._replace(energy_weight=weight) for weight in ENERGY_WEIGHTS],
+        ):
+            for choice in tried:
+                if choice not in scores:
+                    scores[choice] = _score([rest.solve(choice) for rest in others], folds)
+            best = min(tried, key=scores.__getitem__)
+    return best, scores[best]
 
 
 def _equations(packer: Packer, scaling: _Scaling, samples: Sequence[Sample]) -> _Equations:
