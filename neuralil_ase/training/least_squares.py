@@ -213,15 +213,12 @@ def _best_choice(
     """The choice with the smallest score, and that score: one number is varied after the other, twice."""
     scores: dict[_Choice, float] = {}
     best = _Choice(ENERGY_WEIGHTS[2], PENALTIES[2], n_elements)
-    for _ in range(2):
-        for tried in (
-            [best._replace(penalty=penalty) for penalty in PENALTIES],
-            [best._replace(energy_weight=weight) for weight in ENERGY_WEIGHTS],
-        ):
-            for choice in tried:
-                if choice not in scores:
-                    scores[choice] = _score([rest.solve(choice) for rest in others], folds)
-            best = min(tried, key=scores.__getitem__)
+    for field, values in 2 * (("penalty", PENALTIES), ("energy_weight", ENERGY_WEIGHTS)):
+        tried = [_Choice(**(best._asdict() | {field: value})) for value in values]
+        for choice in tried:
+            if choice not in scores:
+                scores[choice] = _score([rest.solve(choice) for rest in others], folds)
+        best = min(tried, key=scores.__getitem__)
     return best, scores[best]
 
 
