@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -117,26 +118,32 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="at the end, evaluate, calibrate and draw pictures in MODEL.report",
     )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="train members apart, in N processes of their own"
+    )
     parser.add_argument("--quiet", action="store_true", help="do not show progress")
     add_options(parser.add_argument_group("settings (also in the TOML file, with _ for -)"))
 
 
 def _train(options: argparse.Namespace) -> int:
     from neuralil_ase.evaluation.metrics import format_table
+    from neuralil_ase.farm import processes
     from neuralil_ase.options import given_options
     from neuralil_ase.training import train
     from neuralil_ase.training.settings import read_settings
 
     values = read_settings(options.settings) if options.settings else {}
-    result = train(
-        options.data,
-        options.output,
-        start_from=options.start_from,
-        resume=options.resume,
-        progress=not options.quiet,
-        report=options.report,
-        **(values | given_options(options)),
-    )
+    with nullcontext() if options.workers is None else processes(options.workers) as executor:
+        result = train(
+            options.data,
+            options.output,
+            start_from=options.start_from,
+            resume=options.resume,
+            progress=not options.quiet,
+            report=options.report,
+            executor=executor,
+            **(values | given_options(options)),
+        )
     if result.accuracy:
         print(format_table(result.accuracy))
     where = "the model is in" if result.output else "it was too early to write"

@@ -16,11 +16,13 @@ from concurrent.futures import (
     CancelledError,
     Executor,
     Future,
+    ProcessPoolExecutor,
     wait,
 )
 from contextlib import suppress
 from functools import partial
 from io import StringIO
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +36,7 @@ from neuralil_ase.calculator import to_system
 from neuralil_ase.engine.arrays import Dtype
 from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.engine.predictor import Predictor
-from neuralil_ase.errors import NeuralILError, ProcessError, StructureError
+from neuralil_ase.errors import ConfigError, NeuralILError, ProcessError, StructureError
 from neuralil_ase.files.atomic import make_folder, write_atomically
 from neuralil_ase.files.model_file import as_potential
 from neuralil_ase.model.potential import Potential
@@ -155,6 +157,19 @@ def label(
         for file, atoms in zip(files, given, strict=True)
     ]
     return Labelled(found, failures)
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    """A pool of processes that start afresh: in a fork of a process, what JAX has computed there hangs.
+
+    Raises
+    ------
+    ConfigError
+        If there is to be none.
+    """
+    if count < 1:
+        raise ConfigError(f"workers: at least 1 is needed, not {count}")
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
 
 
 def _batches(structures: Iterable[Atoms], batch_atoms: int) -> Iterator[list[Atoms]]:

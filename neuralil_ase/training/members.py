@@ -8,9 +8,12 @@ result depends neither on the number of workers nor on the order in which they f
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -26,7 +29,7 @@ from neuralil_ase.progress import Progress
 from neuralil_ase.training.checkpoint import check_same_run, fingerprint
 from neuralil_ase.training.loop import History, Trainer, fit
 from neuralil_ase.training.output import Output, Recorder, log_line, plain
-from neuralil_ase.training.prepare import prepare
+from neuralil_ase.training.prepare import Task, prepare
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start
 
@@ -35,12 +38,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """The message to every worker, without the index of its member."""
+    """The message to every worker, without the index of its member.
 
-    settings: TrainingSettings
-    train: Sequence[Frame]
-    validation: Sequence[Frame]
-    start: Start | None
+    Jobs are the same if their tokens are, so that a worker recognises the job of its last message.
+    """
+
+    settings: TrainingSettings = field(compare=False)
+    train: Sequence[Frame] = field(compare=False)
+    validation: Sequence[Frame] = field(compare=False)
+    start: Start | None = field(compare=False)
+    token: str = field(default_factory=lambda: uuid4().hex)
 
     def record(self) -> dict[str, Any]:
         """The data by which a finished member is recognised as part of the same run."""
@@ -76,11 +83,14 @@ def train_members(
     kept = None if files is None else _Kept(files.members, job.record(), resume)
     found = {} if kept is None else kept.found(job.settings.members)
     missing = [k for k in range(job.settings.members) if k not in found]
-    with Progress(job.settings.members, "member", "training", progress) as bar:
-        bar.update(len(found))
-        for member, potential in _trained(job, executor, missing):
-            found[member] = potential if kept is None else kept.keep(member, potential)
+    try:
+        with Progress(job.settings.members, "member", "training", progress) as bar:
             bar.update(len(found))
+            for member, potential in _trained(job, executor, missing):
+                found[member] = potential if kept is None else kept.keep(member, potential)
+                bar.update(len(found))
+    finally:
+        _prepared.cache_clear()  # of threads, which work in this process
     members = [found[k] for k in sorted(found)]
     history = mean_history([potential.provenance["history"] for potential in members])
     joined = join(members, history)
@@ -94,7 +104,8 @@ def train_members(
 def train_member(job: Job, member: int) -> Potential:
     """The work for one message: train a potential of one member; its history is in the provenance."""
     claim_jax()
-    task = prepare(job.settings, job.train, job.validation, job.start)
+    with _PREPARING:
+        task = _prepared(job)
     trainer = Trainer(task.of_member(member))
     with Recorder(trainer, None, progress=False) as recorder:
         try:
@@ -107,6 +118,16 @@ def train_member(job: Job, member: int) -> Potential:
         raise KeyboardInterrupt  # half a member is none
     potential = recorder.potential(run)
     return replace(potential, provenance={**potential.provenance, "history": run.history})
+
+
+_PREPARING = Lock()
+"""So that of several threads one prepares, and the others wait for it."""
+
+
+@lru_cache(maxsize=1)
+def _prepared(job: Job) -> Task:
+    """Each process prepares a job once, however many members it trains. The last job's arrays stay in a worker."""
+    return prepare(job.settings, job.train, job.validation, job.start)
 
 
 def join(members: Sequence[Potential], history: History) -> Potential:

@@ -1,8 +1,12 @@
 """Members trained apart by workers: those that training together would give, kept and resumed one by one."""
 
+import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
+import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -12,13 +16,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from ase.io import write
 from executors import Mortal
 from small_runs import TINY, alloy
 
 from neuralil_ase import load_potential
+from neuralil_ase.cli import main
 from neuralil_ase.errors import ConfigError, ModelFileError, ProcessError, TrainingError
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.training import members, train
+from neuralil_ase.training.prepare import prepare
 
 TWO = TINY.updated({"bootstrap": True, "validate_every": 4})
 
@@ -146,6 +153,58 @@ def test_threads_train_too() -> None:
     same(
         found.potential, train([*alloy()], settings=TWO, report=False, executor=Mortal()).potential
     )
+
+
+def test_data_are_prepared_once_in_a_process_and_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepared: list[weakref.ref[Any]] = []
+
+    def counted(*arguments: Any) -> Any:
+        task = prepare(*arguments)
+        prepared.append(weakref.ref(task))
+        return task
+
+    monkeypatch.setattr(members, "prepare", counted)
+    with ThreadPoolExecutor(2) as pool:
+        train([*alloy()], settings=TWO, report=False, executor=pool)
+    assert len(prepared) == 1
+    train([*alloy()], settings=TWO, report=False, executor=Mortal())
+    assert len(prepared) == 2
+    gc.collect()
+    assert [task() for task in prepared] == [None, None]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    write(tmp_path / "data.extxyz", [*alloy()])
+    return str(tmp_path / "data.extxyz")
+
+
+def test_the_command_line_needs_a_worker(data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", data, "-o", f"{data}.safetensors", "--workers", "0"]) == 2
+    assert "workers: at least 1 is needed, not 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_by_workers(data: str) -> None:
+    output, words = (
+        f"{data}.safetensors",
+        "--epochs 4 --members 2 --widths 8,4 --n-max 2 --r-cut 3.4",
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "neuralil_ase.cli",
+        "train",
+        data,
+        "-o",
+        output,
+        "--workers",
+        "2",
+    ]
+    subprocess.run([*command, "--quiet", *words.split()], check=True, timeout=600)
+    assert load_potential(output).provenance["members_trained"] == "apart"
 
 
 def test_architectures_that_differ_are_not_joined() -> None:
