@@ -21,8 +21,7 @@ using namespace LAMMPS_NS;
 
 /* ---------------------------------------------------------------- set up */
 
-PairNeuralIL::PairNeuralIL(LAMMPS *lmp) : Pair(lmp)
-{
+PairNeuralIL::PairNeuralIL(LAMMPS* lmp) : Pair(lmp) {
   single_enable = 0;
   restartinfo = 0;
   one_coeff = 1;
@@ -32,8 +31,7 @@ PairNeuralIL::PairNeuralIL(LAMMPS *lmp) : Pair(lmp)
   unit_convert_flag = utils::get_supported_conversions(utils::ENERGY);
 }
 
-PairNeuralIL::~PairNeuralIL()
-{
+PairNeuralIL::~PairNeuralIL() {
   if (copymode) return;
   free_model();
   if (allocated) {
@@ -42,28 +40,25 @@ PairNeuralIL::~PairNeuralIL()
   }
 }
 
-void PairNeuralIL::free_model()
-{
+void PairNeuralIL::free_model() {
   neuralil_free(model);
   model = nullptr;
 }
 
-void PairNeuralIL::check_status(neuralil_status status)
-{
+void PairNeuralIL::check_status(neuralil_status status) {
   if (status) error->one(FLERR, "Pair style neuralil: {}", neuralil_message());
 }
 
 // pair_style neuralil MODEL [precision single|double]
-void PairNeuralIL::settings(int narg, char **arg)
-{
+void PairNeuralIL::settings(int narg, char** arg) {
   if (narg != 1 && narg != 3)
     error->all(FLERR, "Pair style neuralil needs: pair_style neuralil MODEL [precision single|double]");
   precision = NEURALIL_FLOAT32;
   if (narg == 3) {
     const bool is_double = !strcmp(arg[2], "double");
     if (strcmp(arg[1], "precision") != 0 || (!is_double && strcmp(arg[2], "single") != 0))
-      error->all(FLERR, "Pair style neuralil knows the keyword precision, with single or double, and not: {} {}", arg[1],
-                 arg[2]);
+      error->all(FLERR, "Pair style neuralil knows the keyword precision, with single or double, and not: {} {}",
+                 arg[1], arg[2]);
     if (is_double) precision = NEURALIL_FLOAT64;
   }
   file = arg[0];
@@ -75,16 +70,16 @@ void PairNeuralIL::settings(int narg, char **arg)
   if (status) error->one(FLERR, "Pair style neuralil: {}", neuralil_message());
   if (worst) error->all(FLERR, "Pair style neuralil: {} cannot be read on another rank", file);
   info = neuralil_get_info(model);
-  comm_reverse = 3 * int(info.n_members);    // now, for pair_style hybrid asks after settings() and sizes buffers by it
+  comm_reverse = 3 * int(info.n_members);  // now, for pair_style hybrid asks after settings() and sizes buffers by it
 }
 
 // pair_coeff * * ELEMENT ...: one for every atom type, NULL for types that other styles compute
-void PairNeuralIL::coeff(int narg, char **arg)
-{
+void PairNeuralIL::coeff(int narg, char** arg) {
   const int n = atom->ntypes;
   if (!model) error->all(FLERR, "Pair style neuralil: pair_coeff before pair_style");
   if (narg < 2 || strcmp(arg[0], "*") != 0 || strcmp(arg[1], "*") != 0 || narg != 2 + n)
-    error->all(FLERR, "Pair style neuralil needs: pair_coeff * * and an element or NULL for each of the {} atom types", n);
+    error->all(FLERR, "Pair style neuralil needs: pair_coeff * * and an element or NULL for each of the {} atom types",
+               n);
   if (!allocated) {
     memory->create(setflag, n + 1, n + 1, "pair:setflag");
     memory->create(cutsq, n + 1, n + 1, "pair:cutsq");
@@ -110,8 +105,7 @@ void PairNeuralIL::coeff(int narg, char **arg)
   if (!count) error->all(FLERR, "Pair style neuralil: all atom types are NULL in pair_coeff");
 }
 
-void PairNeuralIL::init_style()
-{
+void PairNeuralIL::init_style() {
   if (!force->newton_pair)
     error->all(FLERR, "Pair style neuralil needs newton on: forces act on ghost atoms. Remove 'newton off'");
   if (atom->molecular != Atom::ATOMIC)
@@ -130,15 +124,13 @@ void PairNeuralIL::init_style()
   neighbor->add_request(this, NeighConst::REQ_FULL);
 }
 
-double PairNeuralIL::init_one(int i, int j)
-{
+double PairNeuralIL::init_one(int i, int j) {
   if (!setflag[std::min(i, j)][std::max(i, j)] && (element_of[i] >= 0) && (element_of[j] >= 0))
     error->all(FLERR, "Pair style neuralil: pair_coeff is missing");
   return info.r_cut;
 }
 
-void PairNeuralIL::setup()
-{
+void PairNeuralIL::setup() {
   if (comm->get_comm_cutoff() < info.r_cut)
     error->all(FLERR,
                "Pair style neuralil needs ghost atoms up to its cutoff of {} Angstrom, and they end at {}. Raise the "
@@ -148,8 +140,7 @@ void PairNeuralIL::setup()
 
 /* ---------------------------------------------------------------- one step */
 
-void PairNeuralIL::compute(int eflag, int vflag)
-{
+void PairNeuralIL::compute(int eflag, int vflag) {
   ev_init(eflag, vflag);
   number_atoms();
   collect_pairs();
@@ -161,8 +152,7 @@ void PairNeuralIL::compute(int eflag, int vflag)
 }
 
 // Centres first, then neighbours; atoms of types that are NULL do not take part.
-void PairNeuralIL::number_atoms()
-{
+void PairNeuralIL::number_atoms() {
   const int n_all = atom->nlocal + atom->nghost;
   atoms.clear();
   number.assign(n_all, -1);
@@ -179,10 +169,9 @@ void PairNeuralIL::number_atoms()
 }
 
 // Pairs inside the cutoff, by centre, then by the neighbour's element.
-void PairNeuralIL::collect_pairs()
-{
+void PairNeuralIL::collect_pairs() {
   centers.clear(), neighbors.clear(), vectors.clear();
-  double **x = atom->x;
+  double** x = atom->x;
   const double cut_squared = info.r_cut * info.r_cut;
   struct Pair {
     int neighbor;
@@ -192,8 +181,8 @@ void PairNeuralIL::collect_pairs()
   found.resize(info.n_elements);
   for (int k = 0; k < n_centers; ++k) {
     const int i = atoms[k];
-    for (auto &pairs : found) pairs.clear();
-    const int *jlist = list->firstneigh[i];
+    for (auto& pairs : found) pairs.clear();
+    const int* jlist = list->firstneigh[i];
     for (int jj = 0; jj < list->numneigh[i]; ++jj) {
       const int j = jlist[jj] & NEIGHMASK;
       if (number[j] < 0) continue;
@@ -201,8 +190,8 @@ void PairNeuralIL::collect_pairs()
       if (pair.v[0] * pair.v[0] + pair.v[1] * pair.v[1] + pair.v[2] * pair.v[2] < cut_squared)
         found[types[number[j]]].push_back(pair);
     }
-    for (const auto &pairs : found)
-      for (const Pair &pair : pairs) {
+    for (const auto& pairs : found)
+      for (const Pair& pair : pairs) {
         centers.push_back(k);
         neighbors.push_back(pair.neighbor);
         vectors.insert(vectors.end(), pair.v, pair.v + 3);
@@ -210,8 +199,7 @@ void PairNeuralIL::collect_pairs()
   }
 }
 
-void PairNeuralIL::evaluate(bool by_member)
-{
+void PairNeuralIL::evaluate(bool by_member) {
   const std::size_t n = atoms.size(), m = info.n_members;
   energies.resize(m * n_centers);
   variances.resize(m * n_centers * info.n_variances);
@@ -219,8 +207,8 @@ void PairNeuralIL::evaluate(bool by_member)
   virials.resize(9 * n_centers);
   neighbor_virials.resize(cvflag_atom ? 9 * n : 0);
   member_forces.resize(by_member ? 3 * m * n : 0);
-  const neuralil_graph graph{int64_t(n), n_centers, int64_t(centers.size()), types.data(), centers.data(),
-                             neighbors.data(), vectors.data()};
+  const neuralil_graph graph{int64_t(n),     n_centers,        int64_t(centers.size()), types.data(),
+                             centers.data(), neighbors.data(), vectors.data()};
   neuralil_results results{};
   results.energies = energies.data();
   results.forces = forces.data();
@@ -231,8 +219,7 @@ void PairNeuralIL::evaluate(bool by_member)
   if (n > 0) check_status(neuralil_evaluate(model, &graph, &results, nullptr));
 }
 
-void PairNeuralIL::tally_energies()
-{
+void PairNeuralIL::tally_energies() {
   double sum = 0;
   for (int k = 0; k < n_centers; ++k) {
     double mean = 0;
@@ -248,8 +235,7 @@ void PairNeuralIL::tally_energies()
   if (eflag_global) eng_vdwl += sum;
 }
 
-void PairNeuralIL::tally_forces()
-{
+void PairNeuralIL::tally_forces() {
   double sum = 0;
   for (std::size_t k = 0; k < atoms.size(); ++k)
     for (int axis = 0; axis < 3; ++axis) {
@@ -257,16 +243,16 @@ void PairNeuralIL::tally_forces()
       sum += forces[3 * k + axis];
     }
   if (!std::isfinite(sum))
-    error->one(FLERR,
-               "Pair style neuralil: forces are not finite. Usually the simulation has exploded; use a smaller time step");
+    error->one(
+        FLERR,
+        "Pair style neuralil: forces are not finite. Usually the simulation has exploded; use a smaller time step");
 }
 
-// LAMMPS: minus dE/d(strain); six components xx yy zz xy xz yz, each pair with its centre; nine, xx yy zz xy xz yz yx zx
-// zy with the first the vector's, each pair with its neighbour (Fan et al., Phys. Rev. B 92, 094301 (2015), eq. 20).
-void PairNeuralIL::tally_virials()
-{
+// LAMMPS: minus dE/d(strain); six components xx yy zz xy xz yz, each pair with its centre; nine, xx yy zz xy xz yz yx
+// zx zy with the first the vector's, each pair with its neighbour (Fan et al., Phys. Rev. B 92, 094301 (2015), eq. 20).
+void PairNeuralIL::tally_virials() {
   static constexpr int order[9] = {0, 4, 8, 1, 2, 5, 3, 6, 7};
-  const auto symmetric = [](const double *v, int i) {
+  const auto symmetric = [](const double* v, int i) {
     return i < 3 ? v[order[i]] : 0.5 * (v[order[i]] + v[order[i + 3]]);
   };
   if (vflag_global || vflag_atom)
@@ -283,48 +269,45 @@ void PairNeuralIL::tally_virials()
 
 /* ---------------------------------------------------------------- uncertainty */
 
-PairNeuralIL::Field *PairNeuralIL::find(const std::string &name)
-{
-  for (Field &field : fields)
+PairNeuralIL::Field* PairNeuralIL::find(const std::string& name) {
+  for (Field& field : fields)
     if (name == field.name) return &field;
   return nullptr;
 }
 
 // NAME_flag: set by fix pair at steps at which NAME is due.
-void *PairNeuralIL::extract(const char *name, int &dim)
-{
+void* PairNeuralIL::extract(const char* name, int& dim) {
   dim = 0;
   const std::string all = name, suffix = "_flag";
-  if (all.size() <= suffix.size() || all.compare(all.size() - suffix.size(), suffix.size(), suffix) != 0) return nullptr;
-  Field *field = find(all.substr(0, all.size() - suffix.size()));
+  if (all.size() <= suffix.size() || all.compare(all.size() - suffix.size(), suffix.size(), suffix) != 0)
+    return nullptr;
+  Field* field = find(all.substr(0, all.size() - suffix.size()));
   if (!field) return nullptr;
   field->has_trigger = true;
   return &field->is_due;
 }
 
-void *PairNeuralIL::extract_peratom(const char *name, int &n_columns)
-{
-  Field *field = find(name);
+void* PairNeuralIL::extract_peratom(const char* name, int& n_columns) {
+  Field* field = find(name);
   if (!field) return nullptr;
   if (info.n_members < 2)
     error->all(FLERR, "Pair style neuralil: {} needs a model of two members or more, and {} has one", name, file);
-  if (field == &fields[FORCE_ERROR_BAR]) check_status(neuralil_force_error_bars(model, 0, nullptr, nullptr, nullptr, nullptr));
+  if (field == &fields[FORCE_ERROR_BAR])
+    check_status(neuralil_force_error_bars(model, 0, nullptr, nullptr, nullptr, nullptr));
   field->is_wanted = true;
   if (field->values.empty()) field->values.resize(std::max(atom->nmax, 1));
   n_columns = 0;
   return field->values.data();
 }
 
-void PairNeuralIL::compute_spreads()
-{
-  for (Field &field : fields)
+void PairNeuralIL::compute_spreads() {
+  for (Field& field : fields)
     if (field.is_needed()) field.values.assign(std::max(atom->nmax, 1), 0.0);
   if (fields[ENERGY_STD].is_needed()) deviations_of_energies();
   if (fields[FORCE_STD].is_needed() || fields[FORCE_ERROR_BAR].is_needed()) deviations_of_forces();
 }
 
-void PairNeuralIL::deviations_of_energies()
-{
+void PairNeuralIL::deviations_of_energies() {
   const int64_t m = info.n_members;
   for (int k = 0; k < n_centers; ++k) {
     double mean = 0, square = 0;
@@ -335,8 +318,7 @@ void PairNeuralIL::deviations_of_energies()
 }
 
 // Members' forces come back from ghosts before any deviation is taken.
-void PairNeuralIL::deviations_of_forces()
-{
+void PairNeuralIL::deviations_of_forces() {
   const int64_t m = info.n_members, n = int64_t(atoms.size());
   all_member_forces.assign(std::size_t(3 * m) * number.size(), 0.0);
   for (int64_t member = 0; member < m; ++member)
@@ -346,7 +328,7 @@ void PairNeuralIL::deviations_of_forces()
   comm->reverse_comm(this);
   std::vector<double> spreads(n_centers), aleatoric(info.n_variances ? n_centers : 0), bars(n_centers);
   for (int k = 0; k < n_centers; ++k) {
-    const double *own = &all_member_forces[3 * m * atoms[k]];
+    const double* own = &all_member_forces[3 * m * atoms[k]];
     double square = 0;
     for (int axis = 0; axis < 3; ++axis) {
       double mean = 0;
@@ -369,25 +351,23 @@ void PairNeuralIL::deviations_of_forces()
   for (int k = 0; k < n_centers; ++k) fields[FORCE_ERROR_BAR].values[atoms[k]] = energy_scale * bars[k];
 }
 
-int PairNeuralIL::pack_reverse_comm(int n, int first, double *buffer)
-{
+int PairNeuralIL::pack_reverse_comm(int n, int first, double* buffer) {
   const int size = 3 * int(info.n_members);
   std::copy_n(&all_member_forces[std::size_t(size) * first], std::size_t(size) * n, buffer);
   return size * n;
 }
 
-void PairNeuralIL::unpack_reverse_comm(int n, int *indices, double *buffer)
-{
+void PairNeuralIL::unpack_reverse_comm(int n, int* indices, double* buffer) {
   const int size = 3 * int(info.n_members);
   for (int k = 0; k < n; ++k)
     for (int i = 0; i < size; ++i) all_member_forces[std::size_t(size) * indices[k] + i] += buffer[size * k + i];
 }
 
-double PairNeuralIL::memory_usage()
-{
-  double bytes = Pair::memory_usage() + double((centers.capacity() + neighbors.capacity() + types.capacity()) * sizeof(int32_t));
-  for (const auto *array : {&vectors, &energies, &variances, &forces, &virials, &neighbor_virials, &member_forces,
-                            &all_member_forces})
+double PairNeuralIL::memory_usage() {
+  double bytes =
+      Pair::memory_usage() + double((centers.capacity() + neighbors.capacity() + types.capacity()) * sizeof(int32_t));
+  for (const auto* array :
+       {&vectors, &energies, &variances, &forces, &virials, &neighbor_virials, &member_forces, &all_member_forces})
     bytes += double(array->capacity() * sizeof(double));
   return bytes + double((atoms.capacity() + number.capacity()) * sizeof(int));
 }
