@@ -11,16 +11,22 @@ With ``committee=True``, the default for ensembles, the extras hold what ``<ffco
 True``: ``committee_pot``, ``committee_force`` and ``committee_virial`` of every member. Its ``<alpha>`` scales their
 spread; ``energy_scale`` of the model's calibration is the value for it. Beads that i-PI sends together
 (``<batch_size>`` of ``<ffsocket>``) are evaluated together. Give ``<ffsocket exit_on_disconnect="True">``, else i-PI
-waits for another client when this one has stopped. With batches of several beads, i-PI 3.3.1 was seen to wait even so
-after its client had been killed.
+waits for another client when this one has stopped.
+
+A client that stops with an error, or by Ctrl-C, lets i-PI stop too, as ``exit_on_disconnect`` says. One that is killed
+cannot: if it was computing, i-PI 3.3.1 prints ConnectionResetError and waits for ever. ``kill`` of i-PI (SIGTERM), a
+file ``EXIT`` in its folder and ``<total_time>`` then end it cleanly, with a restart file. In a script, end i-PI when
+the client has ended: ``i-pi input.xml & server=$!; i-pi-py_driver ...; kill $server``.
 
 i-PI loads this file by its path and puts it into ``sys.modules`` under the file's name: it must not be ``ipi``.
 """
 
+import inspect
 import json
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +48,8 @@ from neuralil_ase.prediction import Prediction
 __DRIVER_NAME__ = "neuralil"
 __DRIVER_CLASS__ = "NeuralILDriver"
 
+PATIENCE = 10.0
+"""Seconds that i-PI is given to hang up before the client ends with an error."""
 _MATRIX = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 """Where the components of a 3 × 3 matrix stand among xx yy zz yz xz xy."""
 Answer = tuple[float, np.ndarray, np.ndarray, str]
@@ -105,7 +113,7 @@ class NeuralILDriver(Dummy_driver):  # type: ignore[misc]  # i-PI has no types
         return self._computed(cell, list(pos))
 
     def _computed(self, cells: list[np.ndarray], positions: list[np.ndarray]) -> list[Answer]:
-        with _said_once():
+        with _hung_up(), _said_once():
             structures = [self._structure(*both) for both in zip(cells, positions, strict=True)]
             # Beads come in the same order every time, so that each has a list of its own.
             while len(self._lists) < len(structures):
@@ -154,6 +162,36 @@ def _said_once() -> Iterator[None]:
         yield
     except (NeuralILError, OSError) as error:
         sys.exit(f"neuralil: {' '.join(str(error).split())}")
+
+
+@contextmanager
+def _hung_up() -> Iterator[None]:
+    """Ends the conversation with i-PI before an error ends the process.
+
+    i-PI sends the positions and the request for forces at once. A process that ends before it has read the request
+    resets the connection; the thread of i-PI 3.3.1 that reads the answer then dies, and i-PI waits for ever. If this
+    side first stops to send, i-PI reads an end of file, which it understands, and closes its side.
+    """
+    try:
+        yield
+    except BaseException:
+        connection = _connection()
+        if connection is not None:
+            with suppress(OSError):
+                connection.settimeout(PATIENCE)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(4096):
+                    pass
+        raise
+
+
+def _connection() -> socket.socket | None:
+    """The socket of i-PI's ``run_driver``, which hands on only positions and cells; None if that does not run."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "run_driver":
+        frame = frame.f_back
+    found = None if frame is None else frame.f_locals.get("sock")
+    return found if isinstance(found, socket.socket) else None
 
 
 def _read(path: str) -> Atoms:

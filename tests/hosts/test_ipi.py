@@ -183,13 +183,6 @@ class Run:
 
 
 @pytest.fixture
-def long_run(tmp_path: Path, files: tuple[str, str]) -> Iterator[Run]:
-    run = Run(tmp_path, files, steps=1_000_000, batch=1)
-    yield run
-    run.end()
-
-
-@pytest.fixture
 def short_run(tmp_path: Path, files: tuple[str, str]) -> Iterator[Run]:
     run = Run(tmp_path, files, steps=3, batch=2)
     yield run
@@ -264,14 +257,48 @@ def test_a_path_integral_run_has_the_committee_of_every_bead_and_keeps_frames_to
     )
 
 
-@pytest.mark.slow  # i-PI 3.3.1 does not always notice, and the test then waits for two minutes and fails
-def test_i_pi_stops_when_the_client_dies(long_run: Run) -> None:
-    server, client = long_run.server(), long_run.client()
-    wait_for_steps(long_run)
-    client.send_signal(signal.SIGKILL)
-    said = server.communicate(timeout=PATIENCE)[0]
-    assert "Client shutdown" in said or "disconnect" in said.lower()
-    assert not long_run.socket.exists()
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_client_that_stops_with_an_error_lets_i_pi_stop(
+    batch: int, files: tuple[str, str], tmp_path: Path
+) -> None:
+    """It is in the middle of a conversation, and i-PI 3.3.1 would wait for ever after a reset of the connection."""
+    wrong = str(tmp_path / "wrong.xyz")
+    write(wrong, structure("triclinic")[:-1], format="extxyz")
+    run = Run(tmp_path, (wrong, files[1]), steps=1_000_000, batch=batch)
+    try:
+        server, client = run.server(), run.client()
+        printed = client.communicate(timeout=PATIENCE)[0]
+        assert client.returncode == 1
+        assert printed.count("i-PI sends 6 atoms") == 1
+        assert "Traceback" not in printed
+        assert "Client shutdown" in server.communicate(timeout=PATIENCE)[0]
+        assert not run.socket.exists()
+    finally:
+        run.end()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 2])
+def test_after_a_killed_client_i_pi_can_be_ended(
+    batch: int, files: tuple[str, str], tmp_path: Path
+) -> None:
+    """i-PI 3.3.1 stops by itself if the client was waiting; else its thread has died, and it must be told to stop."""
+    run = Run(tmp_path, files, steps=1_000_000, batch=batch)
+    try:
+        server, client = run.server(), run.client()
+        wait_for_steps(run)
+        client.send_signal(signal.SIGKILL)
+        try:
+            said = server.communicate(timeout=10)[0]
+        except subprocess.TimeoutExpired:
+            server.terminate()
+            said = server.communicate(timeout=PATIENCE)[0]
+            assert "ConnectionResetError" in said
+        assert "Restartable as is: YES" in said
+        assert not run.socket.exists()
+        assert list(tmp_path.glob("*RESTART*"))
+    finally:
+        run.end()
 
 
 def wait_for_steps(run: Run) -> None:
