@@ -24,6 +24,7 @@ from neuralil_ase.evaluation.dataset import (
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.training.continuation import Continuation
 from neuralil_ase.training.cutoff import rounded, surroundings
+from neuralil_ase.training.linear import linear_of
 from neuralil_ase.training.normalisation import first_params
 from neuralil_ase.training.prepare import model_config
 from neuralil_ase.training.reference import energy_reference
@@ -43,6 +44,8 @@ CYCLES = 4
 WORSE = 1.1
 """An update is refused if the error on held-out frames grows by more than this factor. Every update changes the error
 by some per cent, and the newest frames, which it improves most, are not held out."""
+AGAIN = 1.3
+"""The linear part is fitted again when the number of frames has grown by this factor."""
 JUDGES = 32
 """Number of latest frames over which errors are averaged."""
 BATCH_ATOMS = 240
@@ -99,6 +102,8 @@ class Pupil:
         self._continuation: Continuation | None = None
         self._compositions: set[str] = set()
         self._lessons = 0
+        # Number of frames to which the linear part was fitted. That of a given potential stays as it is.
+        self._fitted = 0.0 if potential is None else np.inf
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -130,9 +135,10 @@ class Pupil:
         learnt = self._learnt
         judges = sorted(self._held)[-JUDGES:] or learnt[-JUDGES:]
         before = _rms(continuation, potential, judges)
-        trained, cycles = potential, 0
+        trained = self._with_linear(continuation, potential)
+        begins, cycles = is_first or trained is not potential, 0
         newest = learnt[-max(new, 1) :]
-        while cycles < CYCLES * (1 + is_first):
+        while cycles < CYCLES * (1 + begins):
             seed = self.settings.seed + 7919 * self._lessons + cycles
             trained = continuation.update(trained, learnt, _chances(len(learnt), new), seed)
             cycles += 1
@@ -144,6 +150,8 @@ class Pupil:
         kept = is_first or not self._held or after <= WORSE * before
         if kept:
             self.potential = replace(trained, calibration=potential.calibration)
+        elif begins:
+            continuation.use_linear(linear_of(potential))
         return Lesson(kept, cycles, before, after)
 
     def floors(self) -> tuple[dict[str, float], float]:
@@ -216,6 +224,7 @@ class Pupil:
                     "a new element: the model begins again with all %d frames", len(self)
                 )
             self._held.clear()
+            self._fitted = 0.0
             self.potential = first_potential(self._frames, self.settings)
             self._compositions = {_composition(frame) for frame in self._frames}
         assert self.potential is not None
@@ -226,6 +235,13 @@ class Pupil:
         for frame in self._frames:
             self._continuation.add(frame)
         return is_new
+
+    def _with_linear(self, continuation: Continuation, potential: Potential) -> Potential:
+        """The potential with a linear part fitted again and new networks, if there are enough new frames for that."""
+        if len(self._learnt) < AGAIN * self._fitted:
+            return potential
+        self._fitted = len(self._learnt)
+        return continuation.fit_linear(potential, self._learnt)
 
     def _move_reference(self, continuation: Continuation, potential: Potential) -> None:
         """Fit the energy reference again if a composition appears for the first time."""

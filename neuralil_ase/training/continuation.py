@@ -15,8 +15,16 @@ from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
 from neuralil_ase.model.graph import bucket
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.training.batches import Packer, Sample, neighbour_counts, packer_for
-from neuralil_ase.training.linear import linear_of, what_is_left, without_linear
+from neuralil_ase.training.least_squares import fit_linear
+from neuralil_ase.training.linear import (
+    Linear,
+    linear_of,
+    what_is_left,
+    with_linear,
+    without_linear,
+)
 from neuralil_ase.training.loop import Trainer, check_finite
+from neuralil_ase.training.normalisation import first_params
 from neuralil_ase.training.prepare import Task, make_labels, scaling_of_samples
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start
@@ -90,9 +98,27 @@ class Continuation:
     def move_reference(self, reference: np.ndarray) -> None:
         """Replace the energy reference: energy of every element in eV, shape (elements,)."""
         self.reference = reference
+        self.use_linear(self._linear)
+
+    def fit_linear(self, potential: Potential, learnt: Sequence[int]) -> Potential:
+        """Fit the linear part again to the labels of these frames, and give the networks new random parameters.
+
+        If no linear part can be fitted, the potential is returned as it is.
+        """
+        claim_jax()
+        whole = [self._whole(self._frames[k], self._samples[k]) for k in learnt]
+        linear = fit_linear(self._packer(), whole)
+        if linear is None:
+            return potential
+        self.use_linear(linear)
+        fresh = first_params(self.config, self.settings.seed)
+        return with_linear(replace(with_linear(potential, None), params=fresh), linear)
+
+    def use_linear(self, linear: Linear | None) -> None:
+        """Subtract this linear part from the labels, in place of the one before."""
+        self._linear = linear
         self._samples = [
-            self._left(replace(s, labels=make_labels(self.config, f, s.types, s.pairs, reference)))
-            for f, s in zip(self._frames, self._samples, strict=True)
+            self._left(self._whole(f, s)) for f, s in zip(self._frames, self._samples, strict=True)
         ]
 
     def update(
@@ -158,6 +184,11 @@ class Continuation:
             linear=self._linear,
         )
         return Trainer(task, self.steps)
+
+    def _whole(self, frame: Frame, sample: Sample) -> Sample:
+        """The sample with labels from which no linear part is subtracted."""
+        labels = make_labels(self.config, frame, sample.types, sample.pairs, self.reference)
+        return replace(sample, labels=labels)
 
     def _left(self, sample: Sample) -> Sample:
         """What the linear part leaves of the labels."""

@@ -27,6 +27,8 @@ from neuralil_ase.training.normalisation import factor_of
 
 FOLDS = 5
 """Groups of frames for the cross-validation that chooses the two numbers below."""
+FEWEST = 3
+"""Smallest number of frames for a fit."""
 ENERGY_WEIGHTS = tuple(10.0**k for k in range(2, 7))
 """Weights to try for a squared error of energies, in (eV/atom)², against one of a force component, in (eV/Å)²."""
 PENALTIES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
@@ -57,23 +59,24 @@ def fit_linear(
     """
     labelled = [sample for sample in samples if _has_labels(sample.labels)]
     chosen = labelled[:: max(1, -(-len(labelled) // MOST_FRAMES))]
-    if len(chosen) < FOLDS:
+    n_folds = min(FOLDS, len(chosen))
+    if n_folds < FEWEST:
         return None
     scaling = _Scaling.of(packer, chosen, alone)
     if scaling.size > MOST_UNKNOWNS:
         logger.info("no linear part: %d unknowns are more than %d", scaling.size, MOST_UNKNOWNS)
         return None
     folds = []
-    with Progress(FOLDS, "group", "linear fit", progress) as bar:
-        for k in range(FOLDS):
-            folds.append(_equations(packer, scaling, chosen[k::FOLDS]))
+    with Progress(n_folds, "group", "linear fit", progress) as bar:
+        for k in range(n_folds):
+            folds.append(_equations(packer, scaling, chosen[k::n_folds]))
             bar.update(k + 1)
     whole = _Equations.empty(scaling.size)
     for fold in folds:
         whole = whole.plus(fold)
     others = [whole.plus(fold, -1.0) for fold in folds]
     best, score = _best_choice(others, folds, len(packer.slots))
-    if not score < _score([np.zeros(scaling.size)] * FOLDS, folds):
+    if not score < _score([np.zeros(scaling.size)] * n_folds, folds):
         return None
     return scaling.linear(whole.solve(best))
 
