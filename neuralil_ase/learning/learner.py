@@ -40,6 +40,8 @@ RATTLE = 0.05
 """Å: standard deviation of each coordinate of a rattled frame."""
 TEACHER = "taught_by"
 """Key in the provenance of the model: class of the teacher."""
+LINEAR_FRAMES = "linear_frames"
+"""Key in the provenance of the model: see ``Pupil.linear_frames``."""
 
 
 class Learner:
@@ -118,9 +120,13 @@ class Learner:
         given = None if model is None else with_error_bars(start_of(as_potential(model)).potential)
         self._prior = None if given is None else given.calibration
         self._tolerance = tolerance or (usual_error_bar(given) if given is not None else None)
-        self._potential = self.folder.load() or given
+        loaded = self.folder.load()
+        self._potential = loaded or given
         _check_same_teacher(self._potential, self._desk.teacher_name, self.folder)
-        self._pupil = Pupil(self._potential, replace(settings, seed=seed))
+        fitted = None if given is not None else 0
+        if loaded is not None:
+            fitted = loaded.provenance.get(LINEAR_FRAMES)
+        self._pupil = Pupil(self._potential, replace(settings, seed=seed), fitted)
         self._data: list[Atoms] = list(data)
         self._taken: set[str] = set()
         self._caught_up = False
@@ -302,6 +308,7 @@ class Learner:
             "teacher_calls": self.folder.calls,
             "training_frames": len(self._pupil) - self._pupil.n_held_out,
             "held_out_frames": self._pupil.n_held_out,
+            LINEAR_FRAMES: self._pupil.linear_frames,
             LEARNT: [record.digest for record in self.folder.answered],
         }
 

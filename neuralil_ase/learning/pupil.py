@@ -1,7 +1,8 @@
 """The pupil: a potential that is trained further, in seconds, whenever there are new labels.
 
 It begins from nothing, with an architecture chosen from the first frames, or from a given potential. If a new element
-appears, it begins again with all frames.
+appears, it begins again with all frames. The linear part of the energy is fitted again as the number of frames grows.
+The networks then begin anew, because the fit leaves other labels for them.
 """
 
 import logging
@@ -87,14 +88,20 @@ class Pupil:
         The potential to start from; None to begin from nothing.
     settings
         Settings of training.
+    linear_frames
+        Number of frames to which the linear part of the potential was fitted. None if it stays as it is.
 
     Attributes
     ----------
     potential
         The present potential; None before the first lesson.
+    linear_frames
+        As above, after the latest fit.
     """
 
-    def __init__(self, potential: Potential | None, settings: TrainingSettings) -> None:
+    def __init__(
+        self, potential: Potential | None, settings: TrainingSettings, linear_frames: int | None
+    ) -> None:
         self.potential = potential
         self.settings = settings
         self._frames: list[Frame] = []
@@ -102,8 +109,7 @@ class Pupil:
         self._continuation: Continuation | None = None
         self._compositions: set[str] = set()
         self._lessons = 0
-        # Number of frames to which the linear part was fitted. That of a given potential stays as it is.
-        self._fitted = 0.0 if potential is None else np.inf
+        self.linear_frames = linear_frames
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -224,7 +230,7 @@ class Pupil:
                     "a new element: the model begins again with all %d frames", len(self)
                 )
             self._held.clear()
-            self._fitted = 0.0
+            self.linear_frames = 0
             self.potential = first_potential(self._frames, self.settings)
             self._compositions = {_composition(frame) for frame in self._frames}
         assert self.potential is not None
@@ -238,9 +244,11 @@ class Pupil:
 
     def _with_linear(self, continuation: Continuation, potential: Potential) -> Potential:
         """The potential with a linear part fitted again and new networks, if there are enough new frames for that."""
-        if len(self._learnt) < AGAIN * self._fitted:
+        if self.linear_frames is None or not self.settings.linear:
             return potential
-        self._fitted = len(self._learnt)
+        if len(self._learnt) < AGAIN * self.linear_frames:
+            return potential
+        self.linear_frames = len(self._learnt)
         return continuation.fit_linear(potential, self._learnt)
 
     def _move_reference(self, continuation: Continuation, potential: Potential) -> None:

@@ -19,13 +19,14 @@ from neuralil_ase.errors import TeacherError
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.evaluation.evaluate import predict_frames
 from neuralil_ase.learning.decision import decide
-from neuralil_ase.learning.pupil import first_potential
+from neuralil_ase.learning.pupil import Pupil, first_potential
 from neuralil_ase.learning.records import Record
 from neuralil_ase.learning.stream import PRIOR_SCALE, stream_calibration, with_thresholds
 from neuralil_ase.learning.teacher import check_units, usual_stiffness
 from neuralil_ase.prediction import Members, Prediction
 from neuralil_ase.training import loop
 from neuralil_ase.training.continuation import Continuation
+from neuralil_ase.training.linear import linear_of
 
 
 def prediction(spreads: np.ndarray, forces: np.ndarray) -> Prediction:
@@ -244,3 +245,39 @@ def test_another_zero_of_energy_leaves_forces_alone() -> None:
     (after,) = continuation.residuals(moved, [0])
     np.testing.assert_allclose(before.forces, after.forces, atol=1e-6)
     assert after.energy == pytest.approx(before.energy + 1.0, abs=1e-4)
+
+
+def test_the_linear_part_is_fitted_again_as_frames_come_in() -> None:
+    pupil = Pupil(None, SMALL, 0)
+    found = []
+    for k in range(4):
+        pupil.add(asked(k), held_out=False)
+        if k >= 2:
+            pupil.lesson(1, 1e9)
+            assert pupil.potential is not None
+            linear = linear_of(pupil.potential)
+            assert linear is not None
+            found.append((pupil.linear_frames, linear.weights))
+    assert [frames for frames, _ in found] == [3, 4]
+    assert np.abs(found[1][1] - found[0][1]).max() > 0
+    after, _ = pupil.floors()
+    assert after["Cu"] < 0.3 * pupil.force_size
+
+
+def test_the_linear_part_of_a_given_model_stays() -> None:
+    frames = frames_from_atoms([asked(seed) for seed in range(4)])
+    given = first_potential(frames, SMALL)
+    for linear_frames, chosen in ((None, SMALL), (0, SMALL.updated({"linear": False}))):
+        pupil = Pupil(given, chosen, linear_frames)
+        for seed in range(4):
+            pupil.add(asked(seed), held_out=False)
+        pupil.lesson(4, 1e9)
+        assert pupil.potential is not None
+        assert linear_of(pupil.potential) is None
+
+
+def asked(seed: int) -> Atoms:
+    atoms = crystal(seed)
+    atoms.calc = EMT()
+    atoms.get_forces()
+    return atoms
