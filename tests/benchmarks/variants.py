@@ -318,7 +318,7 @@ def cross_validate(
     """One record for every setting of ``each``."""
     began = time.perf_counter()
     settings = TrainingSettings(
-        head_widths=(), validation_fraction=0.0, memory_budget=2**45
+        head_widths=(), validation_fraction=0.0, memory_budget=2**45, linear=False
     ).updated(options)
     frames, _ = load_data(list(structures), settings)
     count = sum(len(atoms) > 1 for atoms in structures)

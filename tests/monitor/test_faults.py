@@ -398,9 +398,9 @@ def test_any_damage_is_read_or_refused_and_never_overwritten(data, in_folder):
     with suppress(NeuralILError):
         watched(atoms, append=True)[1].run(1)
     everything = b"".join(path.read_bytes() for path in sorted(Path().glob(f"{victim}*")))
-    lines = [
-        line for line in spoilt.splitlines() if len(line) > 20 and not line.startswith(b"2 -1 ")
-    ]
+    # The run goes on from step 1: rows of its steps are computed again, and take the place of those before.
+    again = (b"1 -1 ", b"2 -1 ")
+    lines = [line for line in spoilt.splitlines() if len(line) > 20 and not line.startswith(again)]
     assert all(line in everything for line in lines)
 
 
