@@ -23,7 +23,8 @@ FLOORS = (
     ("calculator",),
     ("bias", "farm", "replicas", "hosts"),
     ("evaluation", "response"),
-    ("monitor", "training"),
+    ("monitor", "samples"),
+    ("training",),
     ("learning", "options"),
     ("cli",),
 )
@@ -41,6 +42,7 @@ ALLOWED = {
         "evaluation",
         "response",
         "monitor",
+        "samples",
         "training",
         "learning",
         "cli",

@@ -23,12 +23,12 @@ from neuralil_ase.evaluation.dataset import (
     types_of,
 )
 from neuralil_ase.model.potential import Potential
+from neuralil_ase.samples.cutoff import rounded, surroundings
+from neuralil_ase.samples.linear import linear_of
+from neuralil_ase.samples.normalisation import first_params
+from neuralil_ase.samples.reference import energy_reference
 from neuralil_ase.training.continuation import Continuation
-from neuralil_ase.training.cutoff import rounded, surroundings
-from neuralil_ase.training.linear import linear_of
-from neuralil_ase.training.normalisation import first_params
 from neuralil_ase.training.prepare import model_config
-from neuralil_ase.training.reference import energy_reference
 from neuralil_ase.training.settings import RADIAL_SPACING, TrainingSettings
 from neuralil_ase.training.warm_start import Start, reference_for
 

@@ -14,17 +14,17 @@ from neuralil_ase.engine.concurrency import claim_jax
 from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
 from neuralil_ase.model.graph import bucket
 from neuralil_ase.model.potential import Potential
-from neuralil_ase.training.batches import Packer, Sample, neighbour_counts, packer_for
-from neuralil_ase.training.least_squares import fit_linear
-from neuralil_ase.training.linear import (
+from neuralil_ase.samples.batches import Packer, Sample, neighbour_counts, packer_for
+from neuralil_ase.samples.least_squares import fit_linear
+from neuralil_ase.samples.linear import (
     Linear,
     linear_of,
     what_is_left,
     with_linear,
     without_linear,
 )
+from neuralil_ase.samples.normalisation import first_params
 from neuralil_ase.training.loop import Trainer, check_finite
-from neuralil_ase.training.normalisation import first_params
 from neuralil_ase.training.prepare import Task, make_labels, scaling_of_samples
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start

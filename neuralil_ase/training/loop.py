@@ -16,11 +16,11 @@ from jax import Array
 from neuralil_ase.errors import TrainingError
 from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.potential import Params, Potential
-from neuralil_ase.training.batches import Sample
-from neuralil_ase.training.forward import Batch, Predicted, predict
-from neuralil_ase.training.linear import with_linear
+from neuralil_ase.samples.batches import Sample
+from neuralil_ase.samples.forward import Batch, Predicted, predict
+from neuralil_ase.samples.linear import with_linear
+from neuralil_ase.samples.normalisation import Scaling, first_params, fold, unfold
 from neuralil_ase.training.loss import SHAPES, Norms, Sums, loss_sums, total
-from neuralil_ase.training.normalisation import Scaling, first_params, fold, unfold
 from neuralil_ase.training.optimizer import averaged_params, build_optimizer, clip_members
 from neuralil_ase.training.prepare import Task
 from neuralil_ase.training.settings import TrainingSettings

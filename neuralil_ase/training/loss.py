@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from neuralil_ase.training.forward import Batch, Predicted
+from neuralil_ase.samples.forward import Batch, Predicted
 from neuralil_ase.training.settings import TrainingSettings
 
 

@@ -18,7 +18,7 @@ from neuralil_ase.evaluation.dataset import (
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.model.spectrum import channels, power_spectrum
 from neuralil_ase.progress import Progress
-from neuralil_ase.training.batches import (
+from neuralil_ase.samples.batches import (
     Labels,
     Packer,
     Sample,
@@ -26,17 +26,17 @@ from neuralil_ase.training.batches import (
     packer_for,
     precompute,
 )
-from neuralil_ase.training.checkpoint import fingerprint
-from neuralil_ase.training.cutoff import LONGEST, cutoff_for, surroundings
-from neuralil_ase.training.least_squares import fit_linear
-from neuralil_ase.training.linear import Linear, linear_of, what_is_left, without_linear
-from neuralil_ase.training.normalisation import Scaling, inlets, scaling_of
-from neuralil_ase.training.reference import (
+from neuralil_ase.samples.cutoff import LONGEST, cutoff_for, surroundings
+from neuralil_ase.samples.least_squares import fit_linear
+from neuralil_ase.samples.linear import Linear, linear_of, what_is_left, without_linear
+from neuralil_ase.samples.normalisation import Scaling, inlets, scaling_of
+from neuralil_ase.samples.reference import (
     energy_reference,
     isolated_energies,
     say_what_is_open,
 )
-from neuralil_ase.training.repulsion import repulsion, zbl_radii
+from neuralil_ase.samples.repulsion import repulsion, zbl_radii
+from neuralil_ase.training.checkpoint import fingerprint
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start, check_elements, reference_for
 

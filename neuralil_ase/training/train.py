@@ -27,7 +27,7 @@ from neuralil_ase.evaluation.metrics import Card
 from neuralil_ase.evaluation.stresses import check_stresses
 from neuralil_ase.files.model_file import save_potential
 from neuralil_ase.model.potential import Potential
-from neuralil_ase.training.cutoff import LONGEST
+from neuralil_ase.samples.cutoff import LONGEST
 from neuralil_ase.training.loop import History, Trainer, fit
 from neuralil_ase.training.members import Job, train_members
 from neuralil_ase.training.output import Output, Recorder

@@ -15,8 +15,8 @@ from neuralil_ase.evaluation.dataset import Frame, types_of
 from neuralil_ase.evaluation.evaluate import predict_frames
 from neuralil_ase.files.model_file import load_potential
 from neuralil_ase.model.potential import Params, Potential, cast_params, flatten
-from neuralil_ase.training.linear import with_linear
-from neuralil_ase.training.reference import energy_reference
+from neuralil_ase.samples.linear import with_linear
+from neuralil_ase.samples.reference import energy_reference
 from neuralil_ase.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)

@@ -40,15 +40,15 @@ from jax import Array
 from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.network import network_outputs
 from neuralil_ase.model.potential import Params
-from neuralil_ase.training import forward
-from neuralil_ase.training.loss import Norms, loss_sums, total
-from neuralil_ase.training.normalisation import (
+from neuralil_ase.samples import forward
+from neuralil_ase.samples.normalisation import (
     FEATURE_EXPONENT,
     Scaling,
     first_params,
     fold,
     scaling_of,
 )
+from neuralil_ase.training.loss import Norms, loss_sums, total
 from neuralil_ase.training.optimizer import averaged, build_optimizer, clip_members
 from neuralil_ase.training.prepare import Task, prepare
 from neuralil_ase.training.settings import TrainingSettings

@@ -24,9 +24,9 @@ from neuralil_ase.learning.records import Record
 from neuralil_ase.learning.stream import PRIOR_SCALE, stream_calibration, with_thresholds
 from neuralil_ase.learning.teacher import check_units, usual_stiffness
 from neuralil_ase.prediction import Members, Prediction
+from neuralil_ase.samples.linear import linear_of
 from neuralil_ase.training import loop
 from neuralil_ase.training.continuation import Continuation
-from neuralil_ase.training.linear import linear_of
 
 
 def prediction(spreads: np.ndarray, forces: np.ndarray) -> Prediction:

@@ -21,7 +21,7 @@ from neuralil_ase.evaluation.dataset import (
     split,
     types_of,
 )
-from neuralil_ase.training.reference import energy_reference, isolated_energies
+from neuralil_ase.samples.reference import energy_reference, isolated_energies
 
 
 def test_extxyz_survives_the_round_trip(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from neuralil_ase import Potential, load_potential, predict_many
 from neuralil_ase.errors import ConfigError, DataError
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms, pairs_of, types_of
 from neuralil_ase.model.potential import flatten
+from neuralil_ase.samples.repulsion import CLOSE, zbl_radii
 from neuralil_ase.training import train
 from neuralil_ase.training.loop import Run, fit
 from neuralil_ase.training.loss import SHAPES
-from neuralil_ase.training.repulsion import CLOSE, zbl_radii
 
 
 def short_run(train_frames: list[Frame], validation: list[Frame], **options: Any) -> Run:

@@ -14,8 +14,8 @@ from neuralil_ase import load_potential, train
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.evaluation.evaluate import predict_frames
 from neuralil_ase.model.potential import Potential, flatten
-from neuralil_ase.training import least_squares
-from neuralil_ase.training.linear import Linear, linear_of, with_linear
+from neuralil_ase.samples import least_squares
+from neuralil_ase.samples.linear import Linear, linear_of, with_linear
 from neuralil_ase.training.loop import Trainer
 from neuralil_ase.training.prepare import Task, prepare
 from neuralil_ase.training.settings import TrainingSettings

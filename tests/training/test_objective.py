@@ -11,7 +11,7 @@ from small_runs import alloy, labelled, trainer_for
 
 from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.evaluation.evaluate import evaluate
-from neuralil_ase.training.forward import permute
+from neuralil_ase.samples.forward import permute
 
 
 def structures() -> list[Atoms]:

@@ -14,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.options import add_options, given_options, help_texts
-from neuralil_ase.training.cutoff import LONGEST, Surroundings, cutoff_for, surroundings
+from neuralil_ase.samples.cutoff import LONGEST, Surroundings, cutoff_for, surroundings
 from neuralil_ase.training.settings import (
     DECAY_OF_ONE_FRAME,
     DEFAULT_STEPS,

@@ -25,10 +25,10 @@ from neuralil_ase.errors import ConfigError, DataError, ModelFileError, Training
 from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.model.potential import flatten
+from neuralil_ase.samples.linear import without_linear
+from neuralil_ase.samples.normalisation import Scaling, fold, unfold
 from neuralil_ase.training import TrainingResult, TrainingSettings, train
-from neuralil_ase.training.linear import without_linear
 from neuralil_ase.training.loop import Trainer
-from neuralil_ase.training.normalisation import Scaling, fold, unfold
 from neuralil_ase.training.prepare import prepare
 from neuralil_ase.training.settings import read_settings
 from neuralil_ase.training.train import load_data

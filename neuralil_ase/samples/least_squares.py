@@ -20,10 +20,10 @@ from neuralil_ase.model.config import DescriptorConfig
 from neuralil_ase.model.spectrum import power_spectrum
 from neuralil_ase.prediction import VOIGT
 from neuralil_ase.progress import Progress
-from neuralil_ase.training.batches import Labels, Packer, Sample
-from neuralil_ase.training.forward import Batch
-from neuralil_ase.training.linear import Linear
-from neuralil_ase.training.normalisation import factor_of
+from neuralil_ase.samples.batches import Labels, Packer, Sample
+from neuralil_ase.samples.forward import Batch
+from neuralil_ase.samples.linear import Linear
+from neuralil_ase.samples.normalisation import factor_of
 
 FOLDS = 5
 """Groups of frames for the cross-validation that chooses the two numbers below."""

@@ -14,7 +14,7 @@ from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.graph import Graph
 from neuralil_ase.model.pair_terms import zbl
 from neuralil_ase.prediction import to_voigt
-from neuralil_ase.training.batches import in_blocks
+from neuralil_ase.samples.batches import in_blocks
 
 CLOSE = 0.85
 """Distance over the sum of the covalent radii below which atoms repel each other in any case.

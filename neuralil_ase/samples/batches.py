@@ -20,7 +20,7 @@ from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig
 from neuralil_ase.model.descriptors import pair_products
 from neuralil_ase.model.spectrum import channels
-from neuralil_ase.training.forward import Batch
+from neuralil_ase.samples.forward import Batch
 
 MICROBATCH_ATOMS = 256
 """Atoms evaluated together. At this size the arrays of eight members stay in the caches of a CPU."""

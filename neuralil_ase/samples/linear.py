@@ -16,8 +16,8 @@ from neuralil_ase.model.config import DescriptorConfig, ModelConfig
 from neuralil_ase.model.parameters import LINEAR_BIAS, LINEAR_WEIGHTS
 from neuralil_ase.model.potential import Potential, flatten, unflatten
 from neuralil_ase.model.spectrum import power_spectrum, pull_back_spectrum
-from neuralil_ase.training.batches import Labels, Packer, Sample
-from neuralil_ase.training.forward import Batch, forces_of, pair_gradient_of, virials_of
+from neuralil_ase.samples.batches import Labels, Packer, Sample
+from neuralil_ase.samples.forward import Batch, forces_of, pair_gradient_of, virials_of
 
 
 class Linear(NamedTuple):
