@@ -2,12 +2,15 @@
 
 Workers are those of a ``concurrent.futures.Executor``. The standard library's pools are tested. Dask 2026.8
 (``client.get_executor()``) and Parsl 2026.10 (``ParslPoolExecutor`` with two workers) were tried by hand on one
-machine, with a worker killed on the way: predictions, labels and trained members were complete. Only the process that
-calls reads and writes files.
+machine, with a worker killed on the way: predictions, labels and trained members were complete. With mpi4py 4.1, give a
+script an ``MPIPoolExecutor()`` and start it by ``mpiexec -n 3 python -m mpi4py.futures script.py``: one process sends,
+the others work. If one of these dies, MPI ends all of them; labels and members that were kept remain. Only the process
+that calls reads and writes files.
 """
 
 import hashlib
 import logging
+import pickle
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import (
@@ -135,6 +138,8 @@ def label(
 
     Raises
     ------
+    ConfigError
+        If the calculator factory cannot be sent to a worker.
     OutputError
         If the folder or a label cannot be written.
     ProcessError
@@ -265,12 +270,29 @@ def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
             error.add_note(
                 "".join(traceback.format_exception(error))
             )  # else it stays with the worker
-        return _Raised(error)
+        return _Raised(_portable(error))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or one that says the same, where it would break the pool that carries it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        said = ProcessError(f"a worker met {type(error).__name__}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            said.add_note(note)
+        return said
+    return error
 
 
 def _answer(future: "Future[Any]") -> Any | Lost:
     try:
         answer = future.result()
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"the work could not be sent to a worker ({error}). Process pools need what pickles: functions and classes "
+            "of a module, or functools.partial, but no lambda and nothing defined inside a function"
+        ) from error
     except Exception as error:  # what an executor makes of a worker that died
         broke = isinstance(error, BrokenExecutor | CancelledError)
         return Lost(f"{type(error).__name__}: {error}", broke)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -20,7 +22,7 @@ from executors import Mortal
 from systems import ensemble, structure
 
 from neuralil_ase import label, predict_many
-from neuralil_ase.errors import OutputError, ProcessError, StructureError
+from neuralil_ase.errors import ConfigError, OutputError, ProcessError, StructureError
 from neuralil_ase.farm import answers_of
 
 STRUCTURES = [structure("triclinic"), molecule("CH3OH"), structure("slab"), molecule("H2O")]
@@ -204,3 +206,66 @@ def test_a_mistake_in_a_worker_is_no_death() -> None:
     assert any("_mistaken" in note for note in caught.value.__notes__)
     assert executor.messages == [(2,)]
     assert dict(answers_of(executor, _mistaken, {7: (1,)})) == {7: 2}
+
+
+class TwoArguments(Exception):
+    """Cannot be unpickled: its pickle holds one argument."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first)
+
+
+def _odd() -> None:
+    raise TwoArguments("much is wrong", "here")
+
+
+def test_an_error_that_does_not_travel_is_told_by_one_that_does() -> None:
+    """A pool of processes breaks of such an answer, and loses those of others."""
+    with pytest.raises(ProcessError, match="met TwoArguments: much is wrong") as caught:
+        dict(answers_of(Mortal(), _odd, {0: ()}))
+    assert any("_odd" in note for note in caught.value.__notes__)
+
+
+def test_a_factory_that_does_not_pickle_is_said(tmp_path: Path) -> None:
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor,
+        pytest.raises(ConfigError, match=r"could not be sent to a worker .* no lambda"),
+    ):
+        label(clusters(1), lambda: EMT(), executor, tmp_path)
+
+
+BY_MPI = """
+import sys
+from pathlib import Path
+import numpy as np
+from ase.calculators.emt import EMT
+from mpi4py.futures import MPIPoolExecutor
+from neuralil_ase import label, predict_many
+from systems import ensemble
+from test_farm import STRUCTURES, clusters
+
+if __name__ == "__main__":
+    with MPIPoolExecutor() as pool:
+        found = predict_many(ensemble(), STRUCTURES, batch_atoms=1, executor=pool)
+        labelled, failures = label(clusters(), EMT, pool, sys.argv[1])
+        workers = pool.num_workers
+    expected = predict_many(ensemble(), STRUCTURES)
+    apart = max(np.abs(a.forces - b.forces).max() for a, b in zip(found, expected, strict=True))
+    print(workers, len(found), apart < 2e-5, sum(map(bool, labelled)), failures)
+"""
+
+
+@pytest.mark.slow
+def test_the_processes_of_mpi_are_workers(tmp_path: Path) -> None:
+    pytest.importorskip(
+        "mpi4py", reason="mpi4py is not installed: pip install neuralil-ase[lammps]"
+    )
+    (tmp_path / "script.py").write_text(BY_MPI)
+    mpiexec = [str(Path(sys.executable).parent / "mpiexec"), "-n", "3"]
+    words = ["-m", "mpi4py.futures", "script.py", "labels"]
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*mpiexec, sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PYTHONPATH": paths, "MPIR_CVAR_POLLS_BEFORE_YIELD": "1"},
+    )  # fmt: skip
+    assert done.stdout.split() == ["2", "4", "True", "5", "{}"], done.stderr

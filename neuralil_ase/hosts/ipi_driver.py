@@ -23,6 +23,7 @@ i-PI loads this file by its path and puts it into ``sys.modules`` under the file
 
 import inspect
 import json
+import logging
 import socket
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ from neuralil_ase.files.model_file import as_potential
 from neuralil_ase.model.elements import element_types
 from neuralil_ase.prediction import Prediction
 
+_log = logging.getLogger(__name__)
 __DRIVER_NAME__ = "neuralil"
 __DRIVER_CLASS__ = "NeuralILDriver"
 
@@ -80,12 +82,20 @@ class NeuralILDriver(Dummy_driver):  # type: ignore[misc]  # i-PI has no types
 
     def __init__(
         self,
-        template: str,
+        template: str = "",
         model: str | None = None,
         dtype: Dtype = "float32",
         committee: bool | None = None,
         verbose: bool = False,
+        **unknown: Any,
     ) -> None:
+        with _said_once():
+            if unknown:
+                raise ConfigError(
+                    f"there is no option {', '.join(unknown)}; those there are: template, model, dtype, committee"
+                )
+            if committee not in (None, True, False):
+                raise ConfigError(f"committee must be True or False, not {committee}")
         self._template, self._model, self._dtype = template, model, dtype
         self._wanted = committee
         super().__init__(verbose=verbose)
@@ -95,6 +105,10 @@ class NeuralILDriver(Dummy_driver):  # type: ignore[misc]  # i-PI has no types
         with _said_once():
             self._predictor = Predictor(as_potential(self._model), self._dtype)
             self._atoms = _read(self._template)
+            if not self._atoms.pbc.any():
+                _log.warning(
+                    "neuralil: %s is not periodic, so that no atom sees an image", self._template
+                )
             element_types(self._atoms.numbers, self._predictor.potential.elements)
             n_members = self._predictor.potential.n_members
             self._committee = n_members > 1 if self._wanted is None else self._wanted

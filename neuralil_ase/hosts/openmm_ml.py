@@ -5,8 +5,18 @@
 
 OpenMM-ML finds the name by the entry point ``openmmml.potentials``. Units are OpenMM's (kJ/mol, nm); energies hold the
 energy reference, as in ASE. Periodicity is that of the topology, and the box must be one that OpenMM takes (reduced
-lattice vectors). ``createSystem`` and ``createMixedSystem`` work. OpenMM asks for energy and forces of the mean alone;
-its barostats take no virial. For the spread give OpenMM-ML a calculator and keep it:
+lattice vectors). ``createSystem`` and ``createMixedSystem`` work. OpenMM asks for energy and forces of the mean alone.
+
+``MonteCarloBarostat`` works: it takes no virial, only energies. It scales the centres of molecules, which OpenMM finds
+by the bonds of the system's forces. This force has none, so that every atom is a molecule of its own, each trial
+stretches all bonds, and only tiny changes of the volume are accepted. Bonds without strength tell OpenMM the molecules:
+
+    bonds = HarmonicBondForce()
+    bonds.setUsesPeriodicBoundaryConditions(True)
+    bonds.addBond(i, j, 0.1, 0.0)  # for each bond
+    system.addForce(bonds)
+
+For the spread give OpenMM-ML a calculator and keep it:
 
     calculator = NeuralILCalculator("model.safetensors", uncertainty="forces")
     system = MLPotential("ase").createSystem(topology, calculator=calculator)
@@ -37,7 +47,6 @@ class NeuralILPotentialFactory(MLPotentialImplFactory):  # type: ignore[misc]  #
         name: str,
         model: str | Path | Potential | None = None,
         dtype: Dtype = "float32",
-        **_: Any,
     ) -> "NeuralILPotential":
         """A potential for :meth:`MLPotential.createSystem`.
 
@@ -71,9 +80,8 @@ class NeuralILPotential(ASEPotentialImpl):  # type: ignore[misc]  # OpenMM-ML ha
         system: Any,
         atoms: Iterable[int] | None,
         forceGroup: int,
-        **arguments: Any,
     ) -> None:
-        """Called by OpenMM-ML, for all atoms or those of a mixed system.
+        """Called by OpenMM-ML, for all atoms or those of a mixed system. Other options of ``createSystem`` are refused.
 
         Raises
         ------
@@ -85,4 +93,4 @@ class NeuralILPotential(ASEPotentialImpl):  # type: ignore[misc]  # OpenMM-ML ha
         numbers = [0 if atom.element is None else atom.element.atomic_number for atom in chosen]
         element_types(np.array(numbers, int), self._potential.elements)
         calculator = NeuralILCalculator(self._potential, dtype=self._dtype, uncertainty="off")
-        super().addForces(topology, system, atoms, forceGroup, calculator=calculator, **arguments)
+        super().addForces(topology, system, atoms, forceGroup, calculator=calculator)

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/cross_validation.py DATA.extxyz -o folds.jsonl
     python tests/benchmarks/cross_validation.py DATA.extxyz -o folds.jsonl --folds 5 --only 0 3 --set weight_decay=1
+    python tests/benchmarks/cross_validation.py DATA.extxyz -o folds.jsonl --workers 2
 
 Frames are dealt to the folds in turn, so that neighbours in a trajectory are spread over all. A model is trained
 on the frames outside a fold, a part of which it holds back itself as ``neuralil-ase train`` does, and scored on the
@@ -14,7 +15,9 @@ import json
 import resource
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from ase.io import read
 from neuralil_ase import train
 from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.evaluation.evaluate import Evaluation, evaluate
+from neuralil_ase.farm import Lost, answers_of, died, processes
 
 
 def fold_score(
@@ -46,6 +50,24 @@ def fold_score(
         "card": evaluation.card,
         "force_mae_by_frame": _by_frame(evaluation),
     }
+
+
+def scored(
+    structures: list[Any],
+    folds: Sequence[int],
+    n_folds: int,
+    options: dict[str, Any],
+    executor: Executor | None,
+) -> Iterator[dict[str, Any]]:
+    """Scores of the folds as they come, here or by an executor's workers."""
+    if executor is None:
+        yield from (fold_score(structures, fold, n_folds, options) for fold in folds)
+        return
+    messages = {fold: (structures, fold, n_folds, options) for fold in folds}
+    for _, answer in answers_of(executor, fold_score, messages):
+        if isinstance(answer, Lost):
+            raise died(answer)
+        yield answer
 
 
 def _by_frame(evaluation: Evaluation) -> list[float]:
@@ -94,6 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--only", type=int, nargs="+", help="these folds alone")
+    parser.add_argument("--workers", type=int, metavar="N", help="folds at a time, in processes")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="TOML values")
     given = parser.parse_args(arguments)
     options = tomllib.loads("\n".join(given.set))
@@ -101,11 +124,12 @@ def main(arguments: list[str] | None = None) -> None:
     lines = given.output.read_text(encoding="utf-8").splitlines() if given.output.exists() else []
     scores = [json.loads(line) for line in lines]
     done = {score["fold"] for score in scores}
-    for fold in given.only or range(given.folds):
-        if fold not in done:
-            scores.append(fold_score(structures, fold, given.folds, options))
+    missing = [fold for fold in given.only or range(given.folds) if fold not in done]
+    with nullcontext() if given.workers is None else processes(given.workers) as executor:
+        for score in scored(structures, missing, given.folds, options, executor):
+            scores.append(score)
             with open(given.output, "a", encoding="utf-8") as file:
-                file.write(json.dumps(scores[-1]) + "\n")
+                file.write(json.dumps(score) + "\n")
     print(table(sorted(scores, key=lambda score: score["fold"])))
 
 

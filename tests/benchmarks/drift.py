@@ -296,7 +296,7 @@ def main() -> None:
     options = parser.parse_args()
     atoms, model = begin(read(START)), as_potential(None)
     in_ase = ase(atoms, model, options.steps)
-    print("| µeV/atom | drift per ps | fluctuation | from ASE |\n|---|---|---|---|")
+    print("| µeV/atom | drift per ps | fluctuation | from ASE |\n|---|---|---|---|", flush=True)
     for name in options.only:
         if not HOSTS[name].is_there:
             print(f"| {name} | not installed | | |")

@@ -78,14 +78,15 @@ def predicting(executor: Executor, folder: Path) -> None:
 
 
 def training(executor: Executor, folder: Path) -> None:
-    """Eight members on 40 cells of 32 atoms."""
+    """Eight members, of a small network, on 40 cells of 32 atoms."""
     frames = copper(40, 2)
     for atoms in frames:
         atoms.calc = EMT()
         energy, forces = atoms.get_potential_energy(), atoms.get_forces()
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
     train(
-        frames, folder / "model.safetensors", members=8, epochs=20, r_cut=4.0, report=False,
+        frames, folder / "model.safetensors", members=8, epochs=20, r_cut=4.0, n_max=3, widths=(16, 8),
+        report=False,
         executor=executor,
     )  # fmt: skip
 

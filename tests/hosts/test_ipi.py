@@ -117,6 +117,27 @@ def test_what_is_wrong_is_said_in_one_line(
     assert "\n" not in str(stopped.value)
 
 
+def test_options_that_mean_nothing_are_refused(files: tuple[str, str]) -> None:
+    with pytest.raises(SystemExit, match=r"no option modle; those there are: template, model"):
+        NeuralILDriver(files[0], modle=files[1])
+    with pytest.raises(SystemExit, match="committee must be True or False, not no"):
+        NeuralILDriver(*files, committee="no")  # type: ignore[arg-type]  # as i-PI reads it
+    with pytest.raises(SystemExit, match="there is no template"):
+        NeuralILDriver()
+
+
+def test_a_template_without_periodicity_is_noticed(
+    files: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """An xyz file written for i-PI says its cell in a way that ASE does not read."""
+    NeuralILDriver(*files)
+    assert not caplog.messages
+    atoms = structure("triclinic")
+    write(files[0], Atoms(atoms.numbers, atoms.positions), format="xyz")
+    NeuralILDriver(*files)
+    assert [message.endswith("no atom sees an image") for message in caplog.messages] == [True]
+
+
 def test_another_number_of_atoms_is_refused(files: tuple[str, str]) -> None:
     driver = NeuralILDriver(*files)
     with pytest.raises(SystemExit, match=r"i-PI sends 2 atoms, and the template .* holds 6"):

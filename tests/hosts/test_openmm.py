@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms, units
+from ase.io import read
+from ase.neighborlist import neighbor_list
 from systems import ensemble, random_atoms
 
 pytest.importorskip(
@@ -21,6 +23,8 @@ from neuralil_ase import NeuralILCalculator, save_potential
 from neuralil_ase.errors import ModelFileError, StructureError
 
 CELL = np.array([[7.4, 0.0, 0.0], [1.1, 7.3, 0.0], [-0.7, 0.9, 7.6]])
+START = Path(__file__).resolve().parents[2] / "md_examples" / "ean_start.extxyz"
+BONDS = {("C", "C"): 1.8, ("C", "H"): 1.35, ("C", "N"): 1.8, ("H", "N"): 1.35, ("N", "O"): 1.5}
 EV = 1 / (units.kJ / units.mol)
 """kJ/mol in an electronvolt."""
 
@@ -105,6 +109,42 @@ def test_a_barostat_changes_the_box_and_the_potential_sees_it() -> None:
     np.testing.assert_allclose(energy_of(context), moved.get_potential_energy(), rtol=1e-8)
 
 
+@pytest.mark.slow
+def test_the_liquid_under_a_barostat_keeps_its_density() -> None:
+    """The shipped potential at 1 bar and 300 K; bonds without strength tell OpenMM what it moves as a whole."""
+    liquid = read(START)
+    system = MLPotential("neuralil").createSystem(topology_of(liquid))
+    system.addForce(openmm.MonteCarloBarostat(1 * unit.bar, 300 * unit.kelvin, 10))
+    bonds = openmm.HarmonicBondForce()
+    bonds.setUsesPeriodicBoundaryConditions(True)
+    for i, j in zip(*neighbor_list("ij", liquid, BONDS), strict=True):
+        if i < j:
+            bonds.addBond(int(i), int(j), 0.1, 0.0)
+    system.addForce(bonds)
+    friction, dt = 5 / unit.picosecond, 0.5 * unit.femtosecond
+    integrator = openmm.LangevinMiddleIntegrator(300 * unit.kelvin, friction, dt)
+    integrator.setRandomNumberSeed(1)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(liquid.positions * unit.angstrom)
+    context.setVelocitiesToTemperature(300, 1)
+    assert len(context.getMolecules()) == 30
+    densities, temperatures = [], []
+    for _ in range(200):
+        integrator.step(20)
+        state = context.getState(getEnergy=True)
+        volume = state.getPeriodicBoxVolume().value_in_unit(unit.angstrom**3)
+        kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole) / EV
+        densities.append(liquid.get_masses().sum() / volume / units.mol * 1e24)
+        temperatures.append(2 * kinetic / (3 * len(liquid) * units.kB))
+    print(
+        f"density {np.mean(densities[100:]):.3f} g/cm³, {np.mean(temperatures[100:]):.0f} K, volume changed in "
+        f"{np.mean(np.diff(densities) != 0):.0%} of blocks of 20 steps"
+    )
+    assert 1.1 < np.mean(densities[100:]) < 1.35
+    assert 270 < np.mean(temperatures[100:]) < 330
+    assert np.mean(np.diff(densities) != 0) > 0.5
+
+
 def test_some_atoms_of_a_mixed_system() -> None:
     """The potential within them, and what the system had between the others."""
     structure = atoms()
@@ -130,3 +170,7 @@ def test_wrong_input_is_said() -> None:
     xenon = Atoms("Xe2", positions=[[0, 0, 0], [0, 0, 4]])
     with pytest.raises(StructureError, match="Xe"):
         MLPotential("neuralil", model=ensemble()).createSystem(topology_of(xenon))
+    with pytest.raises(TypeError, match="modle"):
+        MLPotential("neuralil", modle="model.safetensors")
+    with pytest.raises(TypeError, match="charge"):
+        MLPotential("neuralil", model=ensemble()).createSystem(topology_of(atoms()), charge=1)
