@@ -40,7 +40,7 @@ def help_texts(cls: type) -> dict[str, str]:
 
 def _kind(kind: Any) -> dict[str, Any]:
     """How argparse reads a value of this type."""
-    if kind is bool:
+    if kind in (bool, bool | None):
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}

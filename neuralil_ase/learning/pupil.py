@@ -244,7 +244,7 @@ class Pupil:
 
     def _with_linear(self, continuation: Continuation, potential: Potential) -> Potential:
         """The potential with a linear part fitted again and new networks, if there are enough new frames for that."""
-        if self.linear_frames is None or not self.settings.linear:
+        if self.linear_frames is None or self.settings.linear is False:
             return potential
         if len(self._learnt) < AGAIN * self.linear_frames:
             return potential

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -142,7 +142,7 @@ def test_isolated_atoms_stay_at_their_energies(structures: list[Atoms]) -> None:
 
 
 def test_few_frames_or_no_gain_mean_no_linear_part() -> None:
-    assert task_of(alloy(4)).linear is None
+    assert task_of(alloy(2)).linear is None
     rng = np.random.default_rng(3)
     noise = [labelled(a, rng.normal(), rng.normal(size=(len(a), 3)), np.zeros(6)) for a in alloy(6)]
     assert task_of(noise).linear is None
@@ -171,3 +171,20 @@ def test_a_trained_file_holds_it_and_training_goes_on(
     np.testing.assert_array_equal(kept.weights, linear.weights)
     plain = train(structures, settings=SMALL, linear=False, report=False)
     assert linear_of(plain.potential) is None
+
+
+def test_small_molecules_have_none_by_default() -> None:
+    rng = np.random.default_rng(4)
+    frames = []
+    for _ in range(12):
+        atoms = molecule("CH3OH")
+        atoms.rattle(0.05, rng=rng)
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=float(rng.normal()), forces=rng.normal(size=(len(atoms), 3))
+        )
+        frames.append(atoms)
+    found = prepare(SMALL, frames_from_atoms(frames), [])
+    assert found.settings.linear is False
+    assert found.linear is None
+    assert SMALL.with_frames(12).linear is True
+    assert SMALL.updated({"linear": True}).with_frames(12, is_molecule=True).linear is True
