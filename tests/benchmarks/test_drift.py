@@ -31,7 +31,9 @@ def test_ase_gives_one_energy_for_each_interval(in_ase: np.ndarray) -> None:
     assert 0 < np.ptp(in_ase) < 1
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(p, marks=pytest.mark.slow) if p == "i-PI" else p for p in PROGRAMS]
+)
 @pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")
 def test_total_energies_change_as_in_ase(name: str, in_ase: np.ndarray) -> None:
     if not drift.HOSTS[name].is_there:
