@@ -36,8 +36,8 @@ PENALTIES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
 MOST_FRAMES = 500
 """Largest number of frames for the fit, spread over the data. Few numbers are fitted, and more frames change little."""
 
-MOST_UNKNOWNS = 5000
-"""Largest number of unknowns. Equations of this size need 0.2 GB each."""
+MOST_UNKNOWNS = 3000
+"""Largest number of unknowns. All sums of a fit of this size need 3 GB."""
 logger = logging.getLogger(__name__)
 
 
