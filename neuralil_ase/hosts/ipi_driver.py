@@ -14,8 +14,8 @@ spread; ``energy_scale`` of the model's calibration is the value for it. Beads t
 waits for another client when this one has stopped.
 
 A client that stops with an error, or by Ctrl-C, lets i-PI stop too, as ``exit_on_disconnect`` says. One that is killed
-cannot: if it was computing, i-PI 3.3.1 prints ConnectionResetError and waits for ever. ``kill`` of i-PI (SIGTERM), a
-file ``EXIT`` in its folder and ``<total_time>`` then end it cleanly, with a restart file. In a script, end i-PI when
+cannot: if it was computing, i-PI 3.3.1 prints ConnectionResetError and waits for ever. ``kill`` of i-PI (SIGTERM)
+then ends it cleanly, with a restart file. In a script, end i-PI when
 the client has ended: ``i-pi input.xml & server=$!; i-pi-py_driver ...; kill $server``.
 
 i-PI loads this file by its path and puts it into ``sys.modules`` under the file's name: it must not be ``ipi``.

@@ -8,8 +8,8 @@ energy reference, as in ASE. Periodicity is that of the topology, and the box mu
 lattice vectors). ``createSystem`` and ``createMixedSystem`` work. OpenMM asks for energy and forces of the mean alone.
 
 ``MonteCarloBarostat`` works: it takes no virial, only energies. It scales the centres of molecules, which OpenMM finds
-by the bonds of the system's forces. This force has none, so that every atom is a molecule of its own, each trial
-stretches all bonds, and only tiny changes of the volume are accepted. Bonds without strength tell OpenMM the molecules:
+by the bonds of the system's forces. This force has none, so that every atom is a molecule of its own and each trial
+stretches all bonds. Bonds without strength tell OpenMM the molecules:
 
     bonds = HarmonicBondForce()
     bonds.setUsesPeriodicBoundaryConditions(True)

@@ -19,11 +19,13 @@ from jax import Array
 from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig
 from neuralil_ase.model.descriptors import pair_products
-from neuralil_ase.model.spectrum import channels
+from neuralil_ase.model.spectrum import channels, power_spectrum
 from neuralil_ase.samples.forward import Batch
 
 MICROBATCH_ATOMS = 256
 """Atoms evaluated together. At this size the arrays of eight members stay in the caches of a CPU."""
+FEATURE_BLOCK = 256
+"""Atoms whose descriptors are evaluated together. The number is the same for all frames, so that this compiles once."""
 PAIR_BLOCK = 1024
 """Pairs differentiated together. The number is the same for all frames, so that the function is compiled once."""
 
@@ -61,11 +63,11 @@ class Labels:
     Attributes
     ----------
     energy
-        In eV, reference and repulsion subtracted.
+        In eV, reference, repulsion and linear part subtracted.
     forces
-        In eV/Å, shape (N, 3), repulsion subtracted.
+        In eV/Å, shape (N, 3), repulsion and linear part subtracted.
     stress
-        In eV/Å³, shape (6,), repulsion subtracted.
+        In eV/Å³, shape (6,), repulsion and linear part subtracted.
     """
 
     energy: float
@@ -131,6 +133,15 @@ class Packer:
         """Densities and slopes of a frame."""
         return precompute(self.config.descriptor, sample.pairs, sample.types, self.slots)
 
+    def features(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Descriptors of all atoms of these samples, shape (N, F), evaluated in blocks of one shape."""
+        density = np.concatenate([(s.arrays or self.arrays(s)).density for s in samples])
+        padding = -len(density) % FEATURE_BLOCK
+        padded = np.concatenate([density, np.zeros((padding, *density.shape[1:]), density.dtype)])
+        blocks = np.split(padded, len(padded) // FEATURE_BLOCK)
+        found = [np.asarray(_features(self.config.descriptor, block)) for block in blocks]
+        return np.concatenate(found)[: len(density)]
+
     def _empty(self, n_members: int) -> Batch:
         n, b, s = self.n_atoms, self.n_frames, sum(self.slots)
         descriptor = self.config.descriptor
@@ -153,6 +164,14 @@ class Packer:
             volume=np.ones(b, f32),
             member_weight=np.zeros((n_members, b), f32),
         )
+
+
+_features = jax.jit(power_spectrum, static_argnums=0)
+
+
+def some_of(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """About 64 samples spread over the data, from which scales are taken."""
+    return samples[:: max(1, len(samples) // 64)]
 
 
 def packer_for(

@@ -20,7 +20,7 @@ from neuralil_ase.model.config import DescriptorConfig
 from neuralil_ase.model.spectrum import power_spectrum
 from neuralil_ase.prediction import VOIGT
 from neuralil_ase.progress import Progress
-from neuralil_ase.samples.batches import Labels, Packer, Sample
+from neuralil_ase.samples.batches import Labels, Packer, Sample, some_of
 from neuralil_ase.samples.forward import Batch
 from neuralil_ase.samples.linear import Linear
 from neuralil_ase.samples.normalisation import factor_of
@@ -35,7 +35,6 @@ PENALTIES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
 """Penalties to try for the sum of the squared weights, with features whose largest variance is 1."""
 MOST_FRAMES = 500
 """Largest number of frames for the fit, spread over the data. Few numbers are fitted, and more frames change little."""
-
 MOST_UNKNOWNS = 3000
 """Largest number of unknowns. All sums of a fit of this size need 3 GB."""
 logger = logging.getLogger(__name__)
@@ -99,8 +98,8 @@ class _Scaling:
     @classmethod
     def of(cls, packer: Packer, samples: Sequence[Sample], alone: Sequence[int]) -> "_Scaling":
         """From the atoms of these samples; ``alone`` are the elements without a bias."""
-        some = samples[:: max(1, len(samples) // 64)]
-        features = np.concatenate([_describe(packer, sample) for sample in some])
+        some = some_of(samples)
+        features = packer.features(some)
         types = np.concatenate([sample.types for sample in some])
         groups = [features[types == e] for e in range(len(packer.slots))]
         filled = [group if len(group) else features for group in groups]
@@ -119,14 +118,6 @@ class _Scaling:
         n_elements = len(self.mean)
         weights = solution[:-n_elements].reshape(self.mean.shape) * self.factor
         return Linear(weights.T, solution[-n_elements:] - (weights * self.mean).sum(axis=1))
-
-
-def _describe(packer: Packer, sample: Sample) -> np.ndarray:
-    (batch,) = packer.pack([sample], np.ones((1, 1)))
-    return np.asarray(_features(packer.config.descriptor, batch.density))[: len(sample.types)]
-
-
-_features = jax.jit(power_spectrum, static_argnums=0)
 
 
 class _Sums(NamedTuple):

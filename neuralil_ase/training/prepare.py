@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import jax
 import numpy as np
 
 from neuralil_ase.engine.neighbors import Pairs
@@ -16,7 +15,7 @@ from neuralil_ase.evaluation.dataset import (
     types_of,
 )
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.model.spectrum import channels, power_spectrum
+from neuralil_ase.model.spectrum import channels
 from neuralil_ase.progress import Progress
 from neuralil_ase.samples.batches import (
     Labels,
@@ -25,6 +24,7 @@ from neuralil_ase.samples.batches import (
     neighbour_counts,
     packer_for,
     precompute,
+    some_of,
 )
 from neuralil_ase.samples.cutoff import LONGEST, cutoff_for, surroundings
 from neuralil_ase.samples.least_squares import fit_linear
@@ -39,9 +39,6 @@ from neuralil_ase.samples.repulsion import repulsion, zbl_radii
 from neuralil_ase.training.checkpoint import fingerprint
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start, check_elements, reference_for
-
-FEATURE_BLOCK = 256
-"""Atoms whose descriptors are evaluated together. The number is the same for all frames, so that this compiles once."""
 
 
 @dataclass(frozen=True)
@@ -307,24 +304,11 @@ def _samples(
 
 
 def scaling_of_samples(packer: Packer, samples: Sequence[Sample]) -> Scaling:
-    """Scales of descriptor and energy, from at most 64 samples spread over the data."""
-    chosen = samples[:: max(1, len(samples) // 64)]
-    density = np.concatenate([(s.arrays or packer.arrays(s)).density for s in chosen])
-    features = _features(packer.config.descriptor, density)
+    """Scales of descriptor and energy."""
+    features = packer.features(some_of(samples))
     forces = np.concatenate([sample.labels.forces for sample in samples])
     finite = forces[np.isfinite(forces)]
     return scaling_of(features, float(np.sqrt(np.mean(finite**2))) if finite.size else np.nan)
-
-
-def _features(config: DescriptorConfig, density: np.ndarray) -> np.ndarray:
-    """Descriptors of many atoms, in blocks of one shape."""
-    padding = -len(density) % FEATURE_BLOCK
-    padded = np.concatenate([density, np.zeros((padding, *density.shape[1:]), density.dtype)])
-    blocks = np.split(padded, len(padded) // FEATURE_BLOCK)
-    return np.concatenate([np.asarray(_describe(config, b)) for b in blocks])[: len(density)]
-
-
-_describe = jax.jit(power_spectrum, static_argnums=0)
 
 
 def _counts(settings: TrainingSettings, n_samples: int) -> np.ndarray:
