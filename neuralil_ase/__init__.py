@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     )
     from neuralil_ase.prediction import Prediction
     from neuralil_ase.replicas import ReplicaPrediction, Replicas
+    from neuralil_ase.training.cross_validation import cross_validate
+    from neuralil_ase.training.folds import CrossValidation
     from neuralil_ase.training.settings import TrainingSettings
     from neuralil_ase.training.train import TrainingResult, train
 
@@ -44,6 +46,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Calibration",
     "Criterion",
+    "CrossValidation",
     "EnergySpreadPerAtom",
     "Event",
     "ExtrapolationMonitor",
@@ -67,6 +70,7 @@ __all__ = [
     "TrainingSettings",
     "UncertaintyBias",
     "annotate",
+    "cross_validate",
     "errors",
     "evaluate",
     "import_published",
@@ -95,7 +99,7 @@ _HOMES = {
     ),
     "prediction": ("Prediction",),
     "replicas": ("ReplicaPrediction", "Replicas"),
-    "training": ("TrainingResult", "TrainingSettings", "train"),
+    "training": ("CrossValidation", "TrainingResult", "TrainingSettings", "cross_validate", "train"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -77,6 +77,10 @@ class OwnedFile:
         append_record(self.path, record, sync)
         self._left = self._found()
 
+    def release(self) -> None:
+        """Give up the right, so that another run may write the file."""
+        self._lock.release()
+
     def replace(self, content: bytes) -> None:
         """Replace the content."""
         self._lock.check()

@@ -124,37 +124,56 @@ def check_same_run(
     settings: Mapping[str, Any],
     data: Mapping[str, str],
     start: Mapping[str, str] | None = None,
+    *,
+    free: Sequence[str] = FREE_SETTINGS,
+    otherwise: str = "start a new run without resuming",
 ) -> None:
     """Check that resuming will reproduce the uninterrupted run: same start, same data, same settings.
+
+    Parameters
+    ----------
+    path
+        The file of the run to resume; used in messages.
+    record
+        Settings, data and start of that run.
+    settings, data, start
+        Those of now; the data are given by their fingerprints.
+    free
+        Names of settings that may differ.
+    otherwise
+        What else the user can do; used in messages.
 
     Raises
     ------
     TrainingError
         If one of them differs. The message says which.
     """
-    _check_same_start(path, record.get("start"), start)
+    _check_same_start(path, record.get("start"), start, otherwise)
     before = record["settings"]
-    keys = (before.keys() | settings.keys()) - set(FREE_SETTINGS)
+    keys = (before.keys() | settings.keys()) - set(free)
     changed = sorted(key for key in keys if before.get(key) != settings.get(key))
     if changed:
         named = ", ".join(
             f"{key} (was {before.get(key)}, now {settings.get(key)})" for key in changed
         )
         raise TrainingError(
-            f"cannot resume from {path}: other settings than before: {named}. Resume with the old settings, or start "
-            "a new run without resuming"
+            f"cannot resume from {path}: other settings than before: {named}. Resume with the old settings, or "
+            f"{otherwise}"
         )
     before_data = record["data"]
     others = sorted(key for key in data if key != "all" and before_data.get(key) != data[key])
     if others:
         raise TrainingError(
-            f"cannot resume from {path}: the training data have changed ({', '.join(others)}). Start a new run without "
-            "resuming"
+            f"cannot resume from {path}: the training data have changed ({', '.join(others)}). Resume with the old "
+            f"data, or {otherwise}"
         )
 
 
 def _check_same_start(
-    path: str | Path, before: Mapping[str, str] | None, now: Mapping[str, str] | None
+    path: str | Path,
+    before: Mapping[str, str] | None,
+    now: Mapping[str, str] | None,
+    otherwise: str,
 ) -> None:
     """Compare the start by its content. The file may have been renamed."""
     if (before or {}).get("sha256") == (now or {}).get("sha256"):
@@ -167,7 +186,7 @@ def _check_same_start(
     ]
     raise TrainingError(
         f"cannot resume from {path}: that run began with {names[0]}, this one is to begin with {names[1]}. Start from "
-        "the same model again, or start a new run without resuming"
+        f"the same model again, or {otherwise}"
     )
 
 

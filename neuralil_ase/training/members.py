@@ -6,7 +6,7 @@ result depends neither on the number of workers nor on the order in which they f
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -34,6 +34,7 @@ from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start
 
 logger = logging.getLogger(__name__)
+RESUME = "Members that were finished are kept beside the output: start a new executor and train again with resume=True"
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,10 @@ def train_members(
     try:
         with Progress(job.settings.members, "member", "training", progress) as bar:
             bar.update(len(found))
-            for member, potential in _trained(job, executor, missing):
+            messages = {k: (job, k) for k in missing}
+            for member, potential in all_answers(
+                executor, train_member, messages, "members", RESUME
+            ):
                 found[member] = potential if kept is None else kept.keep(member, potential)
                 bar.update(len(found))
     finally:
@@ -221,19 +225,28 @@ class _Kept:
         return self._folder / f"{member}.safetensors"
 
 
-def _trained(
-    job: Job, executor: Executor, members: Sequence[int]
-) -> Iterator[tuple[int, Potential]]:
-    """Yield the members as they are finished."""
+def all_answers(
+    executor: Executor,
+    function: Callable[..., Any],
+    messages: Mapping[int, tuple[Any, ...]],
+    name: str,
+    advice: str,
+) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the answer of every message as they come.
+
+    Raises
+    ------
+    ProcessError
+        In the end, if workers died. It names the missing numbers (``name`` is what they count) and gives the advice.
+    """
     lost: dict[int, str] = {}
-    for member, answer in answers_of(executor, train_member, {k: (job, k) for k in members}):
+    for number, answer in answers_of(executor, function, messages):
         if isinstance(answer, Lost):
-            lost[member] = answer.reason
+            lost[number] = answer.reason
         else:
-            yield member, answer
+            yield number, answer
     if lost:
         raise ProcessError(
-            f"workers died before they had trained the members {sorted(lost)} ({next(iter(lost.values()))}); usually "
-            "they ran out of memory or were killed. Members that were finished are kept beside the output: start a new "
-            "executor and train again with resume=True"
+            f"workers died before they had trained the {name} {sorted(lost)} ({next(iter(lost.values()))}); usually "
+            f"they ran out of memory or were killed. {advice}"
         )

@@ -8,26 +8,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from ase import Atoms
-
 from neuralil_ase.engine.concurrency import claim_jax
 from neuralil_ase.errors import DataError, OutputError
 from neuralil_ase.evaluation.calibration import calibrate_potential
-from neuralil_ase.evaluation.dataset import (
-    Frame,
-    drop_absurd,
-    frames_from_atoms,
-    is_isolated_atom,
-    read_frames,
-    split,
-)
+from neuralil_ase.evaluation.dataset import Frame, is_isolated_atom
 from neuralil_ase.evaluation.evaluate import Evaluation, evaluation_of, predict_frames
 from neuralil_ase.evaluation.metrics import Card
 from neuralil_ase.evaluation.stresses import check_stresses
 from neuralil_ase.files.model_file import save_potential
 from neuralil_ase.model.potential import Potential
-from neuralil_ase.samples.cutoff import LONGEST
+from neuralil_ase.training.data import Data, files_of, load_data
 from neuralil_ase.training.loop import History, Trainer, fit
 from neuralil_ase.training.members import Job, train_members
 from neuralil_ase.training.output import Output, Recorder
@@ -38,7 +28,6 @@ from neuralil_ase.training.warm_start import settings_from, start_of
 logger = logging.getLogger(__name__)
 MAX_TRAINING_FRAMES = 200
 """Largest number of training frames that are evaluated at the end. The card says how many were."""
-Data = Sequence[str | Path] | Sequence[Atoms] | str | Path
 
 
 @dataclass(frozen=True)
@@ -135,7 +124,7 @@ def train(
     """
     claim_jax()
     chosen = (settings or TrainingSettings()).updated(options)
-    inputs = _inputs(data, chosen, start_from)
+    inputs = files_of(data, chosen, start_from)
     with nullcontext() if output is None else Output(output, inputs, report) as files:
         start = None if start_from is None else start_of(start_from)
         if start is not None:
@@ -163,15 +152,6 @@ def _train_here(
     return recorder.potential(run), run.history, recorder.reason
 
 
-def _inputs(
-    data: Data, settings: TrainingSettings, start_from: str | Path | Potential | None
-) -> list[str | Path]:
-    """The files that a run reads."""
-    items: list[Any] = [data] if isinstance(data, str | Path) else list(data)
-    named = [*items, *settings.validation_files, start_from]
-    return [item for item in named if isinstance(item, str | Path)]
-
-
 def _with_report(result: TrainingResult) -> TrainingResult:
     """Evaluate and calibrate the result. The model is already on disk, so the user may interrupt this."""
     try:
@@ -182,38 +162,6 @@ def _with_report(result: TrainingResult) -> TrainingResult:
         logger.warning("interrupted: the model was neither evaluated nor calibrated")
         return replace(result, reason="interrupted")
     return replace(result, potential=potential, accuracy=accuracy)
-
-
-def load_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
-    """Training and validation frames, checked."""
-    keys = settings.keys
-    items: list[Any] = [data] if isinstance(data, str | Path) else list(data)
-    if items and all(isinstance(item, Atoms) for item in items):
-        frames = frames_from_atoms(items, keys, settings.split_by)
-    else:
-        frames = read_frames(items, keys, settings.split_by)
-    frames = drop_absurd(frames, settings.max_force)
-    # Isolated atoms are never held out: they determine energies of elements, but do not test a model.
-    radius = max(LONGEST, settings.r_cut)
-    atoms = [frame for frame in frames if is_isolated_atom(frame, radius)]
-    frames = [frame for frame in frames if not is_isolated_atom(frame, radius)]
-    if not frames:
-        raise DataError(
-            "all frames are isolated atoms, and no interaction can be learnt from them. Give frames of several atoms"
-        )
-    if settings.validation_files:
-        validation = read_frames(settings.validation_files, keys, None)
-        training = frames
-    else:
-        training, validation = split(frames, settings.validation_fraction, settings.seed)
-    if 0 < settings.max_frames < len(training):
-        logger.info("training on %d of %d frames", settings.max_frames, len(training))
-        rng = np.random.default_rng((settings.seed, 3))
-        picked = np.sort(rng.permutation(len(training))[: settings.max_frames])
-        training = [training[k] for k in picked]
-    if not training:
-        raise DataError("no frames of several atoms are left to train on")
-    return [*training, *atoms], validation
 
 
 def finish(

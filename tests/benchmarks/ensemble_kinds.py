@@ -20,9 +20,9 @@ from ase import Atoms
 from neuralil_ase import NeuralILCalculator, Potential, load_potential, predict_many, train
 from neuralil_ase.prediction import Prediction
 from neuralil_ase.training import TrainingSettings
+from neuralil_ase.training.data import load_data
 from neuralil_ase.training.loop import Trainer
 from neuralil_ase.training.prepare import prepare
-from neuralil_ase.training.train import load_data
 
 KINDS: dict[str, dict[str, Any]] = {
     "independent": {"members": 8, "head_widths": ()},

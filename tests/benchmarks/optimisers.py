@@ -16,10 +16,10 @@ from pathlib import Path
 
 import matplotlib
 
+from neuralil_ase.training.data import load_data
 from neuralil_ase.training.loop import Run, Trainer, fit
 from neuralil_ase.training.prepare import prepare
 from neuralil_ase.training.settings import TrainingSettings
-from neuralil_ase.training.train import load_data
 
 RUNS: dict[str, dict[str, dict[str, object]]] = {
     "optimisers": {

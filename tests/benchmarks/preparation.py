@@ -50,9 +50,9 @@ def main() -> None:
     options = parser.parse_args()
     structures = data_set(options.frames)
     sizes = [len(atoms) for atoms in structures]
+    from neuralil_ase.training.data import load_data
     from neuralil_ase.training.prepare import prepare
     from neuralil_ase.training.settings import TrainingSettings
-    from neuralil_ase.training.train import load_data
 
     settings = TrainingSettings(max_force=1e4)
     began, cpu = time.perf_counter(), time.process_time()

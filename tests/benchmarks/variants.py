@@ -4,9 +4,9 @@
     python tests/benchmarks/variants.py DATA -o variants.jsonl --mixed 3 --set members=4 n_max=7
 
 For choosing defaults. On an NVIDIA H200 five folds of 200 metal frames take one to two minutes for half a dozen
-settings; on a CPU use cross_validation.py, which trains as ``neuralil-ase train`` does. What differs from that: the
-last average of the weights is tested, not the best validated one; the frames of a fold take part in scales, energy
-reference and repulsion radii, which hardly see them.
+settings; on a CPU use ``neuralil-ase cross-validate``, which trains as ``neuralil-ase train`` does. What differs from
+that: the last average of the weights is tested, not the best validated one; the frames of a fold take part in scales,
+energy reference and repulsion radii, which hardly see them.
 
 --each varies what needs no other compilation, value by value, together: ``exponent`` (``FEATURE_EXPONENT``),
 ``weight_decay``, ``energy_weight``, ``force_weight``, ``energy_scale`` and ``force_scale``. --set gives other settings
@@ -48,11 +48,11 @@ from neuralil_ase.samples.normalisation import (
     fold,
     scaling_of,
 )
+from neuralil_ase.training.data import load_data
 from neuralil_ase.training.loss import Norms, loss_sums, total
 from neuralil_ase.training.optimizer import averaged, build_optimizer, clip_members
 from neuralil_ase.training.prepare import Task, prepare
 from neuralil_ase.training.settings import TrainingSettings
-from neuralil_ase.training.train import load_data
 
 VARIED = ("exponent", "weight_decay", "energy_weight", "force_weight", "energy_scale", "force_scale")  # fmt: skip
 VALIDATION = 0.1

@@ -18,8 +18,8 @@ from small_runs import TINY, alloy, frames, losses, recorder, shared_trainer, tr
 from neuralil_ase import load_potential
 from neuralil_ase.errors import DataError, ModelFileError, OutputError, TrainingError
 from neuralil_ase.training import train
+from neuralil_ase.training.data import load_data
 from neuralil_ase.training.loop import Run, Trainer, fit
-from neuralil_ase.training.train import load_data
 
 
 def run_to_the_end(path: Path | None, resume: bool = False) -> Run:

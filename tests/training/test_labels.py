@@ -13,7 +13,7 @@ from small_runs import TINY, alloy
 from neuralil_ase.errors import ConfigError, DataError
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms, read_frames
 from neuralil_ase.evaluation.labels import Keys, meaning
-from neuralil_ase.training.train import load_data
+from neuralil_ase.training.data import load_data
 
 FULL = ("energy", "forces", "stress")
 

@@ -198,7 +198,7 @@ def test_the_command_line_trains_by_workers(data: str) -> None:
     command = [
         sys.executable,
         "-m",
-        "neuralil_ase.cli",
+        "neuralil_ase",
         "train",
         data,
         "-o",

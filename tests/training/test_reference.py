@@ -18,8 +18,8 @@ from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms, split
 from neuralil_ase.evaluation.evaluate import evaluate
 from neuralil_ase.samples.reference import energy_reference, isolated_energies, say_what_is_open
 from neuralil_ase.training import train
+from neuralil_ase.training.data import load_data
 from neuralil_ase.training.prepare import prepare
-from neuralil_ase.training.train import load_data
 
 
 def with_energy(atoms: Atoms, energy: float) -> Atoms:

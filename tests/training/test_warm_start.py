@@ -28,10 +28,10 @@ from neuralil_ase.model.potential import flatten
 from neuralil_ase.samples.linear import without_linear
 from neuralil_ase.samples.normalisation import Scaling, fold, unfold
 from neuralil_ase.training import TrainingResult, TrainingSettings, train
+from neuralil_ase.training.data import load_data
 from neuralil_ase.training.loop import Trainer
 from neuralil_ase.training.prepare import prepare
 from neuralil_ase.training.settings import read_settings
-from neuralil_ase.training.train import load_data
 from neuralil_ase.training.warm_start import Start, settings_from, start_of
 
 KINDS = (

@@ -1,4 +1,4 @@
-"""The command line: ``neuralil-ase train | evaluate | calibrate | info | import | host``.
+"""The command line: ``neuralil-ase train | cross-validate | evaluate | calibrate | info | import | host``.
 
 Thin: it reads options, calls functions of the package and prints. Heavy modules are imported by the command that
 needs them.
@@ -9,16 +9,27 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from neuralil_ase import __version__
-from neuralil_ase.errors import DataError, NeuralILError
-
-if TYPE_CHECKING:
-    from neuralil_ase.evaluation.dataset import Frame
+from neuralil_ase.cli.inputs import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    add_data,
+    add_keys,
+    add_selection,
+    frames_of,
+)
+from neuralil_ase.cli.training import (
+    add_cross_validate_options,
+    add_train_options,
+    run_cross_validate,
+    run_train,
+)
+from neuralil_ase.errors import NeuralILError
 
 EXAMPLE = """\
 example:
@@ -28,7 +39,6 @@ example:
 
 neuralil-ase COMMAND --help shows the options of a command.
 """
-OK, FAILED, INTERRUPTED = 0, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,70 +102,11 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _train_options(parser: argparse.ArgumentParser) -> None:
-    from neuralil_ase.options import add_options
-
-    parser.epilog = (
-        "Units: eV, Å. Values in brackets are defaults. Example: neuralil-ase train a.extxyz b.extxyz -o "
-        "model.safetensors --energy-key REF_energy --split-by seed --members 8"
-    )
-    _add_data(parser, "data to train on")
-    parser.add_argument("-o", "--output", required=True, metavar="MODEL", help="model file")
-    parser.add_argument(
-        "--settings", metavar="TOML", help="read settings from this file; options override them"
-    )
-    parser.add_argument(
-        "--start-from",
-        metavar="OLD",
-        help="start from the parameters of this model, for example with new data; keeps its architecture",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from the checkpoint beside MODEL"
-    )
-    parser.add_argument(
-        "--report",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="at the end, evaluate, calibrate and draw pictures in MODEL.report",
-    )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="train members apart, in N processes of their own"
-    )
-    parser.add_argument("--quiet", action="store_true", help="do not show progress")
-    add_options(parser.add_argument_group("settings (also in the TOML file, with _ for -)"))
-
-
-def _train(options: argparse.Namespace) -> int:
-    from neuralil_ase.evaluation.metrics import format_table
-    from neuralil_ase.farm import processes
-    from neuralil_ase.options import given_options
-    from neuralil_ase.training import train
-    from neuralil_ase.training.settings import read_settings
-
-    values = read_settings(options.settings) if options.settings else {}
-    with nullcontext() if options.workers is None else processes(options.workers) as executor:
-        result = train(
-            options.data,
-            options.output,
-            start_from=options.start_from,
-            resume=options.resume,
-            progress=not options.quiet,
-            report=options.report,
-            executor=executor,
-            **(values | given_options(options)),
-        )
-    if result.accuracy:
-        print(format_table(result.accuracy))
-    where = "the model is in" if result.output else "it was too early to write"
-    print(f"{result.reason}; {where} {options.output}")
-    return INTERRUPTED if result.reason == "interrupted" else OK
-
-
 def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="model file")
-    _add_data(parser, "labelled data")
-    _add_keys(parser)
-    _add_selection(parser)
+    add_data(parser, "labelled data")
+    add_keys(parser)
+    add_selection(parser)
     parser.add_argument("--output", metavar="FOLDER", help="folder for pictures and figures")
     parser.add_argument(
         "--write-predictions",
@@ -178,7 +129,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     _check_outputs(options, options.write_predictions)
     if options.output:
         check_folder(options.output)
-    potential, frames = load_potential(options.model), _frames(options)
+    potential, frames = load_potential(options.model), frames_of(options)
     evaluation = evaluate(potential, frames)
     name = Path(options.data[0]).stem if len(options.data) == 1 else "all files"
     print(format_table({name: evaluation.card}))
@@ -210,9 +161,9 @@ def _check_outputs(options: argparse.Namespace, output: str | None) -> None:
 
 def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="model file")
-    _add_data(parser, "labelled data that were not used in training")
-    _add_keys(parser)
-    _add_selection(parser)
+    add_data(parser, "labelled data that were not used in training")
+    add_keys(parser)
+    add_selection(parser)
     parser.add_argument(
         "-o", "--output", metavar="MODEL", help="write this file instead of changing MODEL"
     )
@@ -224,7 +175,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     from neuralil_ase.files.model_file import load_potential, save_potential
 
     _check_outputs(options, options.output)
-    potential, frames = load_potential(options.model), _frames(options)
+    potential, frames = load_potential(options.model), frames_of(options)
     comparison = evaluate(potential, frames).comparison if potential.n_members > 1 else None
     names = ", ".join(Path(path).name for path in options.data)
     calibrated = calibrate_potential(potential, frames, [], names, comparison)
@@ -304,7 +255,12 @@ class _Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": _Command("train an ensemble on labelled structures", _train_options, _train),
+    "train": _Command("train an ensemble on labelled structures", add_train_options, run_train),
+    "cross-validate": _Command(
+        "train on parts of the data and evaluate on the rest, fold by fold",
+        add_cross_validate_options,
+        run_cross_validate,
+    ),
     "evaluate": _Command("compare a model with labelled data", _evaluate_options, _evaluate),
     "calibrate": _Command(
         "fit error bars to held-out data and store them in the model",
@@ -315,64 +271,6 @@ COMMANDS = {
     "import": _Command("convert a published NeuralIL file", _import_options, _import),
     "host": _Command("print the path of the file that another program loads", _host_options, _host),
 }
-
-
-def _add_data(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument(
-        "data",
-        nargs="+",
-        metavar="DATA",
-        help=f"{text}, in any format that ASE reads; file@0:100 selects frames",
-    )
-
-
-def _add_keys(parser: argparse.ArgumentParser) -> None:
-    from neuralil_ase.evaluation.labels import STRESS_UNITS
-
-    for name in ("energy", "forces", "stress", "virial"):
-        parser.add_argument(f"--{name}-key", metavar="NAME", help=f"name of the {name} in the data")
-    parser.add_argument(
-        "--stress-unit",
-        choices=list(STRESS_UNITS),
-        default="eV/A^3",
-        help="unit of the stresses in the data",
-    )
-    parser.add_argument(
-        "--stress-sign",
-        type=int,
-        choices=(1, -1),
-        default=1,
-        help="-1 if stresses are positive under compression",
-    )
-
-
-def _add_selection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--select",
-        metavar="KEY=VALUE",
-        help="use only frames with this entry in atoms.info, e.g. split=test",
-    )
-
-
-def _frames(options: argparse.Namespace) -> "list[Frame]":
-    from neuralil_ase.evaluation.dataset import read_frames
-    from neuralil_ase.evaluation.labels import Keys
-
-    keys = Keys(
-        options.energy_key,
-        options.forces_key,
-        options.stress_key,
-        options.virial_key,
-        stress_unit=options.stress_unit,
-        stress_sign=options.stress_sign,
-    )
-    if not options.select:
-        return read_frames(options.data, keys)
-    name, _, value = options.select.partition("=")
-    frames = [f for f in read_frames(options.data, keys, name) if f.group == value]
-    if not frames:
-        raise DataError(f"no frame has {options.select} in its info")
-    return frames
 
 
 def _quality_table(report: "dict[str, dict[str, float]]") -> str:

@@ -1,0 +1,100 @@
+"""From the data that a user gives to checked frames, and to the frames to train on and to validate on."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from neuralil_ase.errors import DataError
+from neuralil_ase.evaluation.dataset import (
+    Frame,
+    drop_absurd,
+    frames_from_atoms,
+    is_isolated_atom,
+    read_frames,
+    split,
+)
+from neuralil_ase.model.potential import Potential
+from neuralil_ase.samples.cutoff import LONGEST
+from neuralil_ase.training.settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
+Data = Sequence[str | Path] | Sequence[Atoms] | str | Path
+
+
+def load_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
+    """Training and validation frames, checked."""
+    return divide(*read_data(data, settings), settings)
+
+
+def read_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
+    """All frames of the data but those with absurd forces, and all frames of the validation files.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be read, labels are wrong or missing, or most forces are absurd.
+    """
+    keys, items = settings.keys, _items(data)
+    if items and all(isinstance(item, Atoms) for item in items):
+        frames = frames_from_atoms(items, keys, settings.split_by)
+    else:
+        frames = read_frames(items, keys, settings.split_by)
+    frames = drop_absurd(frames, settings.max_force)
+    files = settings.validation_files
+    return frames, read_frames(files, keys, None) if files else []
+
+
+def divide(
+    frames: Sequence[Frame], validation: Sequence[Frame], settings: TrainingSettings
+) -> tuple[list[Frame], list[Frame]]:
+    """Training and validation frames; some frames are held out for validation if there are no ``validation`` frames.
+
+    Raises
+    ------
+    DataError
+        If nothing is left to train on, or nothing can be held out.
+    """
+    # Isolated atoms are never held out: they determine energies of elements, but do not test a model.
+    several, atoms = without_isolated_atoms(frames, settings)
+    if not several:
+        raise DataError(
+            "all frames are isolated atoms, and no interaction can be learnt from them. Give frames of several atoms"
+        )
+    if settings.validation_files:
+        training, held_out = several, list(validation)
+    else:
+        training, held_out = split(several, settings.validation_fraction, settings.seed)
+    if 0 < settings.max_frames < len(training):
+        logger.info("training on %d of %d frames", settings.max_frames, len(training))
+        rng = np.random.default_rng((settings.seed, 3))
+        picked = np.sort(rng.permutation(len(training))[: settings.max_frames])
+        training = [training[k] for k in picked]
+    if not training:
+        raise DataError("no frames of several atoms are left to train on")
+    return [*training, *atoms], held_out
+
+
+def without_isolated_atoms(
+    frames: Sequence[Frame], settings: TrainingSettings
+) -> tuple[list[Frame], list[Frame]]:
+    """The frames of several atoms, and those of isolated atoms."""
+    radius = max(LONGEST, settings.r_cut)
+    alone = [is_isolated_atom(frame, radius) for frame in frames]
+    pairs = [*zip(frames, alone, strict=True)]
+    return [f for f, is_alone in pairs if not is_alone], [f for f, is_alone in pairs if is_alone]
+
+
+def files_of(
+    data: Data, settings: TrainingSettings, start_from: str | Path | Potential | None
+) -> list[str | Path]:
+    """The files that a run reads."""
+    named = [*_items(data), *settings.validation_files, start_from]
+    return [item for item in named if isinstance(item, str | Path)]
+
+
+def _items(data: Data) -> list[Any]:
+    return [data] if isinstance(data, str | Path) else list(data)
