@@ -138,10 +138,10 @@ def _network_derivatives(layer: FirstLayer, by_member: bool) -> tuple[Array, Arr
     by_inputs = gradient(layer.inputs)
     curvature = _forward(gradient, layer.inputs, width)
     by_features = jnp.einsum("mnw,mwf->mnf", by_inputs, layer.weights)
+    if layer.slopes is not None:
+        by_features += weight * layer.slopes
     if not by_member:
         by_features = by_features.sum(0, keepdims=True)
-    if layer.slopes is not None:
-        by_features += layer.slopes
     return by_features, curvature.transpose(1, 2, 3, 0)
 
 

@@ -32,7 +32,7 @@ class FirstLayer(NamedTuple):
     energies
         A function from z, shape (M, N, W), to atomic energies in eV, shape (M, N), without the pair term.
     slopes
-        dE/dp of the linear part, which does not pass through z, shape (N, F); None without a linear part.
+        dE/dp of the linear part, which does not pass through z, shape (M, N, F); None without a linear part.
     """
 
     weights: Array
@@ -95,9 +95,9 @@ def first_layer(
 
     inputs = all_members(lambda member: run(member, None)[0])()
     energies = all_members(lambda member, z: run(member, z)[1], 0)
-    linear = (
-        _at(params, ("network", "linear"))["kernel"].T[types] if config.network.linear else None
-    )
+    linear = None
+    if config.network.linear:
+        linear = _at(params, ("network", "linear"))["kernel"].swapaxes(1, 2)[:, types]
     return FirstLayer(all_members(weights_of)(), inputs, energies, linear)
 
 

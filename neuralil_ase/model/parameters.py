@@ -16,7 +16,7 @@ ALEATORIC = ("sigma2e", "sigma2f")
 
 
 LINEAR_WEIGHTS, LINEAR_BIAS = "network/linear/kernel", "network/linear/bias"
-"""Names of the parameters of the linear part: shapes (features, elements) and (elements,)."""
+"""Names of the parameters of the linear part: shapes (members, features, elements) and (members, elements)."""
 
 
 class Parameter(NamedTuple):
@@ -43,11 +43,9 @@ def parameters(config: ModelConfig) -> dict[str, Parameter]:
     n_elements, network = len(config.descriptor.elements), config.network
     listing = _Listing(config.n_members, is_shared=network.shared_layers > 0)
     if network.linear:
-        shapes = {
-            LINEAR_WEIGHTS: (config.descriptor.n_features, n_elements),
-            LINEAR_BIAS: (n_elements,),
-        }
-        listing.found |= {name: Parameter(shape, is_shared=True) for name, shape in shapes.items()}
+        shape = (config.n_members, config.descriptor.n_features, n_elements)
+        listing.found[LINEAR_WEIGHTS] = Parameter(shape)
+        listing.found[LINEAR_BIAS] = Parameter((config.n_members, n_elements))
     if network.embed_d:
         listing.add("network/embed/embedding", n_elements, network.embed_d)
     width = config.descriptor.n_features + network.embed_d

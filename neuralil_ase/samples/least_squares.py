@@ -3,6 +3,10 @@
 Energies, forces and stresses are linear in its weights, and the best weights are the solution of one system of
 equations, as in SNAP (Thompson et al., J. Comput. Phys. 285, 316 (2015)). A linear function of smooth invariants
 changes little outside the data, where a network may do anything.
+
+The labels determine the weights only in part. Each member gets its own, drawn from their posterior distribution
+(Bayesian linear regression), so that members agree where the data determine the energy and differ where they do not.
+Weights that all members share would hide how uncertain the linear part is far from the data.
 """
 
 import logging
@@ -15,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.linalg import cholesky, solve_triangular
 
 from neuralil_ase.model.config import DescriptorConfig
 from neuralil_ase.model.spectrum import power_spectrum
@@ -41,20 +46,25 @@ logger = logging.getLogger(__name__)
 
 
 def fit_linear(
-    packer: Packer, samples: Sequence[Sample], alone: Sequence[int] = (), progress: bool = False
+    packer: Packer,
+    samples: Sequence[Sample],
+    seed: int,
+    alone: Sequence[int] = (),
+    progress: bool = False,
 ) -> Linear | None:
     """Fit the linear part to the labels of some samples.
 
     Elements in ``alone``, of which isolated atoms are known, get no bias: the linear part of an isolated atom is 0. The
     weight of energies against forces and the penalty of large weights are those with the smallest product of the
     root mean square errors of energies and forces in a cross-validation. Stresses count as much as the forces of their
-    frame.
+    frame. ``seed`` is that of the members' deviations.
 
     Returns
     -------
     Linear or None
-        None if no linear part predicts held-out frames better than none at all, if there are too few frames, or if the
-        equations of many elements become too large.
+        One linear part for each member, whose mean is the least-squares solution. None if no linear part predicts
+        held-out frames better than none at all, if there are too few frames, or if the equations of many elements
+        become too large.
     """
     labelled = [sample for sample in samples if _has_labels(sample.labels)]
     chosen = labelled[:: max(1, -(-len(labelled) // MOST_FRAMES))]
@@ -77,7 +87,9 @@ def fit_linear(
     best, score = _best_choice(others, folds, len(packer.slots))
     if not score < _score([np.zeros(scaling.size)] * n_folds, folds):
         return None
-    return scaling.linear(whole.solve(best))
+    error = _error_of_weight_one(best, [rest.solve(best) for rest in others], folds)
+    deviations = whole.deviations(best, error, packer.config.n_members, seed)
+    return scaling.linear(whole.solve(best) + deviations)
 
 
 def _has_labels(labels: Labels) -> bool:
@@ -113,11 +125,12 @@ class _Scaling:
         """Number of unknowns."""
         return self.mean.size + len(self.mean)
 
-    def linear(self, solution: np.ndarray) -> Linear:
-        """In terms of the features themselves."""
+    def linear(self, solutions: np.ndarray) -> Linear:
+        """In terms of the features themselves; solutions of shape (M, U)."""
         n_elements = len(self.mean)
-        weights = solution[:-n_elements].reshape(self.mean.shape) * self.factor
-        return Linear(weights.T, solution[-n_elements:] - (weights * self.mean).sum(axis=1))
+        weights = solutions[:, :-n_elements].reshape(-1, *self.mean.shape) * self.factor
+        bias = solutions[:, -n_elements:] * self.has_bias - (weights * self.mean).sum(axis=-1)
+        return Linear(weights.swapaxes(1, 2), bias)
 
 
 class _Sums(NamedTuple):
@@ -180,25 +193,53 @@ class _Equations:
 
     def solve(self, choice: _Choice) -> np.ndarray:
         """The unknowns with the least weighted sum of squares; the last ones are those of the bias."""
+        matrix, right = self._normal(choice)
+        return np.linalg.solve(matrix, right)
+
+    def deviations(self, choice: _Choice, error: float, n_members: int, seed: int) -> np.ndarray:
+        """Random deviations of the members from the solution, shape (M, U), with the mean 0.
+
+        They have the covariance of the posterior for labels whose error is ``error`` if their weight is 1.
+        """
+        matrix, _ = self._normal(choice)
+        normal = np.random.default_rng((seed, 4)).normal(size=(len(matrix), n_members))
+        normal -= normal.mean(axis=1, keepdims=True)
+        normal *= np.sqrt(n_members / max(n_members - 1, 1))
+        return error * solve_triangular(cholesky(matrix), normal).T
+
+    def _normal(self, choice: _Choice) -> tuple[np.ndarray, np.ndarray]:
+        """Matrix and right side of the normal equations."""
         sums = self.forces.combined(self.stresses, 1.0).combined(
             self.energies, choice.energy_weight
         )
         penalties = np.full(len(sums.right), choice.penalty)
         # A fixed composition determines only the sum of biases. The others stay near zero.
         penalties[-choice.n_elements :] = 1e-6 * choice.energy_weight
-        return np.linalg.solve(sums.gram + np.diag(penalties), sums.right)
+        return sums.gram + np.diag(penalties), sums.right
+
+
+def _error(kind: str, solutions: Sequence[np.ndarray], folds: Sequence[_Equations]) -> float | None:
+    """Root mean square error of one kind of label, each fold by its own solution; None if there are no labels."""
+    sums: list[_Sums] = [getattr(fold, kind) for fold in folds]
+    count = sum(s.total_weight for s in sums)
+    if not count:
+        return None
+    squares = sum(s.squared_error(x) for s, x in zip(sums, solutions, strict=True))
+    return float(np.sqrt(max(squares, 0.0) / count))
 
 
 def _score(solutions: Sequence[np.ndarray], folds: Sequence[_Equations]) -> float:
     """Product of the root mean square errors of energies and forces, as far as there are labels."""
-    score = 1.0
-    for kind in ("energies", "forces"):
-        sums: list[_Sums] = [getattr(fold, kind) for fold in folds]
-        count = sum(s.total_weight for s in sums)
-        if count:
-            errors = (s.squared_error(x) for s, x in zip(sums, solutions, strict=True))
-            score *= np.sqrt(max(sum(errors), 0.0) / count)
-    return float(score)
+    errors = [_error(kind, solutions, folds) for kind in ("energies", "forces")]
+    return float(np.prod([error for error in errors if error is not None]))
+
+
+def _error_of_weight_one(
+    choice: _Choice, solutions: Sequence[np.ndarray], folds: Sequence[_Equations]
+) -> float:
+    """Root mean square error of labels of weight 1: of forces, or of weighted energies if there are no forces."""
+    forces, energies = (_error(kind, solutions, folds) for kind in ("forces", "energies"))
+    return forces if forces is not None else np.sqrt(choice.energy_weight) * (energies or 0.0)
 
 
 def _best_choice(

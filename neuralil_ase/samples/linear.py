@@ -21,18 +21,22 @@ from neuralil_ase.samples.forward import Batch, forces_of, pair_gradient_of, vir
 
 
 class Linear(NamedTuple):
-    """E_i = bias[element of i] + Σ_f p_f weights[f, element of i], in eV.
+    """E_i = bias[m, element of i] + Σ_f p_f weights[m, f, element of i], in eV, for member m.
 
     Attributes
     ----------
     weights
-        In eV Å^3, shape (features, elements), float64.
+        In eV Å^3, shape (M, features, elements), float64.
     bias
-        In eV, shape (elements,), float64.
+        In eV, shape (M, elements), float64.
     """
 
     weights: np.ndarray
     bias: np.ndarray
+
+    def of_member(self, member: int) -> "Linear":
+        """That of one member, with a member axis of length 1."""
+        return Linear(self.weights[member : member + 1], self.bias[member : member + 1])
 
 
 def linear_of(potential: Potential) -> Linear | None:
@@ -65,19 +69,18 @@ def without_linear(config: ModelConfig) -> ModelConfig:
 
 
 def what_is_left(packer: Packer, linear: Linear, sample: Sample) -> Sample:
-    """The sample with labels from which the linear part is subtracted."""
+    """The sample with labels from which the mean of the members' linear parts is subtracted."""
     (batch,) = packer.pack([sample], np.ones((1, 1)))
-    outputs = _evaluated(
-        packer.config.descriptor, packer.slots, linear.weights.astype(np.float32), batch
-    )
+    weights, bias = linear.weights.mean(axis=0), linear.bias.mean(axis=0)
+    outputs = _evaluated(packer.config.descriptor, packer.slots, weights.astype(np.float32), batch)
     features, forces, stress = map(np.asarray, outputs)
     n, types = len(sample.types), sample.types
-    energies = np.einsum("nf,nf->n", features[:n], linear.weights.T[types], dtype=np.float64)
+    energies = np.einsum("nf,nf->n", features[:n], weights.T[types], dtype=np.float64)
     labels = sample.labels
     return replace(
         sample,
         labels=Labels(
-            labels.energy - float((energies + linear.bias[types]).sum()),
+            labels.energy - float((energies + bias[types]).sum()),
             labels.forces - forces[:n],
             labels.stress - stress[0],
         ),

@@ -107,7 +107,7 @@ class Continuation:
         """
         claim_jax()
         whole = [self._whole(self._frames[k], self._samples[k]) for k in learnt]
-        linear = fit_linear(self._packer(), whole)
+        linear = fit_linear(self._packer(), whole, self.settings.seed)
         if linear is None:
             return potential
         self.use_linear(linear)

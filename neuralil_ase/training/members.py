@@ -23,7 +23,6 @@ from neuralil_ase.evaluation.dataset import Frame
 from neuralil_ase.farm import Lost, answers_of
 from neuralil_ase.files.atomic import free_name, make_folder, write_atomically
 from neuralil_ase.files.model_file import load_potential, save_potential
-from neuralil_ase.model.parameters import parameters
 from neuralil_ase.model.potential import Potential, flatten, unflatten
 from neuralil_ase.progress import Progress
 from neuralil_ase.training.checkpoint import check_same_run, fingerprint
@@ -149,18 +148,7 @@ def join(members: Sequence[Potential], history: History) -> Potential:
             "data?"
         )
     flat = [flatten(potential.params) for potential in members]
-    listed = parameters(first.config)
-    shared = [name for name, parameter in listed.items() if parameter.is_shared]
-    if any(not np.allclose(x[name], flat[0][name], rtol=1e-3) for x in flat for name in shared):
-        raise ProcessError(
-            "the workers fitted different linear parts: do all of them run the same neuralil-ase on the same data?"
-        )
-    params = unflatten(
-        {
-            name: flat[0][name] if name in shared else np.concatenate([x[name] for x in flat])
-            for name in flat[0]
-        }
-    )
+    params = unflatten({name: np.concatenate([x[name] for x in flat]) for name in flat[0]})
     records = [potential.provenance for potential in members]
     best = [record["best_validation_loss"] for record in records]
     provenance = {

@@ -94,6 +94,7 @@ class Task:
             packer=replace(self.packer, config=config),
             counts=self.counts[member : member + 1],
             member=member,
+            linear=None if self.linear is None else self.linear.of_member(member),
         )
 
     @property
@@ -159,7 +160,7 @@ def prepare(
         linear = linear_of(start.potential)
     elif settings.linear:
         known = [elements.index(symbol) for symbol in alone]
-        linear = fit_linear(packer, samples[:n_train], known, progress)
+        linear = fit_linear(packer, samples[:n_train], settings.seed, known, progress)
     if linear is not None:
         samples = [what_is_left(packer, linear, sample) for sample in samples]
     scaling = scaling_of_samples(packer, samples[:n_train])

@@ -63,15 +63,15 @@ def copper(count: int, repeat: int) -> list[Atoms]:
 
 
 def labelling(executor: Executor, folder: Path) -> None:
-    """24 cells of 256 atoms by EMT."""
-    found = label(copper(24, 4), EMT, executor, folder / "labels")
+    """24 cells of 2916 atoms by EMT."""
+    found = label(copper(24, 9), EMT, executor, folder / "labels")
     assert not found.failures
 
 
 def predicting(executor: Executor, folder: Path) -> None:
-    """96 cells of 225 atoms by the shipped potential, with all members' forces."""
+    """960 cells of 225 atoms by the shipped potential, with all members' forces."""
     start, rng = read(START), np.random.default_rng(0)
-    cells = [start.copy() for _ in range(96)]
+    cells = [start.copy() for _ in range(960)]
     for atoms in cells:
         atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
     predict_many(as_potential(None), cells, uncertainty="forces", executor=executor)
@@ -85,7 +85,7 @@ def training(executor: Executor, folder: Path) -> None:
         energy, forces = atoms.get_potential_energy(), atoms.get_forces()
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
     train(
-        frames, folder / "model.safetensors", members=8, epochs=20, r_cut=4.0, n_max=3, widths=(16, 8),
+        frames, folder / "model.safetensors", members=8, epochs=200, r_cut=4.0, n_max=3, widths=(16, 8),
         report=False,
         executor=executor,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from neuralil_ase import load_potential, train
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.evaluation.evaluate import predict_frames
-from neuralil_ase.model.potential import Potential, flatten
+from neuralil_ase.model.potential import Potential, flatten, unflatten
 from neuralil_ase.samples import least_squares
 from neuralil_ase.samples.linear import Linear, linear_of, with_linear
 from neuralil_ase.training.loop import Trainer
@@ -103,19 +103,54 @@ def test_a_linear_teacher_is_found(structures: list[Atoms], task: Task) -> None:
         assert np.sqrt((rest**2).mean()) < 0.05 * size
 
 
+def without_networks(task: Task) -> Potential:
+    """The linear part alone."""
+    whole = fresh(task)
+    silent = {k: v if "/linear/" in k else 0 * v for k, v in flatten(whole.params).items()}
+    return replace(whole, params=unflatten(silent))
+
+
+def errors_and_spreads(potential: Potential, structures: list[Atoms]) -> tuple[float, float]:
+    """Root mean square force error and spread, by atom."""
+    frames = frames_from_atoms(structures)
+    found = predict_frames(potential, frames)
+    errors = np.concatenate([p.forces - f.forces for p, f in zip(found, frames, strict=True)])
+    spreads = np.concatenate([p.forces_std for p in found])
+    return float(np.sqrt((errors**2).sum(1).mean())), float(np.sqrt((spreads**2).mean()))
+
+
 def test_most_of_emt_is_linear(task: Task, structures: list[Atoms]) -> None:
     """On frames that the fit has not seen."""
-    assert task.linear is not None
-    held_out = frames_from_atoms(alloy(8, seed=5))
-    alone = with_linear(fresh(task), task.linear)
-    params = flatten(alone.params)
-    silent = {k: v if "/linear/" in k else 0 * v for k, v in params.items()}
-    from neuralil_ase.model.potential import unflatten
+    error, _ = errors_and_spreads(without_networks(task), alloy(8, seed=5))
+    labels = np.concatenate([atoms.get_forces() for atoms in structures])
+    assert error < 0.25 * np.sqrt((labels**2).sum(1).mean())
 
-    predictions = predict_frames(replace(alone, params=unflatten(silent)), held_out)
-    labels = np.concatenate([frame.forces for frame in held_out])
-    errors = np.concatenate([p.forces for p in predictions]) - labels
-    assert np.sqrt((errors**2).mean()) < 0.25 * labels.std()
+
+def test_members_differ_where_the_data_do_not_determine_the_energy() -> None:
+    """Members with the same linear part would agree far from the data, however wrong it is there."""
+    potential = without_networks(task_of(alloy(30), members=6))
+    error, spread = errors_and_spreads(potential, alloy(8, seed=5))
+    assert (
+        0.2 < spread / error < 1
+    )  # below 1: the spread is that of the solution, not of what it cannot describe
+    far = []
+    for atoms in alloy(6, seed=6):
+        atoms.set_cell(0.9 * atoms.cell, scale_atoms=True)
+        atoms.calc = EMT()
+        far.append(labelled(atoms, atoms.get_potential_energy(), atoms.get_forces(), np.zeros(6)))
+    error_there, spread_there = errors_and_spreads(potential, far)
+    assert error_there > 5 * error
+    assert spread_there > 5 * spread
+    assert 0.2 < spread_there / error_there < 2
+
+
+def test_the_mean_of_the_members_is_the_solution(structures: list[Atoms], task: Task) -> None:
+    assert task.linear is not None
+    alone = task_of(structures, members=1).linear
+    assert alone is not None
+    for of_members, solution in zip(task.linear, alone, strict=True):
+        assert np.ptp(of_members, axis=0).max() > 0
+        np.testing.assert_allclose(of_members.mean(axis=0), solution[0], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("kept", ["energy", "forces"])

@@ -23,10 +23,7 @@ from small_runs import TINY, alloy
 from neuralil_ase import load_potential
 from neuralil_ase.cli import main
 from neuralil_ase.errors import ConfigError, ModelFileError, ProcessError, TrainingError
-from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
-from neuralil_ase.model.network import init_params
 from neuralil_ase.model.potential import Potential
-from neuralil_ase.samples.linear import Linear, with_linear
 from neuralil_ase.training import members, train
 from neuralil_ase.training.prepare import prepare
 
@@ -208,14 +205,6 @@ def test_the_command_line_trains_by_workers(data: str) -> None:
     ]
     subprocess.run([*command, "--quiet", *words.split()], check=True, timeout=600)
     assert load_potential(output).provenance["members_trained"] == "apart"
-
-
-def test_linear_parts_that_differ_are_not_joined() -> None:
-    config = ModelConfig(DescriptorConfig(("Cu",), 1), NetworkConfig("core", (2,), linear=True))
-    one = Potential(config, init_params(config, 0), np.zeros(1))
-    other = with_linear(one, Linear(np.ones((config.descriptor.n_features, 1)), np.zeros(1)))
-    with pytest.raises(ProcessError, match="fitted different linear parts"):
-        members.join([one, other], [])
 
 
 def test_architectures_that_differ_are_not_joined() -> None:

@@ -26,7 +26,7 @@ class Writer {
   Tape write() {
     const Columns x{0, tape_.n_columns};
     share();
-    if (config_.linear) linear({0, tape_.n_features});
+    if (config_.shared_layers == 0) linear();
     if (config_.embed_d)
       operate(kEmbed, {0, 0}, {tape_.n_features, config_.embed_d},
               parameter("embed/embedding", {tape_.n_elements, config_.embed_d}), -1);
@@ -43,11 +43,10 @@ class Writer {
  private:
   // ---------------------------------------------------------------- networks, as in network.py
 
-  // The first operations, so that all members share them.
-  void linear(Columns features) {
-    const Columns of_elements = dense("linear", features, tape_.n_elements);
-    linear_ = operate(kPick, of_elements, take(1), -1, -1);
-    share();
+  // The first operations of every member.
+  void linear() {
+    if (!config_.linear) return;
+    linear_ = operate(kPick, dense("linear", {0, tape_.n_features}, tape_.n_elements), take(1), -1, -1);
   }
 
   void core(Columns x) {
@@ -56,7 +55,7 @@ class Writer {
       x = dense("body/Dense_" + std::to_string(k), x, config_.widths[k]);
       if (k) x = norm("body/LayerNorm_" + std::to_string(k), x);
       layers.push_back(x = activate(x));
-      if (Int(k) + 1 == config_.shared_layers) share();
+      if (Int(k) + 1 == config_.shared_layers) share(), linear();
     }
     x = activate(dense("body/Dense_" + std::to_string(config_.widths.size()), x, 1));
     end_energy(dense("body/denormalizer", x, 1));

@@ -95,7 +95,7 @@ static std::map<std::string, Shape> shapes(const Settings& settings) {
     add(name + "/bias", {n}, is_shared);
   };
   if (settings.embed_d) add("embed/embedding", {settings.n_elements(), settings.embed_d}, settings.shared_layers > 0);
-  if (settings.linear) dense("linear", settings.n_features(), settings.n_elements(), true);
+  if (settings.linear) dense("linear", settings.n_features(), settings.n_elements(), false);
   int width = settings.n_features() + settings.embed_d;
   const int n = int(settings.widths.size());
   for (int k = 0; k < n; ++k) {
