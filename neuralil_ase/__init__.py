@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from neuralil_ase.farm import Labelled, label, predict_many
     from neuralil_ase.files.model_file import load_potential, save_potential
     from neuralil_ase.files.published_files import import_published
-    from neuralil_ase.learning import Learner, LearningCalculator
+    from neuralil_ase.learning import Confirmed, Learner, LearningCalculator
     from neuralil_ase.model.potential import Potential
     from neuralil_ase.monitor import (
         Criterion,
@@ -45,6 +45,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Calibration",
+    "Confirmed",
     "Criterion",
     "CrossValidation",
     "EnergySpreadPerAtom",
@@ -90,7 +91,7 @@ _HOMES = {
     "farm": ("Labelled", "label", "predict_many"),
     "files.model_file": ("load_potential", "save_potential"),
     "files.published_files": ("import_published",),
-    "learning": ("Learner", "LearningCalculator"),
+    "learning": ("Confirmed", "Learner", "LearningCalculator"),
     "model.potential": ("Potential",),
     "monitor": (
         "Criterion", "EnergySpreadPerAtom", "Event", "ExtrapolationMonitor", "ExtrapolationWarning", "MaxEnergySpread",

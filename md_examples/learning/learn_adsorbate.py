@@ -2,7 +2,7 @@
 
     python md_examples/learning/learn_adsorbate.py
 
-``confirm`` is the fmax of the optimiser: only forces of the teacher can end the relaxation.
+With ``Confirmed``, only the forces of the teacher end the relaxation.
 """
 
 import tempfile
@@ -14,7 +14,7 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.optimize import BFGS
 
-from neuralil_ase import Learner, LearningCalculator
+from neuralil_ase import Confirmed, Learner, LearningCalculator
 
 FMAX = 0.05  # eV/Å
 
@@ -39,10 +39,10 @@ class Counting(EMT):
         super().calculate(*args, **kwargs)
 
 
-def relaxed(atoms: Atoms) -> tuple[float, int]:
+def relaxed(atoms: Atoms, system: Atoms | Confirmed) -> tuple[float, int]:
     """Energy in eV, and the number of calls of the teacher."""
     before = Counting.calls
-    BFGS(atoms, logfile=None).run(fmax=FMAX)
+    BFGS(system, logfile=None).run(fmax=FMAX)
     return atoms.get_potential_energy(), Counting.calls - before
 
 
@@ -51,10 +51,10 @@ with tempfile.TemporaryDirectory() as folder:  # keep yours: it is what was lear
     for site in ("fcc", "hcp"):
         alone = slab(site)
         alone.calc = Counting()
-        energy, calls = relaxed(alone)
+        energy, calls = relaxed(alone, alone)
         learning = slab(site)
-        learning.calc = LearningCalculator(learner=learner, confirm=FMAX)
-        found, asked = relaxed(learning)
+        learning.calc = LearningCalculator(learner=learner)
+        found, asked = relaxed(learning, Confirmed(learning))
         print(f"O on Cu(111), {site}: BFGS alone {energy:.4f} eV in {calls} calls; "
               f"learning {found:.4f} eV in {asked} calls")  # fmt: skip
     print(learning.calc.summary())

@@ -1,7 +1,8 @@
 """The learning calculator: it returns the results of the model if their error bars allow it, or asks the teacher."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -17,7 +18,7 @@ from neuralil_ase.errors import (
     TeacherError,
     UncertaintyError,
 )
-from neuralil_ase.learning.decision import Decision, decide, largest_force, movable
+from neuralil_ase.learning.decision import Decision, decide, movable
 from neuralil_ase.learning.learner import Learner
 from neuralil_ase.learning.records import Kind, Record
 from neuralil_ase.learning.report import Evaluation, draw, progress_text, summary_text
@@ -50,10 +51,11 @@ class LearningCalculator(Calculator):
     >>> atoms = bulk("Cu", cubic=True) * (2, 2, 2)
     >>> atoms.calc = LearningCalculator(EMT(), folder="learned")  # doctest: +SKIP
 
-    It works with MD, optimisers, cell filters and NEB. An ensemble predicts each structure. If the error bar of the
-    force on every atom is within the tolerance, the calculator returns the results of the model. If not, it asks the
-    teacher: the label is written to the folder, the model is trained further for some seconds, and the run continues.
-    A second run of the same script with the same folder starts with everything that was learnt.
+    It works with MD, optimisers, cell filters and NEB; :class:`Confirmed` lets the teacher confirm a minimum. An
+    ensemble predicts each structure. If the error bar of the force on every atom is within the tolerance, the
+    calculator returns the results of the model. If not, it asks the teacher: the label is written to the folder, the
+    model is trained further for some seconds, and the run continues. A second run of the same script with the same
+    folder starts with everything that was learnt.
 
     Parameters
     ----------
@@ -66,18 +68,13 @@ class LearningCalculator(Calculator):
     on_query
         What is returned when the teacher was asked: "teacher", its own results, or "model", the results of the model
         after learning them. Energies and forces jump there by the error that the record of the query states.
-    confirm
-        The ``fmax`` of an optimiser in eV/Å. When the largest force of the model falls below it, the teacher is asked,
-        and only its own results can end the optimisation. If the cell is relaxed, its stress is included as in the
-        default of ASE's filters (no scalar pressure, strains up to 0.2). Before that, an error bar may be five times
-        fmax or 0.7 times the largest force; ``tolerance`` is not used.
     criteria
         Further criteria of the monitor. The teacher is asked if any of them is above its threshold.
     check_every
         Spot checks: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
         more, and so on. The frame is held out from training and tests updates and error bars. If its error is larger
         than tolerated, the frame is learnt, and a warning is logged. While a quarter of the frames is held out, checks
-        need 20 times as many evaluations. 0 means never. Not used with ``confirm``.
+        need 20 times as many evaluations. 0 means never. There are none on the way to a minimum.
     progress
         Show evaluations, queries, the present error bar and the last error on the standard error.
 
@@ -89,6 +86,10 @@ class LearningCalculator(Calculator):
         Number of evaluations so far, including those by the teacher.
     history
         For each evaluation: largest error bar, tolerated error bar, temperature, and whether the teacher was asked.
+    is_labelled
+        Whether the teacher has been asked for the present structure.
+    is_confirmed
+        Whether the present results are the teacher's own.
 
     Raises
     ------
@@ -109,7 +110,6 @@ class LearningCalculator(Calculator):
         *,
         learner: Teaching | None = None,
         on_query: OnQuery = "teacher",
-        confirm: float | None = None,
         criteria: Sequence[Criterion] = (),
         check_every: int = 100,
         progress: bool = False,
@@ -117,8 +117,6 @@ class LearningCalculator(Calculator):
     ) -> None:
         if on_query not in get_args(OnQuery):
             raise ConfigError(f"on_query = {on_query!r}: give {' or '.join(get_args(OnQuery))}")
-        if confirm is not None and not (np.isfinite(confirm) and confirm > 0):
-            raise ConfigError(f"confirm = {confirm!r}: give the fmax of the optimiser in eV/Å")
         if learner is not None and (teacher is not None or options):
             raise ConfigError(
                 f"the given learner has its own {'teacher' if teacher is not None else ', '.join(options)}: give "
@@ -126,7 +124,7 @@ class LearningCalculator(Calculator):
             )
         super().__init__()
         self.learner: Teaching = Learner(teacher, folder, **options) if learner is None else learner
-        self.on_query, self.confirm, self.criteria = on_query, confirm, tuple(criteria)
+        self.on_query, self.criteria = on_query, tuple(criteria)
         self.check_every = check_every
         self.evaluations = 0
         self._trusted_in_a_row, self._next_check = 0, check_every
@@ -134,6 +132,9 @@ class LearningCalculator(Calculator):
         self._progress = Progress(None, "evaluation", "learning", True) if progress else None
         self._model: NeuralILCalculator | None = None
         self._last_trusted: Atoms | None = None
+        self._descent: float | None = None
+        self._decision = Decision(None)
+        self.is_labelled = self.is_confirmed = False
 
     @property
     def potential(self) -> Potential | None:
@@ -168,20 +169,21 @@ class LearningCalculator(Calculator):
     ) -> None:
         """Decide who evaluates the structure, and evaluate it; called by ASE."""
         self.results = {}  # if this fails, no results of another structure may remain
+        self.is_labelled = self.is_confirmed = False
         if atoms is not None:
             self.atoms = atoms.copy()
         if self.atoms is None:
             raise StructureError("no structure has been given yet: pass atoms")
-        atoms, with_stress = self.atoms, "stress" in properties
-        if with_stress and atoms.cell.rank < 3:
+        atoms = self.atoms
+        if "stress" in properties and atoms.cell.rank < 3:
             raise PropertyNotImplementedError(NO_VOLUME)
         self.evaluations += 1
         self.learner.catch_up()
-        decision, results = self._answer(atoms, with_stress)
+        results = self._answer(atoms)
         while results is None:  # another frame was labelled instead of this one
-            decision, results = self._answer(atoms, with_stress)
+            results = self._answer(atoms)
         self.results = results
-        self._note(atoms, decision)
+        self._note(atoms)
 
     @property
     def records(self) -> list[Record]:
@@ -218,34 +220,70 @@ class LearningCalculator(Calculator):
         if trusted.has("momenta"):
             atoms.set_array("momenta", trusted.arrays["momenta"].copy())
 
-    def _answer(self, atoms: Atoms, with_stress: bool) -> tuple[Decision, dict[str, Any] | None]:
-        decision = self._decide(atoms, with_stress)
-        if decision.kind is not None and self.learner.is_training:
+    @contextmanager
+    def descending(self, fmax: float) -> Iterator[None]:
+        """On the way to a minimum that the teacher confirms: larger error bars are allowed (:class:`Confirmed`)."""
+        self._descent = fmax
+        try:
+            yield
+        finally:
+            self._descent = None
+
+    @property
+    def largest_bar(self) -> float:
+        """Largest error bar of a force on a movable atom of the present structure, in eV/Å."""
+        return self._decision.bar
+
+    def confirm(self, fmax: float, reason: str) -> None:
+        """Ask the teacher for the present structure and hold its results, for :class:`Confirmed`."""
+        if self.is_labelled:
+            return
+        assert self.atoms is not None
+        decision = self._decision._replace(kind="confirm", reason=reason)
+        label = self._label(self.atoms, "confirm", decision, FIT * fmax)
+        self.history[-1] = self.history[-1]._replace(asked=label is not None)
+        if (
+            label is None
+        ):  # another frame was labelled instead, and the model may say something else now
+            self.results = self._learnt(self.atoms)
+        else:
+            self.results = self._of_teacher(label)
+
+    def go_on(self) -> None:
+        """Go on after the teacher did not confirm a minimum: with the results that ``on_query`` asks for."""
+        assert self.atoms is not None
+        if self.on_query == "model":
+            self.results, self.is_confirmed = self._learnt(self.atoms), False
+
+    def _answer(self, atoms: Atoms) -> dict[str, Any] | None:
+        """Results of the model or the teacher; None if another frame was labelled instead."""
+        self._decision = self._decide(atoms)
+        if self._decision.kind is not None and self.learner.is_training:
             self.learner.settle()  # training in the background may already add what is missing
-            decision = self._decide(atoms, with_stress)
-        if decision.kind is not None:
-            return decision, self._asked(atoms, decision.kind, decision, with_stress)
-        assert decision.prediction is not None
+            self._decision = self._decide(atoms)
+        if self._decision.kind is not None:
+            return self._asked(atoms, self._decision.kind, self._decision)
+        assert self._decision.prediction is not None
         self._trusted_in_a_row += 1
         self._last_trusted = atoms
-        return decision, _from_prediction(decision.prediction)
+        return _from_prediction(self._decision.prediction)
 
-    def _note(self, atoms: Atoms, decision: Decision) -> None:
+    def _note(self, atoms: Atoms) -> None:
         """Record one more evaluation for the picture and the progress bar."""
-        asked = decision.kind is not None
+        decision = self._decision
         temperature = _temperature(atoms)
         self.history.append(
             Evaluation(
                 decision.bar,
                 decision.allowed,
                 np.nan if temperature is None else temperature,
-                asked,
+                decision.kind is not None,
             )
         )
         if self._progress is not None:
             self._progress.update(self.evaluations, progress_text(self.history, self.records))
 
-    def _decide(self, atoms: Atoms, with_stress: bool) -> Decision:
+    def _decide(self, atoms: Atoms) -> Decision:
         model = self._present()
         if model is None:
             return Decision("first", "there is no model yet")
@@ -256,40 +294,21 @@ class LearningCalculator(Calculator):
             prediction = model.prediction(atoms, "forces")
         except PredictionError as error:
             return Decision("unsure", str(error))
-        found = decide(
-            atoms, prediction, self.learner.tolerance, self.confirm, self.criteria, with_stress
-        )
+        found = decide(atoms, prediction, self.learner.tolerance, self._descent, self.criteria)
         if found.kind is None:
-            reach = REACH if self.confirm is None else REACH_OF_OPTIMISER
+            reach = REACH if self._descent is None else REACH_OF_OPTIMISER
             far = self.learner.too_far(atoms, movable(atoms), reach)
             found = found if far is None else found._replace(kind="unsure", reason=far)
         if found.kind is None and self._is_check_due():
             return found._replace(kind="check", reason="a spot check of a trusted frame")
         return found
 
-    def _asked(
-        self, atoms: Atoms, kind: Kind, decision: Decision, with_stress: bool
-    ) -> dict[str, Any] | None:
+    def _asked(self, atoms: Atoms, kind: Kind, decision: Decision) -> dict[str, Any] | None:
         """Ask the teacher, and choose what to return; None if another frame was labelled instead."""
-        # Each spot check doubles the wait for the next one. Any other query resets it.
-        self._trusted_in_a_row = 0
-        self._next_check = 2 * self._next_check if kind == "check" else self.check_every
         prediction, target = decision.prediction, self.learner.tolerance / 2
-        if self.confirm is not None:
-            is_near = kind == "confirm" or prediction is None
-            target = FIT * (self.confirm if is_near else decision.allowed)
-        request = Request(
-            atoms,
-            kind,
-            decision.reason,
-            prediction,
-            self.evaluations,
-            _temperature(atoms),
-            target,
-            decision.bar,
-            decision.allowed,
-        )
-        label = self.learner.begin(request) if kind == "first" else self.learner.ask([request])[0]
+        if self._descent is not None:
+            target = FIT * (self._descent if prediction is None else decision.allowed)
+        label = self._label(atoms, kind, decision, target)
         if label is None:
             return None
         if prediction is not None and kind == "check":
@@ -301,21 +320,46 @@ class LearningCalculator(Calculator):
                 "of %.3f: the %d evaluations before it may be wrong",
                 self.evaluations, error, decision.bar, decision.allowed, self._next_check,
             )  # fmt: skip
-        if self.on_query == "model":
-            self.learner.settle()
+        return self._of_teacher(label) if self.on_query == "teacher" else self._learnt(atoms)
+
+    def _label(self, atoms: Atoms, kind: Kind, decision: Decision, target: float) -> Atoms | None:
+        """Ask the teacher; None if another frame was labelled instead."""
+        # Each spot check doubles the wait for the next one. Any other query resets it.
+        self._trusted_in_a_row = 0
+        self._next_check = 2 * self._next_check if kind == "check" else self.check_every
+        request = Request(
+            atoms,
+            kind,
+            decision.reason,
+            decision.prediction,
+            self.evaluations,
+            _temperature(atoms),
+            target,
+            decision.bar,
+            decision.allowed,
+        )
+        label = self.learner.begin(request) if kind == "first" else self.learner.ask([request])[0]
+        self.is_labelled = label is not None
+        return label
+
+    def _of_teacher(self, label: Atoms) -> dict[str, Any]:
+        """The results of the teacher."""
         model = self._present()
         assert model is not None
-        if self.on_query == "teacher":
-            return _from_label(label, model)
-        learnt = model.prediction(atoms, "forces")
-        if self.confirm is None or largest_force(atoms, learnt, with_stress) >= self.confirm:
-            return _from_prediction(learnt)
-        return _from_label(label, model)  # the model's own results must not end the optimisation
+        self.is_confirmed = True
+        return _from_label(label, model)
+
+    def _learnt(self, atoms: Atoms) -> dict[str, Any]:
+        """The results of the model after learning."""
+        self.learner.settle()
+        model = self._present()
+        assert model is not None
+        return _from_prediction(model.prediction(atoms, "forces"))
 
     def _is_check_due(self) -> bool:
         """Whether this trusted frame is labelled as a spot check."""
         row = self._trusted_in_a_row + 1
-        if not self.check_every or self.confirm is not None or row < self._next_check:
+        if not self.check_every or self._descent is not None or row < self._next_check:
             return False
         held_out = sum(record.held_out for record in self.records)
         return held_out <= HELD_OUT * len(self.records) or row >= RARELY * self.check_every

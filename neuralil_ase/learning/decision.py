@@ -12,10 +12,8 @@ from neuralil_ase.monitor.patience import Band
 from neuralil_ase.prediction import Prediction
 
 NEAR, DOWNHILL = 5.0, 0.7
-"""Error bar that is allowed during an optimisation: this multiple of fmax, or this fraction of the largest force if
+"""Error bar that is allowed on the way to a minimum: this multiple of fmax, or this fraction of the largest force if
 that is more. A step then has roughly the direction that the teacher would give it."""
-STRAINED = 1.2
-"""Largest factor between the forces in ASE's filters, which refer to the initial cell, and those in this cell."""
 
 
 class Decision(NamedTuple):
@@ -44,9 +42,8 @@ def decide(
     atoms: Atoms,
     prediction: Prediction,
     tolerance: float,
-    confirm: float | None = None,
+    descent: float | None = None,
     criteria: Sequence[Criterion] = (),
-    with_stress: bool = False,
 ) -> Decision:
     """Compare the error bars of a prediction with the tolerance.
 
@@ -57,24 +54,18 @@ def decide(
     prediction
         Prediction of a calibrated model, with uncertainty "forces".
     tolerance
-        Largest error bar of a force that is trusted, in eV/Å; not used with ``confirm``.
-    confirm
-        The ``fmax`` of an optimiser in eV/Å. The teacher confirms forces below it. Before that, error bars may be five
+        Largest error bar of a force that is trusted, in eV/Å; not used with ``descent``.
+    descent
+        On the way to a minimum that the teacher confirms: the ``fmax`` of the optimiser in eV/Å. Error bars may be five
         times fmax, or 0.7 times the largest force.
     criteria
         Further criteria; one above its threshold is enough to ask the teacher.
-    with_stress
-        Whether the cell is relaxed. The optimisation can then end only if the stress is small, too.
     """
     moving = movable(atoms)
     bar = float(prediction.forces_error_bar[moving].max(initial=0))
     allowed = tolerance
-    if confirm is not None:
-        largest = largest_force(atoms, prediction, with_stress)
-        allowed = max(NEAR * confirm, DOWNHILL * largest)
-        if largest < confirm * (STRAINED if with_stress else 1.0):
-            reason = f"largest force {largest:.4f} eV/Å, below {confirm:g}"
-            return Decision("confirm", reason, prediction, bar, allowed)
+    if descent is not None:
+        allowed = max(NEAR * descent, DOWNHILL * largest_force(atoms, prediction))
     all_criteria: list[Criterion] = [*criteria]
     if moving.size:
         all_criteria.insert(0, MaxForceErrorBar(low=allowed, indices=moving.tolist()))
@@ -92,18 +83,10 @@ def movable(atoms: Atoms) -> np.ndarray:
     return np.flatnonzero(np.abs(constrained(atoms, forces)).sum(axis=1) > 1e-12)
 
 
-def largest_force(atoms: Atoms, prediction: Prediction, with_stress: bool) -> float:
-    """Largest force in eV/Å that an optimiser compares with fmax, including the cell as in ASE's filters.
-
-    By default these filters divide the virial by the number of atoms.
-    """
+def largest_force(atoms: Atoms, prediction: Prediction) -> float:
+    """Largest force on an atom in eV/Å, after the constraints have been applied."""
     forces = constrained(atoms, prediction.forces.copy())
-    largest = float(np.linalg.norm(forces, axis=1).max(initial=0))
-    if with_stress and prediction.volume is not None:
-        xx, yy, zz, yz, xz, xy = prediction.volume * prediction.stress / len(atoms)
-        virial = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-        largest = max(largest, float(np.linalg.norm(virial, axis=1).max()))
-    return largest
+    return float(np.linalg.norm(forces, axis=1).max(initial=0))
 
 
 def constrained(atoms: Atoms, forces: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from ase.filters import FrechetCellFilter
 from ase.io import read
 from ase.optimize import BFGS
 
-from neuralil_ase import Learner, LearningCalculator
+from neuralil_ase import Confirmed, Learner, LearningCalculator
 
 FMAX, MAX_STEPS, SAME = 0.05, 500, 0.005
 PAIR = Path(__file__).parents[2] / "md_examples" / "ean_pair.extxyz"
@@ -107,7 +107,9 @@ def relaxed(atoms: Atoms, calc: Any, with_cell: bool) -> tuple[int, bool]:
     """Calls of the teacher, and whether it converged; the atoms are at the end."""
     before = CALLS[0]
     atoms.calc = calc
-    system = FrechetCellFilter(atoms) if with_cell else atoms
+    system: Any = FrechetCellFilter(atoms) if with_cell else atoms
+    if isinstance(calc, LearningCalculator):
+        system = Confirmed(system)
     converged = BFGS(system, logfile=None).run(fmax=FMAX, steps=MAX_STEPS)
     return CALLS[0] - before, bool(converged)
 
@@ -131,7 +133,7 @@ def one(
         began = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             learner = kept if way == "kept" else Learner(teacher(), folder)
-            calc = LearningCalculator(learner=learner, confirm=FMAX)
+            calc = LearningCalculator(learner=learner)
             moved = atoms.copy()
             calls, converged = relaxed(moved, calc, with_cell)
         found[way] = calls

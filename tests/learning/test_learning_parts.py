@@ -68,7 +68,8 @@ def test_atoms_held_fixed_do_not_count() -> None:
     assert decide(atoms, prediction(spreads, np.zeros((4, 3))), 0.1).kind is None
     forces = np.zeros((4, 3))
     forces[2] = 3.0
-    assert decide(atoms, prediction(np.zeros(4), forces), 0.1, confirm=0.05).kind == "confirm"
+    found = decide(atoms, prediction(np.zeros(4), forces), 0.1, descent=0.05)
+    assert found.allowed == pytest.approx(0.25)
 
 
 def test_a_fixed_centre_of_mass_holds_no_atom() -> None:
@@ -83,8 +84,8 @@ def test_an_optimiser_may_be_less_sure_far_from_its_end() -> None:
     forces[0, 1] = 1.0
     spreads = np.full(4, 0.12)
     assert decide(ATOMS, prediction(spreads, forces), 0.1).kind == "unsure"
-    assert decide(ATOMS, prediction(spreads, forces), 0.1, confirm=0.05).kind is None
-    assert decide(ATOMS, prediction(spreads, 0.01 * forces), 0.1, confirm=0.05).kind == "confirm"
+    assert decide(ATOMS, prediction(spreads, forces), 0.1, descent=0.05).kind is None
+    assert decide(ATOMS, prediction(3 * spreads, 0.01 * forces), 0.1, descent=0.05).kind == "unsure"
 
 
 def record(errors: np.ndarray, spreads: np.ndarray) -> Record:

@@ -14,10 +14,17 @@ from ase.filters import FrechetCellFilter
 from ase.io import read
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
-from ase.optimize import BFGS
+from ase.mep import NEB
+from ase.optimize import BFGS, FIRE
 from pupils import SMALL, Teacher, crystal
 
-from neuralil_ase import ExtrapolationMonitor, Learner, LearningCalculator, NeuralILCalculator
+from neuralil_ase import (
+    Confirmed,
+    ExtrapolationMonitor,
+    Learner,
+    LearningCalculator,
+    NeuralILCalculator,
+)
 from neuralil_ase.errors import ConfigError, UncertaintyError
 from neuralil_ase.learning.walkers import Walkers
 from neuralil_ase.monitor import ShortestDistance
@@ -93,10 +100,8 @@ def test_an_optimisation_ends_where_the_teachers_own_would(folder: Path, on_quer
     plain.calc = alone
     BFGS(plain, logfile=None).run(fmax=0.05)
     atoms, teacher = slab(), Teacher()
-    atoms.calc = LearningCalculator(
-        teacher, folder, settings=SMALL, confirm=0.05, on_query=on_query
-    )
-    assert BFGS(atoms, logfile=None).run(fmax=0.05, steps=300)
+    atoms.calc = LearningCalculator(teacher, folder, settings=SMALL, on_query=on_query)
+    assert BFGS(Confirmed(atoms), logfile=None).run(fmax=0.05, steps=300)
     found = truth(atoms)
     found.set_constraint(atoms.constraints)
     assert np.linalg.norm(found.get_forces(), axis=1).max() < 0.05
@@ -108,10 +113,48 @@ def test_an_optimisation_ends_where_the_teachers_own_would(folder: Path, on_quer
 def test_a_cell_is_relaxed_to_the_teachers_stress(folder: Path) -> None:
     atoms = crystal(rattle=0.05)
     atoms.set_cell(1.02 * atoms.cell, scale_atoms=True)
-    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL, confirm=0.2)
-    assert BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.2, steps=300)
-    assert np.abs(truth(atoms).get_stress()).max() * atoms.get_volume() / len(atoms) < 0.2
-    assert atoms.calc.history[-1].asked
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL)
+    system = FrechetCellFilter(atoms)
+    assert BFGS(Confirmed(system), logfile=None).run(fmax=0.2, steps=300)
+    found = truth(atoms)
+    system.atoms.calc = found.calc
+    assert np.linalg.norm(system.get_forces(), axis=1).max() < 0.2
+
+
+@pytest.mark.slow
+def test_images_of_a_band_are_confirmed(folder: Path) -> None:
+    """An atom that hops over a bridge: the teacher's own forces on the band are below fmax at the end."""
+    first = fcc111("Cu", (1, 1, 2), vacuum=6)
+    add_adsorbate(first, "O", 1.2, "fcc")
+    first.pbc = True
+    first.set_constraint(FixAtoms([0, 1]))
+    last = first.copy()
+    last.positions[2] = first.positions[2] + (first.positions[1] - first.positions[0]) * (1, 1, 0)
+    learner = Learner(Teacher(), folder, settings=SMALL)
+    images = [first, first.copy(), first.copy(), last]
+    for image in images:
+        image.calc = LearningCalculator(learner=learner)
+    band = NEB(images, method="improvedtangent")
+    band.interpolate()
+    assert FIRE(Confirmed(band), logfile=None).run(fmax=0.1, steps=200)
+    for image in images:
+        image.calc = truth(image).calc
+    assert np.linalg.norm(band.get_forces(), axis=1).max() < 0.1
+
+
+def test_what_cannot_be_confirmed_is_said(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="Confirmed got int"):
+        Confirmed(3)
+    atoms = crystal(rattle=0.05)
+    atoms.calc = Teacher()
+    with pytest.raises(ConfigError, match="found no LearningCalculator"):
+        Confirmed(atoms)
+    images = [crystal(rattle=0.05) for _ in range(4)]
+    calc = LearningCalculator(Teacher(), folder, settings=SMALL)
+    for image in images:
+        image.calc = calc
+    with pytest.raises(ConfigError, match="images share one"):
+        Confirmed(NEB(images, allow_shared_calculator=True, method="improvedtangent"))
 
 
 def test_the_same_script_does_the_same_again(tmp_path: Path) -> None:
@@ -307,7 +350,6 @@ def test_full_training_from_the_folder_is_that_of_train(folder: Path, tmp_path: 
     ("options", "message"),
     [
         ({"on_query": "both"}, "on_query"),
-        ({"confirm": -1.0}, "fmax of the optimiser"),
         ({"tolerance": 0.0}, "above 0"),
         ({"rattled": -1}, "rattled = -1"),
         ({"settings": SMALL.updated({"members": 1})}, "spread of an ensemble"),

@@ -1,0 +1,142 @@
+"""What an optimiser moves when the teacher confirms its end."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.utils.abc import Optimizable
+
+from neuralil_ase.errors import ConfigError
+from neuralil_ase.learning.calculator import LearningCalculator
+
+DEEP = 0.5
+"""The teacher is asked when the largest force of the model is below this multiple of fmax, or below fmax by more than
+its error bar. Just below fmax, the teacher's force is as often above it as below."""
+
+USUAL = 0.05
+"""The default fmax of ASE's optimisers in eV/Å, until the optimiser says its own."""
+
+
+class Confirmed(Optimizable):
+    """Atoms, a cell filter or a NEB whose minimum the teacher of a :class:`LearningCalculator` confirms.
+
+    >>> from ase.optimize import BFGS
+    >>> from neuralil_ase import Confirmed
+    >>> BFGS(Confirmed(atoms)).run(fmax=0.05)  # doctest: +SKIP
+
+    The optimiser descends on the model, whose error bars may be larger than the tolerance on the way: five times fmax,
+    or 0.7 times the largest force of the structure. When the largest force of the model is clearly below fmax, the
+    teacher is asked, and only its own results end the optimisation. If its forces are larger, the model learns them,
+    and the optimiser goes on. "Force" is all that the optimiser compares with fmax; a filter includes the cell.
+
+    Parameters
+    ----------
+    atoms
+        Atoms with a :class:`LearningCalculator`, a filter around them, or a band of such atoms (NEB), in which every
+        moving image has its own calculator.
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing that an optimiser of ASE can move, no LearningCalculator, or one that images share.
+    """
+
+    def __init__(self, atoms: Any) -> None:
+        if not hasattr(atoms, "__ase_optimizable__"):
+            raise ConfigError(
+                f"Confirmed got {type(atoms).__name__}, which no optimiser of ASE can move: give Atoms, a filter or a "
+                "NEB"
+            )
+        self._inner: Optimizable = atoms.__ase_optimizable__()
+        self._fmax: float | None = None
+        self._calculators = _calculators_of(atoms)
+
+    def ndofs(self) -> int:
+        """Number of degrees of freedom."""
+        return int(self._inner.ndofs())
+
+    def get_x(self) -> np.ndarray:
+        """All degrees of freedom, flat."""
+        return self._inner.get_x()
+
+    def set_x(self, x: np.ndarray) -> None:
+        """Move the structure."""
+        self._inner.set_x(x)
+
+    def get_value(self) -> float:
+        """Energy in eV."""
+        with self._descending():
+            return float(self._inner.get_value())
+
+    def get_gradient(self) -> np.ndarray:
+        """Minus the forces, flat: those of the teacher if it has just been asked."""
+        with self._descending():
+            gradient = self._inner.get_gradient()
+        if self._fmax is None or not self._is_due(gradient, self._fmax):
+            return gradient
+        return self._asked(self._fmax)
+
+    def gradient_norm(self, gradient: np.ndarray) -> float:
+        """What the optimiser compares with fmax."""
+        return float(self._inner.gradient_norm(gradient))
+
+    def converged(self, gradient: np.ndarray, fmax: float) -> bool:
+        """Whether the teacher's own forces are below fmax."""
+        self._fmax = fmax
+        if self._is_due(gradient, fmax):
+            gradient = self._asked(fmax)
+        is_confirmed = all(calculator.is_confirmed for calculator in self._calculators)
+        return is_confirmed and bool(self._inner.converged(gradient, fmax))
+
+    def iterimages(self) -> Iterator[Any]:
+        """The structures, for a trajectory."""
+        yield from self._inner.iterimages()
+
+    def _descending(self) -> ExitStack:
+        """With the error bars that are allowed on the way down."""
+        with ExitStack() as stack:
+            for calculator in self._calculators:
+                stack.enter_context(calculator.descending(self._fmax or USUAL))
+            return stack.pop_all()
+
+    def _is_due(self, gradient: np.ndarray, fmax: float) -> bool:
+        """Whether the teacher should say if this is the minimum."""
+        if all(calculator.is_labelled for calculator in self._calculators):
+            return False
+        largest = self.gradient_norm(gradient)
+        bar = max(calculator.largest_bar for calculator in self._calculators)
+        return largest < max(DEEP * fmax, fmax - bar)
+
+    def _asked(self, fmax: float) -> np.ndarray:
+        """The gradient by the teacher. If it does not confirm the minimum: by the model, if that was asked for."""
+        largest = self.gradient_norm(self._inner.get_gradient())
+        reason = f"largest force {largest:.4f} eV/Å, to be below {fmax:g}"
+        for calculator in self._calculators:
+            calculator.confirm(fmax, reason)
+        gradient = self._inner.get_gradient()
+        if not self._inner.converged(gradient, fmax):
+            for calculator in self._calculators:
+                calculator.go_on()
+            gradient = self._inner.get_gradient()
+        return gradient
+
+
+def _calculators_of(atoms: Any) -> list[LearningCalculator]:
+    """Those of the atoms, of the atoms behind filters, or of the moving images of a band."""
+    while not isinstance(atoms, Atoms) and hasattr(atoms, "atoms"):
+        atoms = atoms.atoms
+    images = atoms.images[1:-1] if hasattr(atoms, "images") else [atoms]
+    found = [getattr(image, "calc", None) for image in images]
+    learning = [calc for calc in found if isinstance(calc, LearningCalculator)]
+    if not learning:
+        raise ConfigError(
+            "Confirmed found no LearningCalculator: set atoms.calc = LearningCalculator(...) first"
+        )
+    if len({id(calc) for calc in learning}) < len(learning):
+        raise ConfigError(
+            "images share one LearningCalculator, which keeps the results of one structure: give each image its own, "
+            "with the same learner (LearningCalculator(learner=learner))"
+        )
+    return learning
