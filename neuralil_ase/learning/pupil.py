@@ -1,8 +1,8 @@
 """The pupil: a potential that is trained further, in seconds, whenever there are new labels.
 
 It begins from nothing, with an architecture chosen from the first frames, or from a given potential. If a new element
-appears, it begins again with all frames. The linear part of the energy is fitted again as the number of frames grows.
-The networks then begin anew, because the fit leaves other labels for them.
+appears, it begins again with all frames. In every update, the linear part of the energy is first fitted again to all
+frames, which learns most of a new one at once and takes its uncertainty from the spread. The networks learn the rest.
 """
 
 import logging
@@ -46,7 +46,7 @@ WORSE = 1.1
 """An update is refused if the error on held-out frames grows by more than this factor. Every update changes the error
 by some per cent, and the newest frames, which it improves most, are not held out."""
 AGAIN = 1.3
-"""The linear part is fitted again when the number of frames has grown by this factor."""
+"""The unknowns of the linear part are scaled again when the number of frames has grown by this factor."""
 JUDGES = 32
 """Number of latest frames over which errors are averaged."""
 BATCH_ATOMS = 240
@@ -89,7 +89,7 @@ class Pupil:
     settings
         Settings of training.
     linear_frames
-        Number of frames to which the linear part of the potential was fitted. None if it stays as it is.
+        Number of frames that scaled the unknowns of the linear part. None if the potential keeps its linear part.
 
     Attributes
     ----------
@@ -141,10 +141,9 @@ class Pupil:
         learnt = self._learnt
         judges = sorted(self._held)[-JUDGES:] or learnt[-JUDGES:]
         before = _rms(continuation, potential, judges)
-        trained = self._with_linear(continuation, potential)
-        begins, cycles = is_first or trained is not potential, 0
-        newest = learnt[-max(new, 1) :]
-        while cycles < CYCLES * (1 + begins):
+        trained = fitted = self._with_linear(continuation, potential)
+        cycles, newest = 0, learnt[-max(new, 1) :]
+        while cycles < CYCLES * (1 + is_first):
             seed = self.settings.seed + 7919 * self._lessons + cycles
             trained = continuation.update(trained, learnt, _chances(len(learnt), new), seed)
             cycles += 1
@@ -156,7 +155,7 @@ class Pupil:
         kept = is_first or not self._held or after <= WORSE * before
         if kept:
             self.potential = replace(trained, calibration=potential.calibration)
-        elif begins:
+        elif fitted is not potential:
             continuation.use_linear(linear_of(potential))
         return Lesson(kept, cycles, before, after)
 
@@ -243,13 +242,12 @@ class Pupil:
         return is_new
 
     def _with_linear(self, continuation: Continuation, potential: Potential) -> Potential:
-        """The potential with a linear part fitted again and new networks, if there are enough new frames for that."""
+        """The potential with a linear part fitted again to all learnt frames."""
         if self.linear_frames is None or self.settings.linear is False:
             return potential
-        if len(self._learnt) < AGAIN * self.linear_frames:
-            return potential
-        self.linear_frames = len(self._learnt)
-        return continuation.fit_linear(potential, self._learnt)
+        if len(self._learnt) >= AGAIN * self.linear_frames:
+            self.linear_frames = len(self._learnt)
+        return continuation.fit_linear(potential, self._learnt, self.linear_frames)
 
     def _move_reference(self, continuation: Continuation, potential: Potential) -> None:
         """Fit the energy reference again if a composition appears for the first time."""

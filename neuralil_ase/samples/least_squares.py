@@ -45,51 +45,82 @@ MOST_UNKNOWNS = 3000
 logger = logging.getLogger(__name__)
 
 
-def fit_linear(
-    packer: Packer,
-    samples: Sequence[Sample],
-    seed: int,
-    alone: Sequence[int] = (),
-    progress: bool = False,
-) -> Linear | None:
-    """Fit the linear part to the labels of some samples.
+class LinearFit:
+    """The equations for the linear part, which can grow.
 
-    Elements in ``alone``, of which isolated atoms are known, get no bias: the linear part of an isolated atom is 0. The
-    weight of energies against forces and the penalty of large weights are those with the smallest product of the
-    root mean square errors of energies and forces in a cross-validation. Stresses count as much as the forces of their
-    frame. ``seed`` is that of the members' deviations.
-
-    Returns
-    -------
-    Linear or None
-        One linear part for each member, whose mean is the least-squares solution. None if no linear part predicts
-        held-out frames better than none at all, if there are too few frames, or if the equations of many elements
-        become too large.
+    Parameters
+    ----------
+    packer, samples
+        The first samples. Their descriptors determine how the unknowns are scaled.
+    alone
+        Elements of which isolated atoms are known. They get no bias: the linear part of an isolated atom is 0.
+    progress
+        Show a progress bar.
     """
+
+    def __init__(
+        self,
+        packer: Packer,
+        samples: Sequence[Sample],
+        alone: Sequence[int] = (),
+        progress: bool = False,
+    ) -> None:
+        self._scaling = _Scaling.of(packer, samples, alone)
+        self._folds = [_Equations.empty(self._scaling.size) for _ in range(FOLDS)]
+        self._count = 0
+        if self._is_too_large():
+            logger.info(
+                "no linear part: %d unknowns are more than %d", self._scaling.size, MOST_UNKNOWNS
+            )
+        else:
+            self.add(packer, samples, progress)
+
+    def add(self, packer: Packer, samples: Sequence[Sample], progress: bool = False) -> None:
+        """Add the labels of more samples, dealt to the groups of the cross-validation in turn."""
+        if self._is_too_large():
+            return
+        with Progress(FOLDS, "group", "linear fit", progress) as bar:
+            for k in range(FOLDS):
+                dealt = [s for n, s in enumerate(samples, self._count) if n % FOLDS == k]
+                self._folds[k] = self._folds[k].plus(_equations(packer, self._scaling, dealt))
+                bar.update(k + 1)
+        self._count += len(samples)
+
+    def solve(self, n_members: int, seed: int) -> Linear | None:
+        """The linear part.
+
+        The weight of energies against forces and the penalty of large weights are those with the smallest product of
+        the root mean square errors of energies and forces in a cross-validation. Stresses count as much as the forces
+        of their frame. ``seed`` is that of the members' deviations.
+
+        Returns
+        -------
+        Linear or None
+            One linear part for each member, whose mean is the least-squares solution. None if no linear part predicts
+            held-out frames better than none at all, if there are too few frames, or if the equations of many elements
+            become too large.
+        """
+        if self._count < FEWEST or self._is_too_large():
+            return None
+        folds = self._folds[: self._count]
+        whole = _Equations.empty(self._scaling.size)
+        for fold in folds:
+            whole = whole.plus(fold)
+        others = [whole.plus(fold, -1.0) for fold in folds]
+        best, score = _best_choice(others, folds, self._scaling.n_elements)
+        if not score < _score([np.zeros(self._scaling.size)] * len(folds), folds):
+            return None
+        variance = _variance(best, others, folds)
+        return self._scaling.linear(whole.draw(best, variance, n_members, seed))
+
+    def _is_too_large(self) -> bool:
+        return self._scaling.size > MOST_UNKNOWNS
+
+
+def some_labelled(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples for a fit: those with labels, or every other, third … one if they are very many."""
     labelled = [sample for sample in samples if _has_labels(sample.labels)]
-    chosen = labelled[:: max(1, -(-len(labelled) // MOST_FRAMES))]
-    n_folds = min(FOLDS, len(chosen))
-    if n_folds < FEWEST:
-        return None
-    scaling = _Scaling.of(packer, chosen, alone)
-    if scaling.size > MOST_UNKNOWNS:
-        logger.info("no linear part: %d unknowns are more than %d", scaling.size, MOST_UNKNOWNS)
-        return None
-    folds = []
-    with Progress(n_folds, "group", "linear fit", progress) as bar:
-        for k in range(n_folds):
-            folds.append(_equations(packer, scaling, chosen[k::n_folds]))
-            bar.update(k + 1)
-    whole = _Equations.empty(scaling.size)
-    for fold in folds:
-        whole = whole.plus(fold)
-    others = [whole.plus(fold, -1.0) for fold in folds]
-    best, score = _best_choice(others, folds, len(packer.slots))
-    if not score < _score([np.zeros(scaling.size)] * n_folds, folds):
-        return None
-    error = _error_of_weight_one(best, [rest.solve(best) for rest in others], folds)
-    deviations = whole.deviations(best, error, packer.config.n_members, seed)
-    return scaling.linear(whole.solve(best) + deviations)
+    return labelled[:: max(1, -(-len(labelled) // MOST_FRAMES))]
 
 
 def _has_labels(labels: Labels) -> bool:
@@ -121,9 +152,14 @@ class _Scaling:
         return cls(mean * has_bias[:, None], factor, has_bias)
 
     @property
+    def n_elements(self) -> int:
+        """Number of elements."""
+        return len(self.mean)
+
+    @property
     def size(self) -> int:
         """Number of unknowns."""
-        return self.mean.size + len(self.mean)
+        return self.mean.size + self.n_elements
 
     def linear(self, solutions: np.ndarray) -> Linear:
         """In terms of the features themselves; solutions of shape (M, U)."""
@@ -193,29 +229,34 @@ class _Equations:
 
     def solve(self, choice: _Choice) -> np.ndarray:
         """The unknowns with the least weighted sum of squares; the last ones are those of the bias."""
-        matrix, right = self._normal(choice)
-        return np.linalg.solve(matrix, right)
+        return np.linalg.solve(self.matrix(choice), self.sums(choice).right)
 
-    def deviations(self, choice: _Choice, error: float, n_members: int, seed: int) -> np.ndarray:
-        """Random deviations of the members from the solution, shape (M, U), with the mean 0.
+    def draw(self, choice: _Choice, variance: float, n_members: int, seed: int) -> np.ndarray:
+        """Unknowns from their posterior distribution, shape (M, U), whose mean is the solution.
 
-        They have the covariance of the posterior for labels whose error is ``error`` if their weight is 1.
+        ``variance`` is that of the labels around a linear function, for labels of weight 1.
         """
-        matrix, _ = self._normal(choice)
+        matrix = self.matrix(choice)
         normal = np.random.default_rng((seed, 4)).normal(size=(len(matrix), n_members))
         normal -= normal.mean(axis=1, keepdims=True)
-        normal *= np.sqrt(n_members / max(n_members - 1, 1))
-        return error * solve_triangular(cholesky(matrix), normal).T
+        normal *= np.sqrt(variance * n_members / max(n_members - 1, 1))
+        return self.solve(choice) + solve_triangular(cholesky(matrix), normal).T
 
-    def _normal(self, choice: _Choice) -> tuple[np.ndarray, np.ndarray]:
-        """Matrix and right side of the normal equations."""
-        sums = self.forces.combined(self.stresses, 1.0).combined(
+    def sums(self, choice: _Choice) -> _Sums:
+        """Weighted sums over all labels; their total weight is the number of labels."""
+        kinds = (self.energies, self.forces, self.stresses)
+        found = self.forces.combined(self.stresses, 1.0).combined(
             self.energies, choice.energy_weight
         )
-        penalties = np.full(len(sums.right), choice.penalty)
+        return found._replace(total_weight=sum(kind.total_weight for kind in kinds))
+
+    def matrix(self, choice: _Choice) -> np.ndarray:
+        """Matrix of the normal equations."""
+        gram = self.sums(choice).gram
+        penalties = np.full(len(gram), choice.penalty)
         # A fixed composition determines only the sum of biases. The others stay near zero.
         penalties[-choice.n_elements :] = 1e-6 * choice.energy_weight
-        return sums.gram + np.diag(penalties), sums.right
+        return gram + np.diag(penalties)
 
 
 def _error(kind: str, solutions: Sequence[np.ndarray], folds: Sequence[_Equations]) -> float | None:
@@ -234,12 +275,19 @@ def _score(solutions: Sequence[np.ndarray], folds: Sequence[_Equations]) -> floa
     return float(np.prod([error for error in errors if error is not None]))
 
 
-def _error_of_weight_one(
-    choice: _Choice, solutions: Sequence[np.ndarray], folds: Sequence[_Equations]
-) -> float:
-    """Root mean square error of labels of weight 1: of forces, or of weighted energies if there are no forces."""
-    forces, energies = (_error(kind, solutions, folds) for kind in ("forces", "energies"))
-    return forces if forces is not None else np.sqrt(choice.energy_weight) * (energies or 0.0)
+def _variance(choice: _Choice, others: Sequence[_Equations], folds: Sequence[_Equations]) -> float:
+    """Variance of labels of weight 1 around a linear function.
+
+    It is the one with which held-out squared errors are as large as the posterior predicts them: the variance times 1 +
+    aᵀ A⁻¹ a, with the matrix A of the other folds and the row a of the label.
+    """
+    squares = expected = 0.0
+    for rest, fold in zip(others, folds, strict=True):
+        sums = fold.sums(choice)
+        squares += sums.squared_error(rest.solve(choice))
+        expected += sums.total_weight
+        expected += float(np.trace(np.linalg.solve(rest.matrix(choice), sums.gram)))
+    return max(squares, 0.0) / expected
 
 
 def _best_choice(

@@ -15,7 +15,7 @@ from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
 from neuralil_ase.model.graph import bucket
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.samples.batches import Packer, Sample, neighbour_counts, packer_for
-from neuralil_ase.samples.least_squares import fit_linear
+from neuralil_ase.samples.least_squares import LinearFit
 from neuralil_ase.samples.linear import (
     Linear,
     linear_of,
@@ -23,7 +23,6 @@ from neuralil_ase.samples.linear import (
     with_linear,
     without_linear,
 )
-from neuralil_ase.samples.normalisation import first_params
 from neuralil_ase.training.loop import Trainer, check_finite
 from neuralil_ase.training.prepare import Task, make_labels, scaling_of_samples
 from neuralil_ase.training.settings import TrainingSettings
@@ -67,6 +66,8 @@ class Continuation:
     def __init__(self, potential: Potential, settings: TrainingSettings, steps: int) -> None:
         self.config, self.reference = without_linear(potential.config), potential.energy_reference
         self._linear = linear_of(potential)
+        self._fit: LinearFit | None = None
+        self._fitted = (0, 0)  # frames that scale the unknowns, and all frames in the fit
         # A decay that follows the number of frames would be another function to compile at every update.
         self.settings, self.steps = settings.with_frames(1), steps
         self._frames: list[Frame] = []
@@ -97,22 +98,40 @@ class Continuation:
 
     def move_reference(self, reference: np.ndarray) -> None:
         """Replace the energy reference: energy of every element in eV, shape (elements,)."""
-        self.reference = reference
+        self.reference, self._fit = reference, None
         self.use_linear(self._linear)
 
-    def fit_linear(self, potential: Potential, learnt: Sequence[int]) -> Potential:
-        """Fit the linear part again to the labels of these frames, and give the networks new random parameters.
+    def fit_linear(self, potential: Potential, learnt: Sequence[int], first: int) -> Potential:
+        """Fit the linear part again to the labels of these frames. The networks stay as they are.
 
         If no linear part can be fitted, the potential is returned as it is.
+
+        Parameters
+        ----------
+        potential
+            The potential so far.
+        learnt
+            Numbers of the frames.
+        first
+            The fit begins with so many of them, which scale its unknowns. The result does not depend on whether the
+            others are added now or were added by earlier calls.
         """
         claim_jax()
-        whole = [self._whole(self._frames[k], self._samples[k]) for k in learnt]
-        linear = fit_linear(self._packer(), whole, self.settings.seed)
+        if self._fit is None or self._fitted[0] != first:
+            self._fit = LinearFit(self._packer(), self._wholes(learnt[:first]))
+            self._fitted = (first, first)
+        for number in learnt[self._fitted[1] :]:
+            self._fit.add(self._packer(), self._wholes([number]))
+        self._fitted = (first, len(learnt))
+        linear = self._fit.solve(self.config.n_members, self.settings.seed)
         if linear is None:
             return potential
         self.use_linear(linear)
-        fresh = first_params(self.config, self.settings.seed)
-        return with_linear(replace(with_linear(potential, None), params=fresh), linear)
+        return with_linear(potential, linear)
+
+    def _wholes(self, numbers: Sequence[int]) -> list[Sample]:
+        """Samples with labels from which no linear part is subtracted."""
+        return [self._whole(self._frames[k], self._samples[k]) for k in numbers]
 
     def use_linear(self, linear: Linear | None) -> None:
         """Subtract this linear part from the labels, in place of the one before."""

@@ -130,9 +130,7 @@ def test_members_differ_where_the_data_do_not_determine_the_energy() -> None:
     """Members with the same linear part would agree far from the data, however wrong it is there."""
     potential = without_networks(task_of(alloy(30), members=6))
     error, spread = errors_and_spreads(potential, alloy(8, seed=5))
-    assert (
-        0.2 < spread / error < 1
-    )  # below 1: the spread is that of the solution, not of what it cannot describe
+    assert 0.3 < spread / error < 1.5
     far = []
     for atoms in alloy(6, seed=6):
         atoms.set_cell(0.9 * atoms.cell, scale_atoms=True)
@@ -141,7 +139,7 @@ def test_members_differ_where_the_data_do_not_determine_the_energy() -> None:
     error_there, spread_there = errors_and_spreads(potential, far)
     assert error_there > 5 * error
     assert spread_there > 5 * spread
-    assert 0.2 < spread_there / error_there < 2
+    assert 0.3 < spread_there / error_there < 2
 
 
 def test_the_mean_of_the_members_is_the_solution(structures: list[Atoms], task: Task) -> None:
