@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from pupils import SMALL, Teacher, crystal
 
-from neuralil_ase import LearningCalculator
+from neuralil_ase import LearningCalculator, NeuralILCalculator
 from neuralil_ase.errors import (
     ConfigError,
     DataError,
@@ -115,6 +116,68 @@ def test_a_killed_process_is_gone_on_with_by_the_same_script(tmp_path: Path) -> 
     asked = (tmp_path / "asked").read_text().split()
     # What died before its label was written may be asked again; all that was written is not.
     assert len(asked) - len(set(asked)) <= 1
+
+
+RUN = """
+import sys
+sys.path.insert(0, TESTS)
+from pathlib import Path
+from pupils import Teacher
+from test_learning_faults import steps
+
+class Telling(Teacher):
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        with open("asked", "ab") as file:
+            file.write(self.asked[-1].hex().encode() + b"\\n")
+
+steps(Path("learned"), Telling())
+"""
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_cost_no_label(tmp_path: Path) -> None:
+    """Against the run that nobody kills: as many labels, none asked twice, the same error on other frames."""
+    rng = np.random.default_rng(0)
+
+    def begun(name: str) -> subprocess.Popen[bytes]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        code = f"TESTS = {str(Path(__file__).parent)!r}\n{RUN}"
+        return subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path / name)
+
+    began = time.monotonic()
+    assert begun("whole").wait(600) == 0
+    length = time.monotonic() - began
+    killed = 0
+    for _ in range(20):
+        process = begun("killed")
+        try:
+            process.wait(rng.uniform(0.1, 1.0) * length)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            killed += process.wait() == -9
+    assert killed >= 5  # later runs have less to do, and some end before they are killed
+    assert begun("killed").wait(600) == 0
+    errors, counts = {}, {}
+    for name in ("whole", "killed"):
+        folder = tmp_path / name / "learned"
+        names = {file.stem for file in (folder / "labels").glob("*.extxyz")}
+        asked = (tmp_path / name / "asked").read_text().split()
+        # A label that was not yet written when the process died is asked again.
+        assert len(asked) - len(set(asked)) <= killed * (name == "killed")
+        assert len(set(asked)) == len(names)
+        lines = (folder / "queries.jsonl").read_text().splitlines()
+        assert sorted(json.loads(line)["digest"] for line in lines) == sorted(names)
+        model = Folder(folder).load()
+        assert model is not None
+        assert set(model.provenance["learnt_from"]) == names
+        atoms = crystal(seed=5, rattle=0.08)
+        found = NeuralILCalculator(model).prediction(atoms).forces
+        atoms.calc = EMT()
+        errors[name] = float(np.sqrt(((found - atoms.get_forces()) ** 2).mean()))
+        counts[name] = len(names)
+    assert counts["killed"] <= 1.5 * counts["whole"]
+    assert errors["killed"] <= 1.5 * errors["whole"]
 
 
 def test_failures_of_the_teacher_are_recorded_and_tried_again(folder: Path) -> None:
