@@ -95,6 +95,7 @@ def test_npt(tmp_path: Path) -> None:
 
 
 # jax-md 0.2.29 asks for float64 sums, which JAX refuses in a float32 run.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64:UserWarning")
 def test_jax_md_nvt(tmp_path: Path) -> None:
     pytest.importorskip(

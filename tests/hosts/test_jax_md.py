@@ -3,20 +3,15 @@
 from functools import lru_cache
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
 from systems import ensemble, random_atoms
 
-pytest.importorskip("jax_md", reason="jax-md is not installed: pip install neuralil-ase[jax-md]")
-
-import jax
-import jax.numpy as jnp
-import jax_md
-
 from neuralil_ase import NeuralILCalculator
 from neuralil_ase.errors import ConfigError, StructureError
-from neuralil_ase.hosts.jax_md import neuralil_neighbor_list
 
 # By jax-md 0.2.29 itself in float64, where the tests make errors of warnings.
 pytestmark = pytest.mark.filterwarnings(
@@ -24,6 +19,16 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 CELL = np.array([[7.4, 0.0, 0.0], [1.1, 7.3, 0.0], [-0.7, 0.9, 7.6]])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _library() -> None:
+    """Imported by the process that runs these tests, not by all that collect them: it takes eight seconds."""
+    global jax_md, neuralil_neighbor_list
+    jax_md = pytest.importorskip(
+        "jax_md", reason="jax-md is not installed: pip install neuralil-ase[jax-md]"
+    )
+    from neuralil_ase.hosts.jax_md import neuralil_neighbor_list
 
 
 @lru_cache
