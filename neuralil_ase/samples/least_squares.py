@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
 
 from neuralil_ase.model.config import DescriptorConfig
 from neuralil_ase.model.spectrum import power_spectrum
@@ -48,6 +48,10 @@ logger = logging.getLogger(__name__)
 class LinearFit:
     """The equations for the linear part, which can grow.
 
+    The weight of energies against forces and the penalty of large weights are those with the smallest product of the
+    root mean square errors of energies and forces in a cross-validation of the first samples. Stresses count as much as
+    the forces of their frame.
+
     Parameters
     ----------
     packer, samples
@@ -66,55 +70,47 @@ class LinearFit:
         progress: bool = False,
     ) -> None:
         self._scaling = _Scaling.of(packer, samples, alone)
-        self._folds = [_Equations.empty(self._scaling.size) for _ in range(FOLDS)]
-        self._count = 0
-        if self._is_too_large():
+        self._sums = _Equations.empty(self._scaling.size)
+        self._best: tuple[_Choice, float] | None = None
+        if self._scaling.size > MOST_UNKNOWNS:
             logger.info(
                 "no linear part: %d unknowns are more than %d", self._scaling.size, MOST_UNKNOWNS
             )
-        else:
-            self.add(packer, samples, progress)
+        elif len(samples) >= FEWEST:
+            self._begin(packer, samples, progress)
 
-    def add(self, packer: Packer, samples: Sequence[Sample], progress: bool = False) -> None:
-        """Add the labels of more samples, dealt to the groups of the cross-validation in turn."""
-        if self._is_too_large():
-            return
-        with Progress(FOLDS, "group", "linear fit", progress) as bar:
-            for k in range(FOLDS):
-                dealt = [s for n, s in enumerate(samples, self._count) if n % FOLDS == k]
-                self._folds[k] = self._folds[k].plus(_equations(packer, self._scaling, dealt))
-                bar.update(k + 1)
-        self._count += len(samples)
+    def add(self, packer: Packer, samples: Sequence[Sample]) -> None:
+        """Add the labels of more samples."""
+        if self._best is not None:
+            self._sums = self._sums.plus(_equations(packer, self._scaling, samples))
 
     def solve(self, n_members: int, seed: int) -> Linear | None:
-        """The linear part.
-
-        The weight of energies against forces and the penalty of large weights are those with the smallest product of
-        the root mean square errors of energies and forces in a cross-validation. Stresses count as much as the forces
-        of their frame. ``seed`` is that of the members' deviations.
+        """The linear part; ``seed`` is that of the members' deviations.
 
         Returns
         -------
         Linear or None
             One linear part for each member, whose mean is the least-squares solution. None if no linear part predicts
-            held-out frames better than none at all, if there are too few frames, or if the equations of many elements
-            become too large.
+            held-out frames better than none at all, if there were too few frames at first, or if the equations of many
+            elements become too large.
         """
-        if self._count < FEWEST or self._is_too_large():
+        if self._best is None:
             return None
-        folds = self._folds[: self._count]
-        whole = _Equations.empty(self._scaling.size)
-        for fold in folds:
-            whole = whole.plus(fold)
-        others = [whole.plus(fold, -1.0) for fold in folds]
-        best, score = _best_choice(others, folds, self._scaling.n_elements)
-        if not score < _score([np.zeros(self._scaling.size)] * len(folds), folds):
-            return None
-        variance = _variance(best, others, folds)
-        return self._scaling.linear(whole.draw(best, variance, n_members, seed))
+        return self._scaling.linear(self._sums.draw(*self._best, n_members, seed))
 
-    def _is_too_large(self) -> bool:
-        return self._scaling.size > MOST_UNKNOWNS
+    def _begin(self, packer: Packer, samples: Sequence[Sample], progress: bool) -> None:
+        """Make the equations, and choose by cross-validation."""
+        folds = []
+        n_folds = min(FOLDS, len(samples))
+        with Progress(n_folds, "group", "linear fit", progress) as bar:
+            for k in range(n_folds):
+                folds.append(_equations(packer, self._scaling, samples[k::n_folds]))
+                self._sums = self._sums.plus(folds[-1])
+                bar.update(k + 1)
+        others = [self._sums.plus(fold, -1.0) for fold in folds]
+        best, score = _best_choice(others, folds, self._scaling.n_elements)
+        if score < _score([np.zeros(self._scaling.size)] * n_folds, folds):
+            self._best = best, _variance(best, others, folds)
 
 
 def some_labelled(samples: Sequence[Sample]) -> list[Sample]:
@@ -229,18 +225,19 @@ class _Equations:
 
     def solve(self, choice: _Choice) -> np.ndarray:
         """The unknowns with the least weighted sum of squares; the last ones are those of the bias."""
-        return np.linalg.solve(self.matrix(choice), self.sums(choice).right)
+        return cho_solve(cho_factor(self.matrix(choice)), self.sums(choice).right)
 
     def draw(self, choice: _Choice, variance: float, n_members: int, seed: int) -> np.ndarray:
         """Unknowns from their posterior distribution, shape (M, U), whose mean is the solution.
 
         ``variance`` is that of the labels around a linear function, for labels of weight 1.
         """
-        matrix = self.matrix(choice)
-        normal = np.random.default_rng((seed, 4)).normal(size=(len(matrix), n_members))
+        root = cholesky(self.matrix(choice))  # upper: Rᵀ R
+        normal = np.random.default_rng((seed, 4)).normal(size=(len(root), n_members))
         normal -= normal.mean(axis=1, keepdims=True)
         normal *= np.sqrt(variance * n_members / max(n_members - 1, 1))
-        return self.solve(choice) + solve_triangular(cholesky(matrix), normal).T
+        solution = cho_solve((root, False), self.sums(choice).right)
+        return solution + solve_triangular(root, normal).T
 
     def sums(self, choice: _Choice) -> _Sums:
         """Weighted sums over all labels; their total weight is the number of labels."""
@@ -286,7 +283,7 @@ def _variance(choice: _Choice, others: Sequence[_Equations], folds: Sequence[_Eq
         sums = fold.sums(choice)
         squares += sums.squared_error(rest.solve(choice))
         expected += sums.total_weight
-        expected += float(np.trace(np.linalg.solve(rest.matrix(choice), sums.gram)))
+        expected += float(np.trace(cho_solve(cho_factor(rest.matrix(choice)), sums.gram)))
     return max(squares, 0.0) / expected
 
 
