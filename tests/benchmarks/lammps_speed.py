@@ -2,6 +2,7 @@
 
     python tests/benchmarks/lammps_speed.py --rounds 3
     python tests/benchmarks/lammps_speed.py --memory 1000000
+    python tests/benchmarks/lammps_speed.py --nep calorine-4.1/src/nepy  # of its source archive
 
 Each row is one input on one rank, NVE at 0.5 fs. In a round all rows run once; the last column is the median of the
 ratios to NeuralIL with one member in the same round. EAN has 1800 atoms, and the metals as many in their own structure.
@@ -15,6 +16,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 from tempfile import TemporaryDirectory
@@ -23,6 +25,7 @@ import numpy as np
 from ase.io import read
 from ase.io.lammpsdata import write_lammps_data
 from ase_step import CALCULATORS, START
+from peers import write_nep
 
 from neuralil_ase import save_potential
 from neuralil_ase.hosts import lammps as host
@@ -71,6 +74,22 @@ def inputs(folder: Path, repeat: int) -> dict[str, tuple[str, int]]:
         text += f"pair_coeff * * {coefficients}\n"
         found[row] = (text + DYNAMICS.format(step=0.0005), 20)
     return found
+
+
+def with_nep(sources: Path, folder: Path) -> tuple[str, int]:
+    """NEP's own class for LAMMPS, of the sources of calorine, in a pair style that is compiled here."""
+    product, lammps = folder / "nepplugin.so", host._lammps()
+    includes = (sources, lammps / "include" / "lammps", PROGRAMS.parent / "include")
+    command = ["c++", "-std=c++17", "-O3", "-march=native", "-fPIC", "-shared"]
+    command += [f'-DVERSION="{host.lammps_date(version("lammps"))}"']
+    command += [f"-I{path}" for path in includes]
+    parts = [path for path in sources.glob("*.cpp") if path.name != "nepy.cpp"]
+    command += [str(path) for path in (Path(__file__).with_name("pair_nep.cpp"), *parts)]
+    subprocess.run([*command, "-o", str(product)], check=True)
+    write_nep(folder / "nep.txt")
+    text = f"plugin load {product}\nunits metal\natom_style atomic\nread_data metal.data\n"
+    text += "pair_style nep nep.txt\npair_coeff * * C H N O\n"
+    return text + DYNAMICS.format(step=0.0005), 40
 
 
 def run(text: str, steps: int, folder: Path, ranks: int = 1) -> tuple[float, str, float]:
@@ -142,6 +161,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=2, help="copies of the cell along an axis")
     parser.add_argument("--ranks", type=int, help="gain by so many ranks instead")
+    parser.add_argument("--nep", type=Path, metavar="SOURCES", help="NEP, too, of this nep.cpp")
     parser.add_argument("--memory", type=int, metavar="ATOMS", help="bytes for an atom instead")
     options = parser.parse_args()
     with TemporaryDirectory() as name:
@@ -156,6 +176,8 @@ def main() -> None:
             )
             return
         rows = inputs(folder, options.repeat)
+        if options.nep is not None:
+            rows["nep (EAN, random)"] = with_nep(options.nep, folder)
         found: dict[str, list[float]] = {row: [] for row in rows}
         for _ in range(options.rounds):
             for row, (text, steps) in rows.items():

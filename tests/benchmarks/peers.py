@@ -19,6 +19,13 @@ def nep(r_cut: float = 3.5) -> Any:
     """NEP4 with the size of a published CHNO potential (calorine)."""
     from calorine.calculators import CPUNEP
 
+    path = Path(tempfile.mkdtemp()) / "nep.txt"
+    write_nep(path, r_cut)
+    return CPUNEP(str(path))
+
+
+def write_nep(path: Path, r_cut: float = 3.5) -> None:
+    """The file of that model, with random parameters."""
     n_types, n_max, basis, l_max, neurons = 4, 6, 8, 4, 30
     n_features = (n_max + 1) * (1 + l_max)
     n_parameters = (
@@ -30,9 +37,7 @@ def nep(r_cut: float = 3.5) -> Any:
         f"basis_size {basis} {basis}", f"l_max {l_max} 0 0", f"ANN {neurons} 0",
     ]  # fmt: skip
     scale = np.ones(n_features)
-    path = Path(tempfile.mkdtemp()) / "nep.txt"
     path.write_text("\n".join([*header, *(f"{v:.7e}" for v in [*values, *scale])]) + "\n")
-    return CPUNEP(str(path))
 
 
 def apax(stress: bool, r_cut: float = 3.5) -> Any:
