@@ -12,6 +12,7 @@ from neuralil_ase.learning.records import Kind, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 WORDS: dict[Kind, str] = {
@@ -126,6 +127,7 @@ def _draw_queries(axes: "Axes", history: Sequence[Evaluation]) -> None:
     axes.plot(steps[shown], bars[shown], lw=0.7, color="#4477aa", label="largest error bar")
     axes.plot(steps, [e.allowed for e in history], lw=1, ls="--", color="black", label="tolerated")
     axes.set(xlabel="evaluation", ylabel="force (eV/Å)", yscale="log")
+    _label(axes.yaxis)
     counts = axes.twinx()
     counts.step(steps, np.cumsum(asked), where="post", color="#ee6677", lw=1.5)
     counts.set_ylabel("queries of this run", color="#ee6677")
@@ -145,11 +147,22 @@ def _draw_errors(axes: "Axes", records: Sequence[Record]) -> None:
         xlabel="rms error bar of a frame (eV/Å)",
         ylabel="rms force error of a frame (eV/Å)",
     )
+    _label(axes.xaxis)
+    _label(axes.yaxis)
     if axes.lines:
         axes.legend(frameon=False, fontsize="small")
         limits = [*axes.get_xlim(), *axes.get_ylim()]
         axes.plot([min(limits), max(limits)], [min(limits), max(limits)], color="black", lw=0.8)
         axes.set(xlim=limits[:2], ylim=limits[2:])
+
+
+def _label(axis: "Axis") -> None:
+    """Plain numbers at 1, 2 and 5, so that labels of less than a decade do not overlap."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _line(name: str, tests: Sequence[Record]) -> str:
