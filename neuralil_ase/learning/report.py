@@ -158,9 +158,10 @@ def _draw_errors(axes: "Axes", records: Sequence[Record]) -> None:
 
 def _label(axis: "Axis") -> None:
     """Plain numbers at 1, 2 and 5, so that labels of less than a decade do not overlap."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ticks = [first * 10.0**power for power in range(-6, 4) for first in (1, 2, 5)]
+    axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
