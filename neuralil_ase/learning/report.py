@@ -151,9 +151,10 @@ def _draw_errors(axes: "Axes", records: Sequence[Record]) -> None:
     _label(axes.yaxis)
     if axes.lines:
         axes.legend(frameon=False, fontsize="small")
-        limits = [*axes.get_xlim(), *axes.get_ylim()]
-        axes.plot([min(limits), max(limits)], [min(limits), max(limits)], color="black", lw=0.8)
-        axes.set(xlim=limits[:2], ylim=limits[2:])
+        both = [*axes.get_xlim(), *axes.get_ylim()]
+        limits = [min(both), max(both)]
+        axes.plot(limits, limits, color="black", lw=0.8)
+        axes.set(xlim=limits, ylim=limits)
 
 
 def _label(axis: "Axis") -> None:
