@@ -432,6 +432,7 @@ def energy_in_worker(job: tuple[NeuralILCalculator, Atoms]) -> float:
     return calc.prediction(atoms).energy
 
 
+@pytest.mark.slow  # potentials do in test_farm
 def test_calculators_travel_into_a_pool_of_processes() -> None:
     atoms = [structure("molecule"), structure("tiny")]
     calc = fresh()

@@ -181,7 +181,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
+@pytest.mark.slow  # spawned workers are in test_farm, too
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_pools_of_fresh_processes_compute(tmp_path: Path, method: str) -> None:
     script = tmp_path / "pool.py"
     tests = str(Path(__file__).parent)

@@ -70,7 +70,7 @@ def test_nitrate_geometry():
     np.testing.assert_allclose(ion.get_distances(0, [1, 2, 3]), 1.25)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     n_pairs=st.integers(1, 5), density=st.floats(1.0, 1.3), seed=st.integers(0, 2**31), n=st.just(0)
 )
@@ -377,6 +377,7 @@ def test_a_sampler_that_is_no_file_is_refused(tmp_path):
         script.main(["-o", str(tmp_path / "x.extxyz.xz"), "--sampler", str(tmp_path / "no.model")])
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_model_is_refused_by_the_package(tmp_path):
     pytest.importorskip("tblite", reason="labels need tblite: pip install neuralil-ase[data]")
     (tmp_path / "not_a.model").write_text("hello, this is no model")

@@ -8,6 +8,7 @@ from systems import ensemble, random_atoms
 
 CELL = np.diag([8.1, 8.2, 8.3])
 STEPS = 12
+SLOW = ("i-PI", "jax-md, float64")  # tests/hosts runs NVE in both
 PROGRAMS = ["LAMMPS", "i-PI", "OpenMM", "jax-md, float64"]
 
 
@@ -32,7 +33,8 @@ def test_ase_gives_one_energy_for_each_interval(in_ase: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(p, marks=pytest.mark.slow) if p == "i-PI" else p for p in PROGRAMS]
+    "name",
+    [pytest.param(p, marks=pytest.mark.slow) if p in SLOW else p for p in PROGRAMS],
 )
 @pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")
 @pytest.mark.filterwarnings("ignore:jax.:DeprecationWarning")  # by jax-md with the oldest JAX

@@ -278,7 +278,8 @@ def test_a_path_integral_run_has_the_committee_of_every_bead_and_keeps_frames_to
     )
 
 
-@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 2])
 def test_a_client_that_stops_with_an_error_lets_i_pi_stop(
     batch: int, files: tuple[str, str], tmp_path: Path
 ) -> None:

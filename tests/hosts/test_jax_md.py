@@ -140,6 +140,7 @@ def test_nvt_keeps_the_energy_of_system_and_thermostat() -> None:
         assert np.ptp(fine) < 0.4 * np.ptp(coarse[:30])
 
 
+@pytest.mark.slow
 def test_npt_moves_the_box_towards_its_pressure() -> None:
     """Begun at rest beside the pressure of the structure, by as much as the barostat's first step says.
 

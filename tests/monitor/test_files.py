@@ -167,7 +167,7 @@ def test_frames_that_are_computed_again_are_not_saved_again(in_folder):
     assert steps == list(range(7))
 
 
-@pytest.mark.parametrize("fraction", [0.3, 0.99])
+@pytest.mark.parametrize("fraction", [0.3, pytest.param(0.99, marks=pytest.mark.slow)])
 def test_kill_inside_a_log_row_is_mended_on_restart(fraction, in_folder):
     killed_run("log.txt", nth=5, fraction=fraction)  # the header is the first write
     assert read_log("log.txt")["step"].tolist() == [0, 1, 2]

@@ -110,6 +110,7 @@ def test_a_hundred_thousand_structures() -> None:
     assert outcomes["compared"] > 60_000
 
 
+@pytest.mark.slow
 def test_the_watchdog_notices_what_it_is_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

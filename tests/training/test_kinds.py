@@ -132,7 +132,7 @@ def test_missing_labels_are_weighted_out() -> None:
     assert total_force == pytest.approx(np.abs(forces).sum(), rel=1e-4)
 
 
-@pytest.mark.parametrize("label", ["energy", "forces"])
+@pytest.mark.parametrize("label", [pytest.param("energy", marks=pytest.mark.slow), "forces"])
 def test_one_kind_of_label_is_enough(label: str, tmp_path: Path) -> None:
     structures = [labelled(atoms, label) for atoms in alloy(8)]
     path = tmp_path / "model.safetensors"

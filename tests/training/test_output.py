@@ -108,6 +108,7 @@ def test_a_new_run_keeps_every_earlier_one(
 # --- two runs ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # the lock itself is tried in tests/monitor
 def test_a_second_run_of_one_output_is_refused(tmp_path: Path) -> None:
     path = tmp_path / NAMES[0]
     lock = Lock(path)
