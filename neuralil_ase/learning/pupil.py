@@ -162,6 +162,7 @@ class Pupil:
     def floors(self) -> tuple[dict[str, float], float]:
         """Residuals on the learnt frames: root mean square norm of the force residuals by element in eV/Å, and root
         mean square energy residual in eV per sqrt(atoms)."""
+        self._begin()  # in a later run whose first label is held out, there was no lesson
         continuation, potential = self._ready()
         squares: dict[str, list[float]] = {symbol: [] for symbol in potential.elements}
         energies = []

@@ -179,6 +179,17 @@ def test_a_later_run_goes_on_with_what_was_learnt(folder: Path) -> None:
     assert len(again.calc.records) == before + len(teacher.asked)
 
 
+def test_a_later_run_may_begin_with_a_spot_check(folder: Path) -> None:
+    atoms = crystal(rattle=0)
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL)
+    md(atoms, 10)
+    again, teacher = crystal(rattle=0.002, seed=3), Teacher()
+    again.calc = LearningCalculator(teacher, folder, settings=SMALL, check_every=1)
+    again.get_forces()
+    assert len(teacher.asked) == 1
+    assert again.calc.records[-1].held_out
+
+
 @pytest.mark.slow
 def test_a_model_that_is_given_is_trusted_where_it_knows(tmp_path: Path) -> None:
     atoms = crystal(rattle=0)
