@@ -69,7 +69,9 @@ def pool(kind: str) -> Executor | None:
     return made[kind]()
 
 
-@pytest.mark.parametrize("kind", ["threads", "processes"])
+@pytest.mark.parametrize(
+    "kind", ["threads", pytest.param("processes", marks=pytest.mark.slow)]
+)  # labels go through processes at every commit
 def test_workers_predict_the_same_in_the_same_order(kind: str) -> None:
     expected = predict_many(ensemble(), STRUCTURES, uncertainty="forces")
     executor = pool(kind)

@@ -141,6 +141,7 @@ def test_lmp_finds_the_plugin_by_itself(tmp_path: Path, environment) -> None:
     output(text + "run 0\n", tmp_path, plain)
 
 
+@pytest.mark.slow
 def test_building_by_hand_says_where_the_plugin_is(environment) -> None:
     command = [sys.executable, "-m", "neuralil_ase.hosts.lammps"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -215,6 +215,7 @@ def test_architectures_that_differ_are_not_joined() -> None:
         members.join([here, other], [])
 
 
+@pytest.mark.slow
 def test_members_go_on_from_a_model() -> None:
     """With a learning rate that changes nothing, each member is the start's own."""
     start = train([*alloy()], settings=TWO, report=False).potential
