@@ -23,6 +23,7 @@ from neuralil_ase.learning.learner import Learner
 from neuralil_ase.learning.records import Kind, Record
 from neuralil_ase.learning.report import Evaluation, draw, progress_text, summary_text
 from neuralil_ase.learning.request import Request, Teaching
+from neuralil_ase.learning.results import results_of_model, results_of_teacher
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.monitor.criteria import Criterion
 from neuralil_ase.prediction import Prediction, Uncertainty
@@ -86,8 +87,6 @@ class LearningCalculator(Calculator):
         Number of evaluations so far, including those by the teacher.
     history
         For each evaluation: largest error bar, tolerated error bar, temperature, and whether the teacher was asked.
-    is_labelled
-        Whether the teacher has been asked for the present structure.
     is_confirmed
         Whether the present results are the teacher's own.
 
@@ -134,7 +133,8 @@ class LearningCalculator(Calculator):
         self._last_trusted: Atoms | None = None
         self._descent: float | None = None
         self._decision = Decision(None)
-        self.is_labelled = self.is_confirmed = False
+        self._labelled: Atoms | None = None  # the present structure, if the teacher was asked
+        self.is_confirmed = False
 
     @property
     def potential(self) -> Potential | None:
@@ -169,7 +169,7 @@ class LearningCalculator(Calculator):
     ) -> None:
         """Decide who evaluates the structure, and evaluate it; called by ASE."""
         self.results = {}  # if this fails, no results of another structure may remain
-        self.is_labelled = self.is_confirmed = False
+        self._labelled, self.is_confirmed = None, False
         if atoms is not None:
             self.atoms = atoms.copy()
         if self.atoms is None:
@@ -235,19 +235,16 @@ class LearningCalculator(Calculator):
         return self._decision.bar
 
     def confirm(self, fmax: float, reason: str) -> None:
-        """Ask the teacher for the present structure and hold its results, for :class:`Confirmed`."""
-        if self.is_labelled:
-            return
+        """Hold the teacher's results for the present structure, for :class:`Confirmed`; it is asked once."""
         assert self.atoms is not None
-        decision = self._decision._replace(kind="confirm", reason=reason)
-        label = self._label(self.atoms, "confirm", decision, FIT * fmax)
-        self.history[-1] = self.history[-1]._replace(asked=label is not None)
-        if (
-            label is None
-        ):  # another frame was labelled instead, and the model may say something else now
+        if self._labelled is None:
+            decision = self._decision._replace(kind="confirm", reason=reason)
+            label = self._label(self.atoms, "confirm", decision, FIT * fmax)
+            self.history[-1] = self.history[-1]._replace(asked=label is not None)
+        if self._labelled is not None:
+            self.results = self._of_teacher(self._labelled)
+        else:  # another frame was labelled instead, and the model may say something else now
             self.results = self._learnt(self.atoms)
-        else:
-            self.results = self._of_teacher(label)
 
     def go_on(self) -> None:
         """Go on after the teacher did not confirm a minimum: with the results that ``on_query`` asks for."""
@@ -266,7 +263,7 @@ class LearningCalculator(Calculator):
         assert self._decision.prediction is not None
         self._trusted_in_a_row += 1
         self._last_trusted = atoms
-        return _from_prediction(self._decision.prediction)
+        return results_of_model(self._decision.prediction)
 
     def _note(self, atoms: Atoms) -> None:
         """Record one more evaluation for the picture and the progress bar."""
@@ -314,7 +311,7 @@ class LearningCalculator(Calculator):
         if prediction is not None and kind == "check":
             error = float(np.linalg.norm(prediction.forces - label.get_forces(), axis=1).max())
             if error <= decision.allowed:
-                return _from_prediction(prediction)
+                return results_of_model(prediction)
             logger.warning(
                 "a spot check at evaluation %d found an error of %.3f eV/Å, with an error bar of %.3f and a tolerance "
                 "of %.3f: the %d evaluations before it may be wrong",
@@ -339,7 +336,7 @@ class LearningCalculator(Calculator):
             decision.allowed,
         )
         label = self.learner.begin(request) if kind == "first" else self.learner.ask([request])[0]
-        self.is_labelled = label is not None
+        self._labelled = label
         return label
 
     def _of_teacher(self, label: Atoms) -> dict[str, Any]:
@@ -347,14 +344,14 @@ class LearningCalculator(Calculator):
         model = self._present()
         assert model is not None
         self.is_confirmed = True
-        return _from_label(label, model)
+        return results_of_teacher(label, model)
 
     def _learnt(self, atoms: Atoms) -> dict[str, Any]:
         """The results of the model after learning."""
         self.learner.settle()
         model = self._present()
         assert model is not None
-        return _from_prediction(model.prediction(atoms, "forces"))
+        return results_of_model(model.prediction(atoms, "forces"))
 
     def _is_check_due(self) -> bool:
         """Whether this trusted frame is labelled as a spot check."""
@@ -372,31 +369,6 @@ class LearningCalculator(Calculator):
         if self._model is None or self._model.potential is not potential:
             self._model = NeuralILCalculator(potential, uncertainty="forces")
         return self._model
-
-
-def _from_prediction(prediction: Prediction) -> dict[str, Any]:
-    results: dict[str, Any] = {
-        "energy": prediction.energy,
-        "free_energy": prediction.energy,
-        "forces": prediction.forces.copy(),
-    }
-    if prediction.volume is not None:
-        results["stress"] = prediction.stress.copy()
-    return results
-
-
-def _from_label(label: Atoms, model: NeuralILCalculator) -> dict[str, Any]:
-    """The results of the teacher. If it gives no stress, the stress is that of the model."""
-    energy = float(label.get_potential_energy())
-    results: dict[str, Any] = {
-        "energy": energy,
-        "free_energy": energy,
-        "forces": label.get_forces(),
-    }
-    if label.cell.rank == 3:
-        has_stress = label.calc is not None and "stress" in label.calc.results
-        results["stress"] = label.get_stress() if has_stress else model.prediction(label).stress
-    return results
 
 
 def _temperature(atoms: Atoms) -> float | None:

@@ -103,7 +103,7 @@ class Confirmed(Optimizable):
 
     def _is_due(self, gradient: np.ndarray, fmax: float) -> bool:
         """Whether the teacher should say if this is the minimum."""
-        if all(calculator.is_labelled for calculator in self._calculators):
+        if all(calculator.is_confirmed for calculator in self._calculators):
             return False
         largest = self.gradient_norm(gradient)
         bar = max(calculator.largest_bar for calculator in self._calculators)

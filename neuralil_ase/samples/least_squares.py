@@ -69,15 +69,17 @@ class LinearFit:
         alone: Sequence[int] = (),
         progress: bool = False,
     ) -> None:
-        self._scaling = _Scaling.of(packer, samples, alone)
-        self._sums = _Equations.empty(self._scaling.size)
         self._best: tuple[_Choice, float] | None = None
+        if len(samples) < FEWEST:
+            return
+        self._scaling = _Scaling.of(packer, samples, alone)
         if self._scaling.size > MOST_UNKNOWNS:
             logger.info(
                 "no linear part: %d unknowns are more than %d", self._scaling.size, MOST_UNKNOWNS
             )
-        elif len(samples) >= FEWEST:
-            self._begin(packer, samples, progress)
+            return
+        self._sums = _Equations.empty(self._scaling.size)
+        self._begin(packer, samples, progress)
 
     def add(self, packer: Packer, samples: Sequence[Sample]) -> None:
         """Add the labels of more samples."""
@@ -201,6 +203,13 @@ class _Choice(NamedTuple):
     penalty: float
     n_elements: int
 
+    def matrix(self, gram: np.ndarray) -> np.ndarray:
+        """Matrix of the normal equations, with the penalties."""
+        penalties = np.full(len(gram), self.penalty)
+        # A fixed composition determines only the sum of biases. The others stay near zero.
+        penalties[-self.n_elements :] = 1e-6 * self.energy_weight
+        return gram + np.diag(penalties)
+
 
 @dataclass(frozen=True)
 class _Equations:
@@ -225,18 +234,20 @@ class _Equations:
 
     def solve(self, choice: _Choice) -> np.ndarray:
         """The unknowns with the least weighted sum of squares; the last ones are those of the bias."""
-        return cho_solve(cho_factor(self.matrix(choice)), self.sums(choice).right)
+        sums = self.sums(choice)
+        return cho_solve(cho_factor(choice.matrix(sums.gram)), sums.right)
 
     def draw(self, choice: _Choice, variance: float, n_members: int, seed: int) -> np.ndarray:
         """Unknowns from their posterior distribution, shape (M, U), whose mean is the solution.
 
         ``variance`` is that of the labels around a linear function, for labels of weight 1.
         """
-        root = cholesky(self.matrix(choice))  # upper: Rᵀ R
+        sums = self.sums(choice)
+        root = cholesky(choice.matrix(sums.gram))  # upper: Rᵀ R
         normal = np.random.default_rng((seed, 4)).normal(size=(len(root), n_members))
         normal -= normal.mean(axis=1, keepdims=True)
         normal *= np.sqrt(variance * n_members / max(n_members - 1, 1))
-        solution = cho_solve((root, False), self.sums(choice).right)
+        solution = cho_solve((root, False), sums.right)
         return solution + solve_triangular(root, normal).T
 
     def sums(self, choice: _Choice) -> _Sums:
@@ -246,14 +257,6 @@ class _Equations:
             self.energies, choice.energy_weight
         )
         return found._replace(total_weight=sum(kind.total_weight for kind in kinds))
-
-    def matrix(self, choice: _Choice) -> np.ndarray:
-        """Matrix of the normal equations."""
-        gram = self.sums(choice).gram
-        penalties = np.full(len(gram), choice.penalty)
-        # A fixed composition determines only the sum of biases. The others stay near zero.
-        penalties[-choice.n_elements :] = 1e-6 * choice.energy_weight
-        return gram + np.diag(penalties)
 
 
 def _error(kind: str, solutions: Sequence[np.ndarray], folds: Sequence[_Equations]) -> float | None:
@@ -283,7 +286,9 @@ def _variance(choice: _Choice, others: Sequence[_Equations], folds: Sequence[_Eq
         sums = fold.sums(choice)
         squares += sums.squared_error(rest.solve(choice))
         expected += sums.total_weight
-        expected += float(np.trace(cho_solve(cho_factor(rest.matrix(choice)), sums.gram)))
+        expected += float(
+            np.trace(cho_solve(cho_factor(choice.matrix(rest.sums(choice).gram)), sums.gram))
+        )
     return max(squares, 0.0) / expected
 
 

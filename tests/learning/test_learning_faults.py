@@ -118,23 +118,6 @@ def test_a_killed_process_is_gone_on_with_by_the_same_script(tmp_path: Path) -> 
     assert len(asked) - len(set(asked)) <= 1
 
 
-RUN = """
-import sys
-sys.path.insert(0, TESTS)
-from pathlib import Path
-from pupils import Teacher
-from test_learning_faults import steps
-
-class Telling(Teacher):
-    def calculate(self, *args, **kwargs):
-        super().calculate(*args, **kwargs)
-        with open("asked", "ab") as file:
-            file.write(self.asked[-1].hex().encode() + b"\\n")
-
-steps(Path("learned"), Telling())
-"""
-
-
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_cost_no_label(tmp_path: Path) -> None:
     """Against the run that nobody kills: as many labels, none asked twice, the same error on other frames."""
@@ -142,7 +125,7 @@ def test_twenty_kills_at_random_moments_cost_no_label(tmp_path: Path) -> None:
 
     def begun(name: str) -> subprocess.Popen[bytes]:
         (tmp_path / name).mkdir(exist_ok=True)
-        code = f"TESTS = {str(Path(__file__).parent)!r}\n{RUN}"
+        code = f"TESTS, NTH = {str(Path(__file__).parent)!r}, {10**6}\n{SCRIPT}"
         return subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path / name)
 
     began = time.monotonic()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import add_adsorbate, fcc111
+from ase.build import add_adsorbate, bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
@@ -140,6 +140,15 @@ def test_images_of_a_band_are_confirmed(folder: Path) -> None:
     for image in images:
         image.calc = truth(image).calc
     assert np.linalg.norm(band.get_forces(), axis=1).max() < 0.1
+
+
+@pytest.mark.parametrize("on_query", ["teacher", "model"])
+def test_a_structure_without_forces_is_confirmed_at_once(folder: Path, on_query: Any) -> None:
+    """An optimiser cannot move it, so that it is never evaluated again."""
+    atoms = bulk("Cu", a=3.6)
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL, on_query=on_query)
+    assert BFGS(Confirmed(atoms), logfile=None).run(fmax=0.05, steps=20)
+    assert atoms.calc.is_confirmed
 
 
 def test_what_cannot_be_confirmed_is_said(folder: Path) -> None:

@@ -181,6 +181,11 @@ def test_few_frames_or_no_gain_mean_no_linear_part() -> None:
     assert task_of(noise).linear is None
 
 
+def test_data_with_stresses_alone_have_no_linear_part(structures: list[Atoms]) -> None:
+    frames = [replace(f, energy=None, forces=None) for f in frames_from_atoms(structures[:6])]
+    assert prepare(SMALL.with_frames(6), frames, []).linear is None
+
+
 def test_too_many_unknowns_are_said(
     structures: list[Atoms], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
