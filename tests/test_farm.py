@@ -69,9 +69,7 @@ def pool(kind: str) -> Executor | None:
     return made[kind]()
 
 
-@pytest.mark.parametrize(
-    "kind", ["threads", pytest.param("processes", marks=pytest.mark.slow)]
-)  # labels go through processes at every commit
+@pytest.mark.parametrize("kind", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_workers_predict_the_same_in_the_same_order(kind: str) -> None:
     expected = predict_many(ensemble(), STRUCTURES, uncertainty="forces")
     executor = pool(kind)
@@ -86,7 +84,9 @@ def test_workers_predict_the_same_in_the_same_order(kind: str) -> None:
         np.testing.assert_allclose(one.member_energies, other.member_energies, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["none", "threads", "processes"])
+@pytest.mark.parametrize(
+    "kind", ["none", "threads", pytest.param("processes", marks=pytest.mark.slow)]
+)  # processes label in the next tests
 def test_labels_keep_order_and_info_and_nothing_is_labelled_twice(
     kind: str, tmp_path: Path
 ) -> None:

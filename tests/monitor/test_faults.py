@@ -83,7 +83,7 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("append", [False, True])
+@pytest.mark.parametrize("append", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_another_process_is_refused_and_changes_nothing(append, in_folder):
     script = textwrap.dedent(HOLDER).format(tests=str(Path(__file__).parent))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -146,7 +146,7 @@ def killed_run(victim, nth, fraction, min_distance=0):
 
 
 @pytest.mark.parametrize(
-    "fraction", [0.001, 0.9999, *(pytest.param(k, marks=pytest.mark.slow) for k in (0.0, 0.5))]
+    "fraction", [0.001, *(pytest.param(k, marks=pytest.mark.slow) for k in (0.0, 0.5, 0.9999))]
 )
 def test_kill_inside_a_frame_is_mended_on_restart(fraction, in_folder):
     killed_run("frames.extxyz", nth=4, fraction=fraction)

@@ -113,6 +113,7 @@ def test_a_memory_budget_of_nothing_changes_nothing() -> None:
             np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow  # data with mixed labels are trained on in test_any_data_set
 def test_missing_labels_are_weighted_out() -> None:
     """A frame without forces adds no force error, and one without energy no energy error."""
     structures = list(alloy(6))
