@@ -10,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 
 from neuralil_ase.engine.arrays import Derivatives
-from neuralil_ase.engine.native import CoreModel
+from neuralil_ase.engine.native import CoreModel, Evaluated
 from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.model.potential import Potential, flatten
 from neuralil_ase.prediction import Uncertainty, to_voigt
@@ -35,10 +35,18 @@ def core_model(potential: Potential, dtype: str) -> CoreModel:
 def energies_and_forces(
     model: CoreModel, types: np.ndarray, pairs: Pairs, uncertainty: Uncertainty
 ) -> Derivatives:
-    """As ``derivatives.energies_and_forces``, in float64 and without padding."""
+    """As ``derivatives.energies_and_forces``, in float64 and without padding.
+
+    What is not finite stays so, as in JAX, without a warning of NumPy's: the predictor refuses it with its reason.
+    """
     found = model(
         types, pairs.centers, pairs.neighbors, pairs.vectors, by_member=uncertainty == "forces"
     )
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _derivatives(found, uncertainty)
+
+
+def _derivatives(found: Evaluated, uncertainty: Uncertainty) -> Derivatives:
     outputs = found.energies[..., None]
     if found.variances is not None:
         outputs = np.concatenate([outputs, found.variances], axis=-1)
