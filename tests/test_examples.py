@@ -1,6 +1,8 @@
 """Every example runs as a newcomer would run it, in short form; the README's Python blocks too."""
 
+import fcntl
 import io
+import os
 import re
 import runpy
 import subprocess
@@ -159,9 +161,18 @@ def test_vibrations(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def copper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A folder in which train.py has run, and what it printed."""
-    folder = tmp_path_factory.mktemp("copper")
-    return folder, example("train", folder, "12")
+    """A folder in which train.py has run, and what it printed; all processes of the tests share it."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "copper"
+    folder.mkdir(exist_ok=True)
+    with (folder / "printed.txt").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        printed = file.read()
+        if not printed:
+            printed = example("train", folder, "12")
+            file.write(printed)
+    return folder, printed
 
 
 def test_train(copper: tuple[Path, str]) -> None:
