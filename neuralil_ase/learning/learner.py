@@ -60,8 +60,8 @@ class Learner:
         Labelled frames (with calculator results) that are learnt from the beginning together with the others.
     tolerance
         Largest error bar of the force on any atom that is trusted, in eV/Å. None: 0.4 times the root mean square force
-        of the labelled frames, but at least 0.05 eV/Å (the typical error is then a few per cent of the typical force).
-        For a calibrated ``model``, None means the error bar at its lower threshold.
+        of the latest labelled frames, but at least 0.05 eV/Å (the typical error is then a few per cent of the typical
+        force). For a calibrated ``model``, None means the error bar at its lower threshold.
     rattled
         Number of rattled copies of the first frame that are labelled with it. The check of the teacher's units needs
         one.

@@ -196,8 +196,9 @@ class Pupil:
 
     @property
     def force_size(self) -> float:
-        """Root mean square norm of the forces in eV/Å: the median over the labelled frames."""
-        squares = [(f.forces**2).sum(axis=1) for f in self._frames if f.forces is not None]
+        """Root mean square norm of the forces in eV/Å: the median over the latest labelled frames."""
+        latest = self._frames[-JUDGES:]
+        squares = [(f.forces**2).sum(axis=1) for f in latest if f.forces is not None]
         return float(np.median([np.sqrt(s.mean()) for s in squares])) if squares else 0.0
 
     @property

@@ -4,10 +4,12 @@ The force error of an atom with spread s is taken as Gaussian with σ² = (scale
 (``neuralil_ase.calibration``). The floor of an element is the residual on the learnt frames. The scale comes from the
 recent tests, each of which gives the ratio of its errors to its spreads:
 
-    scale² = (n₀ prior² + Σ_k r_k²) / (n₀ + n),   r_k² = Σ_i (error_i² - floor²) / Σ_i s_i²  (≥ 0)
+    scale² = (n₀ w^n prior² + Σ_k w^(n-k) r_k²) / (n₀ w^n + Σ_k w^(n-k))
+    r_k² = Σ_i (error_i² - floor²) / Σ_i s_i²  (≥ 0)
 
-over the last n tests k and their atoms i of the element. The prior counts as n₀ tests, so that a few small errors do
-not make the error bars too small.
+over the tests k = 1 … n and their atoms i of the element. Each further test makes the earlier ones count less, w < 1:
+they belong to a model that knew less, and the first two labels are so near each other that the model is far off at the
+third. The prior counts as n₀ tests before the first one, so that a few small errors do not make error bars too small.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +22,8 @@ from neuralil_ase.errors import ConfigError
 from neuralil_ase.learning.records import Record
 from neuralil_ase.model.potential import Potential
 
-RECENT = 12
-"""Number of recent tests that are used. Older tests belong to a model that knew less."""
+FADING = 0.75
+"""Weight w of a test relative to the next one. The latest three have 58 % of the weight."""
 PRIOR_SCALE, PRIOR_WEIGHT = 2.0, 2.0
 """Prior ratio of error to spread, and the number of tests that the prior counts as."""
 MOST = 10.0
@@ -51,7 +53,7 @@ def stream_calibration(
     prior
         The calibration of the initial model; its scales then replace the default prior.
     """
-    tests = [record for record in records if record.errors][-RECENT:]
+    tests = [record for record in records if record.errors]
     scale = {
         symbol: _scale([_ratio(test, symbol, floor) for test in tests], _prior(prior, symbol))
         for symbol, floor in floors.items()
@@ -99,9 +101,10 @@ def usual_error_bar(potential: Potential) -> float | None:
 
 
 def _scale(ratios: Sequence[float | None], prior: float) -> float:
-    known = [ratio for ratio in ratios if ratio is not None]
-    total = PRIOR_WEIGHT * prior**2 + sum(known)
-    return float(np.sqrt(total / (PRIOR_WEIGHT + len(known))))
+    squares = np.array([prior**2, *(ratio for ratio in ratios if ratio is not None)])
+    weights = FADING ** np.arange(len(squares) - 1, -1, -1.0)
+    weights[0] *= PRIOR_WEIGHT
+    return float(np.sqrt((weights @ squares) / weights.sum()))
 
 
 def _ratio(test: Record, symbol: str, floor: float) -> float | None:
