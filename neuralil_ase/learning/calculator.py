@@ -22,7 +22,7 @@ from neuralil_ase.learning.decision import Decision, decide, movable
 from neuralil_ase.learning.learner import Learner
 from neuralil_ase.learning.records import Kind, Record
 from neuralil_ase.learning.report import Evaluation, draw, progress_text, summary_text
-from neuralil_ase.learning.request import Request, Teaching
+from neuralil_ase.learning.request import SURPRISE, Request, Teaching
 from neuralil_ase.learning.results import results_of_model, results_of_teacher
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.monitor.criteria import Criterion
@@ -73,8 +73,8 @@ class LearningCalculator(Calculator):
         Further criteria of the monitor. The teacher is asked if any of them is above its threshold.
     check_every
         Spot checks: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
-        more, and so on. The frame is held out from training and tests updates and error bars. If its error is larger
-        than tolerated, the frame is learnt, and a warning is logged. While a quarter of the frames is held out, checks
+        more, and so on. The frame is held out from training and tests updates and error bars. If its error is more than
+        twice the tolerance, the frame is learnt, and a warning is logged. While a quarter of the frames is held out, checks
         need 20 times as many evaluations. 0 means never. There are none on the way to a minimum.
     progress
         Show evaluations, queries, the present error bar and the last error on the standard error.
@@ -310,7 +310,7 @@ class LearningCalculator(Calculator):
             return None
         if prediction is not None and kind == "check":
             error = float(np.linalg.norm(prediction.forces - label.get_forces(), axis=1).max())
-            if error <= decision.allowed:
+            if error <= SURPRISE * decision.allowed:
                 return results_of_model(prediction)
             logger.warning(
                 "a spot check at evaluation %d found an error of %.3f eV/Å, with an error bar of %.3f and a tolerance "

@@ -12,7 +12,7 @@ from ase import Atoms
 from neuralil_ase.errors import QueryLimitError, TeacherError
 from neuralil_ase.farm import digest
 from neuralil_ase.learning.records import Folder, Record
-from neuralil_ase.learning.request import Request, bare
+from neuralil_ase.learning.request import SURPRISE, Request, bare
 from neuralil_ase.learning.teacher import check_offers
 from neuralil_ase.prediction import Prediction
 
@@ -95,7 +95,7 @@ class Desk:
             if self._folder.file(name).exists() and not self._folder.knows(name):
                 record = _record(request, name, tolerance, seconds)
                 record = _tested(record, request.prediction, self._folder.read(name))
-                is_passed = max(record.errors, default=np.inf) <= request.allowed
+                is_passed = max(record.errors, default=np.inf) <= SURPRISE * request.allowed
                 self._folder.append(replace(record, held_out=request.kind == "check" and is_passed))
         if failure is not None:
             raise failure
