@@ -74,8 +74,8 @@ class LearningCalculator(Calculator):
     check_every
         Spot checks: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
         more, and so on. The frame is held out from training and tests updates and error bars. If its error is more than
-        twice the tolerance, the frame is learnt, and a warning is logged. While a quarter of the frames is held out, checks
-        need 20 times as many evaluations. 0 means never. There are none on the way to a minimum.
+        twice the tolerance, the frame is learnt, and a warning is logged. While a quarter of the frames is held out,
+        checks need 20 times as many evaluations. 0 means never. There are none on the way to a minimum.
     progress
         Show evaluations, queries, the present error bar and the last error on the standard error.
 

@@ -11,7 +11,6 @@ from neuralil_ase.learning.records import Kind, Record
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction
 
-
 SURPRISE = 2.0
 """A spot check is a surprise if the error of a force exceeds the tolerated error bar by more than this factor. Two
 errors in five are larger than their error bars, and one in 135 is twice as large, if error bars are right."""
