@@ -10,7 +10,7 @@ with the Gaunt coefficients G of real harmonics, for 1 ≤ l1 ≤ l2 ≤ l3 ≤ 
 are products of invariants that the power spectrum has.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from typing import NamedTuple
@@ -34,14 +34,31 @@ TRIPLES = [
 
 @dataclass(frozen=True)
 class WithFourBody(DescriptorConfig):
-    """The descriptor, followed by the four-body invariants of ``mixed`` channels; 0 for none."""
+    """The descriptor, followed by the four-body invariants of ``mixed`` channels; 0 for none.
+
+    With ``blind`` it is that of one density of all neighbours, whatever their elements.
+    """
 
     mixed: int = 0
+    blind: bool = False
+
+    def __post_init__(self) -> None:
+        """As for the descriptor."""
+        super().__post_init__()
+        if self.blind and self.mixed:
+            raise ValueError("four-body invariants need the densities of the elements")
+
+    @property
+    def spectrum(self) -> DescriptorConfig:
+        """The power spectrum alone."""
+        elements = self.elements[:1] if self.blind else self.elements
+        return DescriptorConfig(elements, self.n_max, self.r_cut, self.cross_terms)
 
     @property
     def n_features(self) -> int:
         """Length of both parts."""
-        return super().n_features + sum(len(self.combinations(triple)) for triple in self.triples)
+        invariants = sum(len(self.combinations(triple)) for triple in self.triples)
+        return self.spectrum.n_features + invariants
 
     @property
     def triples(self) -> list[tuple[int, int, int]]:
@@ -83,10 +100,15 @@ def mixing_of(config: WithFourBody, density: np.ndarray) -> Mixing:
 
 def features(config: WithFourBody, mixing: Mixing, density: Array) -> Array:
     """Power spectrum and four-body invariants, (N, n_features)."""
-    parts = [power_spectrum(config, density)]
+    parts = [power_spectrum(config.spectrum, seen(config, density))]
     return jnp.concatenate(
         [*parts, *([four_body(config, mixing, density)] if config.triples else [])], axis=-1
     )
+
+
+def seen(config: WithFourBody, density: Array) -> Array:
+    """The densities that the power spectrum is of, (N, 1 or elements, channels)."""
+    return density.sum(axis=1, keepdims=True) if config.blind else density
 
 
 def four_body(config: WithFourBody, mixing: Mixing, density: Array) -> Array:
@@ -107,8 +129,10 @@ def four_body(config: WithFourBody, mixing: Mixing, density: Array) -> Array:
 
 def pull_back(config: WithFourBody, mixing: Mixing, density: Array, cotangents: Array) -> Array:
     """dE/dc of M energies from dE/d(features), as ``spectrum.pull_back_spectrum``."""
-    known = replace(config, mixed=0).n_features
-    gradient = pull_back_spectrum(config, density, cotangents[..., :known])
+    known = config.spectrum.n_features
+    gradient = pull_back_spectrum(config.spectrum, seen(config, density), cotangents[..., :known])
+    if config.blind:
+        return jnp.broadcast_to(gradient, (len(cotangents), *density.shape))
     if not config.triples:
         return gradient
     _, transpose = jax.vjp(lambda c: four_body(config, mixing, c), density)

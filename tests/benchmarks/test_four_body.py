@@ -7,12 +7,14 @@ import four_body
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from four_body import WithFourBody
 from scipy.spatial.transform import Rotation
 
 from neuralil_ase.model.solid_harmonics import solid_harmonics
 
 CONFIG = WithFourBody(("C",), n_max=4, r_cut=4.0, cross_terms=True, mixed=2)
+BLIND = WithFourBody(("C", "H"), n_max=4, r_cut=4.0, cross_terms=True, blind=True)
 
 
 @jax.jit
@@ -45,18 +47,28 @@ def test_rotations_leave_them_alone() -> None:
     assert np.linalg.matrix_rank(alone) == 5  # different atoms, different invariants
 
 
-def test_the_pull_back_is_the_derivative() -> None:
+@pytest.mark.parametrize("config", [CONFIG, BLIND], ids=["four bodies", "blind"])
+def test_the_pull_back_is_the_derivative(config: WithFourBody) -> None:
     rng = np.random.default_rng(2)
-    coefficients = density(rng.normal(size=(3, 1, 4, 3)))
-    mixing = four_body.mixing_of(CONFIG, np.asarray(coefficients))
-    cotangents = jnp.asarray(rng.normal(size=(2, 3, CONFIG.n_features)))
-    found = jax.jit(partial(four_body.pull_back, CONFIG, mixing))(coefficients, cotangents)
+    coefficients = density(rng.normal(size=(3, len(config.elements), 4, 3)))
+    mixing = four_body.mixing_of(config, np.asarray(coefficients))
+    cotangents = jnp.asarray(rng.normal(size=(2, 3, config.n_features)))
+    found = jax.jit(partial(four_body.pull_back, config, mixing))(coefficients, cotangents)
 
     @jax.jit
     def derivative(cotangent: jax.Array) -> jax.Array:
-        features = partial(four_body.features, CONFIG, mixing)
+        features = partial(four_body.features, config, mixing)
         return jax.vjp(features, coefficients)[1](cotangent)[0]
 
     for one, cotangent in zip(found, cotangents, strict=True):
         expected = derivative(cotangent)
         np.testing.assert_allclose(one, expected, rtol=2e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_blind_descriptor_is_that_of_one_element() -> None:
+    coefficients = density(np.random.default_rng(3).normal(size=(3, 2, 4, 3)))
+    exchanged = coefficients[:, ::-1]
+    mixing = four_body.mixing_of(BLIND, np.asarray(coefficients))
+    features = jax.jit(partial(four_body.features, BLIND, mixing))
+    np.testing.assert_allclose(features(coefficients), features(exchanged), rtol=1e-6)
+    assert BLIND.n_features == CONFIG.spectrum.n_features

@@ -10,9 +10,10 @@ energy reference and repulsion radii, which hardly see them.
 
 --each varies what needs no other compilation, value by value, together: ``exponent`` (``FEATURE_EXPONENT``),
 ``weight_decay``, ``energy_weight``, ``force_weight``, ``energy_scale`` and ``force_scale``. --set gives other settings
-of training, and --mixed adds four-body invariants (four_body.py) of so many channels. Writes a line of JSON for every
-setting, with the errors of the mean over members on all held-out frames: energies in meV/atom, also without the median
-of a fold, forces in meV/Å, and frame by frame.
+of training, --mixed adds four-body invariants (four_body.py) of so many channels, and --blind makes the descriptor one
+of all neighbours alike. Writes a line of JSON for every setting, with the errors of the mean over members on all
+held-out frames: energies in meV/atom, also without the median of a fold, forces in meV/Å, and frame by frame. --save
+writes the model of the first setting and fold.
 """
 
 import argparse
@@ -37,9 +38,10 @@ from ase.io import read
 from four_body import Mixing, WithFourBody
 from jax import Array
 
+from neuralil_ase.files.model_file import save_potential
 from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.network import network_outputs
-from neuralil_ase.model.potential import Params
+from neuralil_ase.model.potential import Params, Potential
 from neuralil_ase.samples import forward
 from neuralil_ase.samples.normalisation import (
     FEATURE_EXPONENT,
@@ -104,9 +106,9 @@ class Problem:
         return self.unit._replace(factor=factor)  # type: ignore[arg-type]  # traced
 
 
-def problem_of(task: Task, mixed: int) -> Problem:
-    """The task with four-body invariants, and scales of all features."""
-    descriptor = WithFourBody(**asdict(task.config.descriptor), mixed=mixed)
+def problem_of(task: Task, mixed: int, blind: bool = False) -> Problem:
+    """The task with four-body invariants or one density of all elements, and scales of all features."""
+    descriptor = WithFourBody(**asdict(task.config.descriptor), mixed=mixed, blind=blind)
     samples = task.train[:: max(1, len(task.train) // 64)]
     density = np.concatenate([s.arrays.density for s in samples if s.arrays is not None])
     mixing = four_body.mixing_of(descriptor, density)
@@ -270,6 +272,13 @@ class Trainers:
         params = optax.apply_updates(params, updates)
         return params, averaged(average, params, settings.ema, count), memory, count + 1
 
+    def potential(self, averages: Params, task: Task) -> Potential:
+        """The model of the first setting and fold."""
+        average = jax.tree.map(lambda x: np.asarray(x[0]), averages)
+        scaling = self.problem.scaling(self.chosen["exponent"][0])
+        params = jax.tree.map(np.asarray, fold(task.config, scaling, average))
+        return Potential(task.config, params, task.reference)
+
     def _errors(self, averages: Params, held_out: Array, frames: Frames) -> Any:
         """For every run and held-out frame: eV/atom; of its forces the sums of |error| and error², and their number."""
 
@@ -314,8 +323,10 @@ def cross_validate(
     each: Sequence[dict[str, float]],
     mixed: int,
     n_folds: int,
+    blind: bool = False,
+    save: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """One record for every setting of ``each``."""
+    """One record for every setting of ``each``; ``save`` is for the model of the first one and its first fold."""
     began = time.perf_counter()
     settings = TrainingSettings(
         head_widths=(), validation_fraction=0.0, memory_budget=2**45, linear=False
@@ -324,7 +335,7 @@ def cross_validate(
     count = sum(len(atoms) > 1 for atoms in structures)
     settings = settings.with_frames(round((1 - VALIDATION) * (1 - 1 / n_folds) * count))
     task = prepare(settings, frames, [])
-    problem, arrays = problem_of(task, mixed), frames_of(task)
+    problem, arrays = problem_of(task, mixed, blind), frames_of(task)
     values: dict[str, list[float]] = {
         name: [entry.get(name, getattr(task.settings, name, FEATURE_EXPONENT)) for entry in each]
         for name in VARIED
@@ -352,15 +363,18 @@ def cross_validate(
             f"step {first + size} of {order.shape[1]}, {time.perf_counter() - began:.0f} s",
             file=sys.stderr,
         )
+    if save is not None:
+        save_potential(trainers.potential(states[1], task), save)
     tests = [np.arange(k, count, n_folds) for k in range(n_folds)]
     longest = max(map(len, tests))
     held_out = jnp.asarray(np.tile([np.resize(t, longest) for t in tests], (len(each), 1)))
     found = [np.asarray(x, float) for x in trainers.errors(states[1], held_out, arrays)]
     seconds = time.perf_counter() - began
+    descriptor = problem.descriptor
     shared = {
-        "options": options, "mixed": mixed, "r_cut": problem.descriptor.r_cut, "n_max": problem.descriptor.n_max,
-        "features": problem.descriptor.n_features, "steps": order.shape[1], "runs": n_runs,
-        "seconds": round(seconds, 1), "device": jax.devices()[0].device_kind,
+        "options": options, "mixed": mixed, "blind": blind, "r_cut": descriptor.r_cut, "n_max": descriptor.n_max,
+        "features": descriptor.n_features, "steps": order.shape[1], "runs": n_runs, "seconds": round(seconds, 1),
+        "device": jax.devices()[0].device_kind,
     }  # fmt: skip
     records = []
     for k in range(len(each)):
@@ -399,6 +413,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--first", type=int, help="only so many frames")
     parser.add_argument("--mixed", type=int, default=0, help="mixed channels of the four-body part")
+    parser.add_argument("--blind", action="store_true", help="one density of all elements")
+    parser.add_argument("--save", type=Path, help="the model of the first setting and fold")
     parser.add_argument("--each", nargs="*", default=[], metavar="NAME=X,Y,…")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="TOML values")
     given = parser.parse_args(arguments)
@@ -412,12 +428,20 @@ def main(arguments: list[str] | None = None) -> None:
     if any(len(values) != count for values in lists.values()):
         parser.error("--each needs as many values of every name")
     each = [{name: values[k] for name, values in lists.items()} for k in range(count)]
+    if given.blind and given.save:
+        parser.error("--save needs a descriptor that model files have, not --blind")
     structures: list[Any] = [atoms for path in given.data for atoms in read(path, ":")]
     structures = structures[: given.first]
     structures.sort(key=lambda atoms: len(atoms) == 1)  # isolated atoms behind the others
     with jax.default_matmul_precision("float32"):
         records = cross_validate(
-            structures, tomllib.loads("\n".join(given.set)), each, given.mixed, given.folds
+            structures,
+            tomllib.loads("\n".join(given.set)),
+            each,
+            given.mixed,
+            given.folds,
+            given.blind,
+            given.save,
         )
     with open(given.output, "a", encoding="utf-8") as file:
         for record in records:
