@@ -27,7 +27,7 @@ from neuralil_ase.samples.batches import (
     some_of,
 )
 from neuralil_ase.samples.cutoff import LONGEST, cutoff_for, surroundings
-from neuralil_ase.samples.least_squares import LinearFit, some_labelled
+from neuralil_ase.samples.least_squares import BEFORE_NETWORKS, LinearFit, some_labelled
 from neuralil_ase.samples.linear import Linear, linear_of, what_is_left, without_linear
 from neuralil_ase.samples.normalisation import Scaling, inlets, scaling_of
 from neuralil_ase.samples.reference import (
@@ -161,7 +161,7 @@ def prepare(
     elif settings.linear:
         known = [elements.index(symbol) for symbol in alone]
         fit = LinearFit(packer, some_labelled(samples[:n_train]), known, progress)
-        linear = fit.solve(settings.members, settings.seed)
+        linear = fit.solve(settings.members, settings.seed, BEFORE_NETWORKS)
     if linear is not None:
         samples = [what_is_left(packer, linear, sample) for sample in samples]
     scaling = scaling_of_samples(packer, samples[:n_train])
