@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from neuralil_ase.bias import UncertaintyBias
     from neuralil_ase.calculator import NeuralILCalculator
     from neuralil_ase.calibration import Calibration
+    from neuralil_ase.cross_validation.folds import CrossValidation
+    from neuralil_ase.cross_validation.run import cross_validate
     from neuralil_ase.evaluation.evaluate import evaluate
     from neuralil_ase.farm import Labelled, label, predict_many
     from neuralil_ase.files.model_file import load_potential, save_potential
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     )
     from neuralil_ase.prediction import Prediction
     from neuralil_ase.replicas import ReplicaPrediction, Replicas
-    from neuralil_ase.training.cross_validation import cross_validate
-    from neuralil_ase.training.folds import CrossValidation
     from neuralil_ase.training.settings import TrainingSettings
     from neuralil_ase.training.train import TrainingResult, train
 
@@ -88,6 +88,7 @@ _HOMES = {
     "calculator": ("NeuralILCalculator",),
     "calibration": ("Calibration",),
     "evaluation.evaluate": ("evaluate",),
+    "cross_validation": ("CrossValidation", "cross_validate"),
     "farm": ("Labelled", "label", "predict_many"),
     "files.model_file": ("load_potential", "save_potential"),
     "files.published_files": ("import_published",),
@@ -100,7 +101,7 @@ _HOMES = {
     ),
     "prediction": ("Prediction",),
     "replicas": ("ReplicaPrediction", "Replicas"),
-    "training": ("CrossValidation", "TrainingResult", "TrainingSettings", "cross_validate", "train"),
+    "training": ("TrainingResult", "TrainingSettings", "train"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

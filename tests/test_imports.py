@@ -25,7 +25,7 @@ FLOORS = (
     ("evaluation", "response"),
     ("monitor", "samples"),
     ("training",),
-    ("learning", "options"),
+    ("cross_validation", "learning", "options"),
     ("cli",),
 )
 """Rooms from the ground up; a room knows those below it, and no other on its own floor."""

@@ -68,7 +68,7 @@ def add_cross_validate_options(parser: argparse.ArgumentParser) -> None:
 
 def run_cross_validate(options: argparse.Namespace) -> int:
     """Train fold by fold, and print the table of errors."""
-    from neuralil_ase.training import cross_validate
+    from neuralil_ase.cross_validation import cross_validate
 
     with _shared(options) as shared:
         result = cross_validate(

@@ -10,16 +10,7 @@ if find_spec("optax") is None:
     )
 
 # After the check above, so that a missing optax is reported first.
-from neuralil_ase.training.cross_validation import cross_validate
-from neuralil_ase.training.folds import CrossValidation, FoldScore
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.train import TrainingResult, train
 
-__all__ = [
-    "CrossValidation",
-    "FoldScore",
-    "TrainingResult",
-    "TrainingSettings",
-    "cross_validate",
-    "train",
-]
+__all__ = ["TrainingResult", "TrainingSettings", "train"]

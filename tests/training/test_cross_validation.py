@@ -20,10 +20,10 @@ from small_runs import TINY, alloy, labelled
 
 from neuralil_ase import CrossValidation, cross_validate, save_potential, train
 from neuralil_ase.cli import main
+from neuralil_ase.cross_validation import FoldScore
 from neuralil_ase.errors import ConfigError, DataError, OutputError, ProcessError, TrainingError
 from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.evaluation.evaluate import evaluate
-from neuralil_ase.training import FoldScore
 from neuralil_ase.training.loop import Trainer
 
 QUICK = TINY.updated({"epochs": 2, "linear": False, "validation_fraction": 0})

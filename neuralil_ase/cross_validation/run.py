@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from neuralil_ase.cross_validation.folds import CrossValidation, FoldFile, FoldScore
 from neuralil_ase.engine.concurrency import claim_jax
 from neuralil_ase.errors import ConfigError, DataError
 from neuralil_ase.evaluation.dataset import Frame, elements_of
@@ -26,7 +27,6 @@ from neuralil_ase.model.potential import Potential
 from neuralil_ase.progress import Progress
 from neuralil_ase.training.checkpoint import fingerprint
 from neuralil_ase.training.data import Data, divide, files_of, read_data, without_isolated_atoms
-from neuralil_ase.training.folds import CrossValidation, FoldFile, FoldScore
 from neuralil_ase.training.loop import Trainer, fit
 from neuralil_ase.training.members import all_answers
 from neuralil_ase.training.output import Recorder, plain
