@@ -18,7 +18,7 @@ from neuralil_ase.errors import (
     TeacherError,
     UncertaintyError,
 )
-from neuralil_ase.learning.decision import Decision, decide, movable
+from neuralil_ase.learning.decision import Decision, Descent, decide, movable
 from neuralil_ase.learning.learner import Learner
 from neuralil_ase.learning.records import Kind, Record
 from neuralil_ase.learning.report import Evaluation, draw, progress_text, summary_text
@@ -131,7 +131,7 @@ class LearningCalculator(Calculator):
         self._progress = Progress(None, "evaluation", "learning", True) if progress else None
         self._model: NeuralILCalculator | None = None
         self._last_trusted: Atoms | None = None
-        self._descent: float | None = None
+        self._descent: Descent | None = None
         self._decision = Decision(None)
         self._labelled: Atoms | None = None  # the present structure, if the teacher was asked
         self.is_confirmed = False
@@ -221,9 +221,9 @@ class LearningCalculator(Calculator):
             atoms.set_array("momenta", trusted.arrays["momenta"].copy())
 
     @contextmanager
-    def descending(self, fmax: float) -> Iterator[None]:
+    def descending(self, descent: Descent) -> Iterator[None]:
         """On the way to a minimum that the teacher confirms: larger error bars are allowed (:class:`Confirmed`)."""
-        self._descent = fmax
+        self._descent = descent
         try:
             yield
         finally:
@@ -304,7 +304,7 @@ class LearningCalculator(Calculator):
         """Ask the teacher, and choose what to return; None if another frame was labelled instead."""
         prediction, target = decision.prediction, self.learner.tolerance / 2
         if self._descent is not None:
-            target = FIT * (self._descent if prediction is None else decision.allowed)
+            target = FIT * (self._descent.fmax if prediction is None else decision.allowed)
         label = self._label(atoms, kind, decision, target)
         if label is None:
             return None

@@ -10,6 +10,7 @@ from ase.utils.abc import Optimizable
 
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.learning.calculator import LearningCalculator
+from neuralil_ase.learning.decision import Descent
 
 DEEP = 0.5
 """The teacher is asked when the largest force of the model is below this multiple of fmax, or below fmax by more than
@@ -29,7 +30,8 @@ class Confirmed(Optimizable):
     The optimiser descends on the model, whose error bars may be larger than the tolerance on the way: five times fmax,
     or 0.7 times the largest force of the structure. When the largest force of the model is clearly below fmax, the
     teacher is asked, and only its own results end the optimisation. If its forces are larger, the model learns them,
-    and the optimiser goes on. "Force" is all that the optimiser compares with fmax; a filter includes the cell.
+    the optimiser goes on, and error bars near the minimum must be half as large from then on, down to fmax. "Force" is
+    all that the optimiser compares with fmax; a filter includes the cell.
 
     Parameters
     ----------
@@ -51,6 +53,7 @@ class Confirmed(Optimizable):
             )
         self._inner: Optimizable = atoms.__ase_optimizable__()
         self._fmax: float | None = None
+        self._refused = 0
         self._calculators = _calculators_of(atoms)
 
     def ndofs(self) -> int:
@@ -96,9 +99,10 @@ class Confirmed(Optimizable):
 
     def _descending(self) -> ExitStack:
         """With the error bars that are allowed on the way down."""
+        descent = Descent(self._fmax or USUAL, self._refused)
         with ExitStack() as stack:
             for calculator in self._calculators:
-                stack.enter_context(calculator.descending(self._fmax or USUAL))
+                stack.enter_context(calculator.descending(descent))
             return stack.pop_all()
 
     def _is_due(self, gradient: np.ndarray, fmax: float) -> bool:
@@ -117,6 +121,7 @@ class Confirmed(Optimizable):
             calculator.confirm(fmax, reason)
         gradient = self._inner.get_gradient()
         if not self._inner.converged(gradient, fmax):
+            self._refused += 1
             for calculator in self._calculators:
                 calculator.go_on()
             gradient = self._inner.get_gradient()

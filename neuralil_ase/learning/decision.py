@@ -16,6 +16,27 @@ NEAR, DOWNHILL = 5.0, 0.7
 that is more. A step then has roughly the direction that the teacher would give it."""
 
 
+class Descent(NamedTuple):
+    """On the way to a minimum that the teacher confirms.
+
+    Attributes
+    ----------
+    fmax
+        What the optimiser compares the forces with, in eV/Å.
+    refused
+        How often the teacher has not confirmed the minimum of the model. Each time, error bars near the minimum must be
+        half as large, down to fmax: the model was not good enough there.
+    """
+
+    fmax: float
+    refused: int = 0
+
+    def allowed(self, largest_force: float) -> float:
+        """Largest error bar in eV/Å that is trusted where the largest force is this."""
+        near = max(NEAR / 2**self.refused, 1.0)
+        return max(near * self.fmax, DOWNHILL * largest_force)
+
+
 class Decision(NamedTuple):
     """Who evaluates a structure, and why.
 
@@ -42,7 +63,7 @@ def decide(
     atoms: Atoms,
     prediction: Prediction,
     tolerance: float,
-    descent: float | None = None,
+    descent: Descent | None = None,
     criteria: Sequence[Criterion] = (),
 ) -> Decision:
     """Compare the error bars of a prediction with the tolerance.
@@ -56,8 +77,8 @@ def decide(
     tolerance
         Largest error bar of a force that is trusted, in eV/Å; not used with ``descent``.
     descent
-        On the way to a minimum that the teacher confirms: the ``fmax`` of the optimiser in eV/Å. Error bars may be five
-        times fmax, or 0.7 times the largest force.
+        On the way to a minimum that the teacher confirms: error bars may be five times fmax, less after the teacher has
+        not confirmed one, or 0.7 times the largest force.
     criteria
         Further criteria; one above its threshold is enough to ask the teacher.
     """
@@ -65,7 +86,7 @@ def decide(
     bar = float(prediction.forces_error_bar[moving].max(initial=0))
     allowed = tolerance
     if descent is not None:
-        allowed = max(NEAR * descent, DOWNHILL * largest_force(atoms, prediction))
+        allowed = descent.allowed(largest_force(atoms, prediction))
     all_criteria: list[Criterion] = [*criteria]
     if moving.size:
         all_criteria.insert(0, MaxForceErrorBar(low=allowed, indices=moving.tolist()))

@@ -18,7 +18,7 @@ from pupils import SMALL, crystal
 from neuralil_ase.errors import TeacherError
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.evaluation.evaluate import predict_frames
-from neuralil_ase.learning.decision import decide
+from neuralil_ase.learning.decision import Descent, decide
 from neuralil_ase.learning.pupil import Pupil, first_potential
 from neuralil_ase.learning.records import Record
 from neuralil_ase.learning.stream import PRIOR_SCALE, stream_calibration, with_thresholds
@@ -68,7 +68,7 @@ def test_atoms_held_fixed_do_not_count() -> None:
     assert decide(atoms, prediction(spreads, np.zeros((4, 3))), 0.1).kind is None
     forces = np.zeros((4, 3))
     forces[2] = 3.0
-    found = decide(atoms, prediction(np.zeros(4), forces), 0.1, descent=0.05)
+    found = decide(atoms, prediction(np.zeros(4), forces), 0.1, descent=Descent(0.05))
     assert found.allowed == pytest.approx(0.25)
 
 
@@ -84,8 +84,17 @@ def test_an_optimiser_may_be_less_sure_far_from_its_end() -> None:
     forces[0, 1] = 1.0
     spreads = np.full(4, 0.12)
     assert decide(ATOMS, prediction(spreads, forces), 0.1).kind == "unsure"
-    assert decide(ATOMS, prediction(spreads, forces), 0.1, descent=0.05).kind is None
-    assert decide(ATOMS, prediction(3 * spreads, 0.01 * forces), 0.1, descent=0.05).kind == "unsure"
+    assert decide(ATOMS, prediction(spreads, forces), 0.1, descent=Descent(0.05)).kind is None
+    assert (
+        decide(ATOMS, prediction(3 * spreads, 0.01 * forces), 0.1, descent=Descent(0.05)).kind
+        == "unsure"
+    )
+
+
+def test_a_minimum_that_was_not_confirmed_needs_a_better_model() -> None:
+    found = [Descent(0.05, refused).allowed(0.01) for refused in range(4)]
+    assert found == pytest.approx([0.25, 0.125, 0.0625, 0.05])
+    assert Descent(0.05, 9).allowed(1.0) == pytest.approx(0.7)  # far from it nothing changes
 
 
 def record(errors: np.ndarray, spreads: np.ndarray) -> Record:
