@@ -78,7 +78,7 @@ def inputs(folder: Path, repeat: int) -> dict[str, tuple[str, int]]:
 
 def with_nep(sources: Path, folder: Path) -> tuple[str, int]:
     """NEP's own class for LAMMPS, of the sources of calorine, in a pair style that is compiled here."""
-    product, lammps = folder / "nepplugin.so", host._lammps()
+    product, lammps = folder / "nepplugin.so", host.lammps_folder()
     includes = (sources, lammps / "include" / "lammps", PROGRAMS.parent / "include")
     command = ["c++", "-std=c++17", "-O3", "-march=native", "-fPIC", "-shared"]
     command += [f'-DVERSION="{host.lammps_date(version("lammps"))}"']
@@ -95,7 +95,7 @@ def with_nep(sources: Path, folder: Path) -> tuple[str, int]:
 def run(text: str, steps: int, folder: Path, ranks: int = 1) -> tuple[float, str, float]:
     """µs of CPU for an atom and step, all ranks together; what was printed; seconds for a step."""
     (folder / "in.lmp").write_text(f"{text}run 5\nrun {steps}\n")
-    potentials = host._lammps() / "share" / "lammps" / "potentials"
+    potentials = host.lammps_folder() / "share" / "lammps" / "potentials"
     settings = {
         "LAMMPS_POTENTIALS": str(potentials),
         "LAMMPS_PLUGIN_PATH": str(host.build()),
