@@ -82,7 +82,7 @@ def compile_into(folder: Path, lammps: Path, library: Path) -> None:
     command += [f"-I{path}" for path in includes]
     command += [str(HERE / name) for name in ("pair_neuralil.cpp", "plugin.cpp")]
     # The library has no name of its own: a path here would be the one that is looked for later.
-    command += [f"-L{library.parent}", f"-l:{library.name}"]
+    command += [f"-L{library.parent}", "-lneuralil"]
     # Inside a package the way from one to the other stays the same wherever it is installed.
     is_inside = folder.is_relative_to(library.parents[1])
     way = f"$ORIGIN/{os.path.relpath(library.parent, folder)}" if is_inside else library.parent
