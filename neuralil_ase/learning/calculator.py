@@ -38,6 +38,9 @@ REACH, REACH_OF_OPTIMISER = 0.06, 0.15
 HELD_OUT, RARELY = 0.25, 20
 """If more than this fraction of the frames is held out, spot checks are this many times rarer. Otherwise 42 of 107
 queries in 20,000 steps of liquid EAN would be spot checks."""
+CHECK_OF_OPTIMISER = 50
+"""On the way to a minimum, a label is due after so many trusted evaluations in a row. Most relaxations end before. A
+soft one may take hundreds of steps where all error bars are too small."""
 FIT = 0.1
 """Force error that training must reach on the latest frames, as a fraction of fmax or of the allowed error bar."""
 OnQuery = Literal["teacher", "model"]
@@ -75,7 +78,8 @@ class LearningCalculator(Calculator):
         Spot checks: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
         more, and so on. The frame is held out from training and tests updates and error bars. If its error is more than
         twice the tolerance, the frame is learnt, and a warning is logged. While a quarter of the frames is held out,
-        checks need 20 times as many evaluations. 0 means never. There are none on the way to a minimum.
+        checks need 20 times as many evaluations. On the way to a minimum, a frame is labelled after 50 trusted
+        evaluations in a row, and learnt. 0 means never.
     progress
         Show evaluations, queries, the present error bar and the last error on the standard error.
 
@@ -308,7 +312,7 @@ class LearningCalculator(Calculator):
         label = self._label(atoms, kind, decision, target)
         if label is None:
             return None
-        if prediction is not None and kind == "check":
+        if prediction is not None and kind == "check" and self._descent is None:
             error = float(np.linalg.norm(prediction.forces - label.get_forces(), axis=1).max())
             if error <= SURPRISE * decision.allowed:
                 return results_of_model(prediction)
@@ -334,6 +338,7 @@ class LearningCalculator(Calculator):
             target,
             decision.bar,
             decision.allowed,
+            may_hold_out=self._descent is None,
         )
         label = self.learner.begin(request) if kind == "first" else self.learner.ask([request])[0]
         self._labelled = label
@@ -356,7 +361,9 @@ class LearningCalculator(Calculator):
     def _is_check_due(self) -> bool:
         """Whether this trusted frame is labelled as a spot check."""
         row = self._trusted_in_a_row + 1
-        if not self.check_every or self._descent is not None or row < self._next_check:
+        if self.check_every and self._descent is not None:
+            return row >= CHECK_OF_OPTIMISER
+        if not self.check_every or row < self._next_check:
             return False
         held_out = sum(record.held_out for record in self.records)
         return held_out <= HELD_OUT * len(self.records) or row >= RARELY * self.check_every

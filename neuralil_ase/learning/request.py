@@ -34,6 +34,8 @@ class Request:
         Root mean square force error in eV/Å to which the frame should be learnt.
     bar, allowed
         Largest error bar of a force, and the tolerated error bar, in eV/Å.
+    may_hold_out
+        Whether a spot check without a surprise is held out from training.
     """
 
     atoms: Atoms
@@ -45,6 +47,7 @@ class Request:
     target: float = np.inf
     bar: float = np.inf
     allowed: float = np.inf
+    may_hold_out: bool = True
 
 
 class Teaching(Protocol):

@@ -26,6 +26,7 @@ from neuralil_ase import (
     NeuralILCalculator,
 )
 from neuralil_ase.errors import ConfigError, UncertaintyError
+from neuralil_ase.learning import calculator, decision
 from neuralil_ase.learning.walkers import Walkers
 from neuralil_ase.monitor import ShortestDistance
 
@@ -292,6 +293,20 @@ def test_a_new_element_begins_a_new_model(folder: Path) -> None:
     copper.positions[0] += 1e-3
     energy = calc.get_potential_energy(copper)
     assert energy == pytest.approx(truth(copper).get_potential_energy(), abs=0.1)
+
+
+def test_a_long_way_to_a_minimum_is_labelled_now_and_then(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a soft structure would wander for ever under error bars that are too small."""
+    monkeypatch.setattr(calculator, "CHECK_OF_OPTIMISER", 3)
+    monkeypatch.setattr(decision, "NEAR", 1e3)  # all is trusted
+    atoms = crystal()
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL)
+    FIRE(Confirmed(atoms), logfile=None).run(fmax=1e-3, steps=12)
+    checks = [r for r in atoms.calc.records if r.kind == "check"]
+    assert len(checks) >= 3
+    assert not any(r.held_out for r in checks)
 
 
 def test_spot_checks_are_held_out_and_are_few(folder: Path) -> None:
