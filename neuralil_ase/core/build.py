@@ -9,14 +9,12 @@ import os
 import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-
-from neuralil_ase.hosts.lammps import PluginError, compile_into, lammps_folder, own_folder
 
 SOURCES = Path("neuralil_ase/core/src")
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-g0"]
@@ -60,10 +58,11 @@ class BuildCore(build_ext):
 
     def _add_plugin(self, library: Path) -> None:
         """``pair_style neuralil`` for the LAMMPS of this environment (``--no-build-isolation``)."""
-        place = library.parents[1] / "hosts" / "lammps"
+        host = _lammps_host()
         try:
-            compile_into(own_folder(place), lammps_folder(), library)
-        except PluginError as error:
+            folder = host.own_folder(library.parents[1] / "hosts" / "lammps")
+            host.compile_into(folder, host.lammps_folder(), library)
+        except host.PluginError as error:
             self.warn(f"no plugin for LAMMPS: {error}")
 
     def _compile(self, headers: list[Path], source: str, folder: str, flags: list[str]) -> str:
@@ -83,6 +82,17 @@ class PlatformWheel(bdist_wheel):
         build = self.get_finalized_command("build_ext")
         has_core = any(Path(name).exists() for name in build.get_outputs())
         return "py3", "none", super().get_tag()[2] if has_core else "any"
+
+
+def _lammps_host() -> Any:
+    """The module that compiles the plugin, from its file: while the package is built, it cannot be imported."""
+    path = Path(__file__).resolve().parents[1] / "hosts" / "lammps" / "__init__.py"
+    spec = spec_from_file_location("neuralil_lammps", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def jobs(sources: list[str]) -> list[tuple[str, str, list[str]]]:
