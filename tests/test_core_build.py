@@ -1,5 +1,6 @@
 """The compiled core by itself: its build, its wheel, its C interface and its C++ tests."""
 
+import ast
 import json
 import os
 import re
@@ -89,6 +90,15 @@ def test_the_header_agrees_with_the_declarations_in_python() -> None:
     }
     for structure in (native._Graph, native._Results, native._Executor, native._Info):
         assert found[structure.__doc__.split("``")[1]] == [name for name, *_ in structure._fields_]
+
+
+def test_the_build_imports_nothing_of_the_package() -> None:
+    """An isolated build runs the file before there is a package; an editable one beside it would hide that."""
+    tree = ast.parse((CORE / "build.py").read_text(encoding="utf-8"))
+    names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names += [a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names]
+    assert "setuptools.command.build_ext" in names
+    assert not [name for name in names if name is None or name.startswith("neuralil_ase")]
 
 
 @pytest.mark.slow
