@@ -21,8 +21,8 @@ from neuralil_ase.samples.normalisation import factor_of
 
 
 @dataclass(frozen=True)
-class Scaling:
-    """From features to the numbers that weights are fitted to: (p - mean) * factor for each element of the centre.
+class Unknowns:
+    """What is solved for: weights of (p - mean) * factor for each element of the centre, then a bias for each element.
 
     Without a bias, the mean is 0.
     """
@@ -32,7 +32,7 @@ class Scaling:
     has_bias: np.ndarray  # (elements,)
 
     @classmethod
-    def of(cls, packer: Packer, samples: Sequence[Sample], alone: Sequence[int]) -> "Scaling":
+    def of(cls, packer: Packer, samples: Sequence[Sample], alone: Sequence[int]) -> "Unknowns":
         """From the atoms of these samples; ``alone`` are the elements without a bias."""
         some = some_of(samples)
         features = packer.features(some)
@@ -152,15 +152,15 @@ class Equations:
         return found._replace(total_weight=sum(kind.total_weight for kind in kinds))
 
 
-def equations_of(packer: Packer, scaling: Scaling, samples: Sequence[Sample]) -> Equations:
+def equations_of(packer: Packer, unknowns: Unknowns, samples: Sequence[Sample]) -> Equations:
     """The sums over some samples."""
-    total = Equations.empty(scaling.size)
+    total = Equations.empty(unknowns.size)
     for batch in packer.pack(samples, np.ones((1, len(samples)))):
-        total = total.plus(_of_batch(packer, scaling, batch))
+        total = total.plus(_of_batch(packer, unknowns, batch))
     return total
 
 
-def _of_batch(packer: Packer, scaling: Scaling, batch: Batch) -> Equations:
+def _of_batch(packer: Packer, unknowns: Unknowns, batch: Batch) -> Equations:
     found = _rows(packer.config.descriptor, packer.slots, batch)
     features, forces, virials = (np.asarray(x, np.float64) for x in found)
     n_elements, n_frames = len(packer.slots), len(batch.energy)
@@ -171,12 +171,12 @@ def _of_batch(packer: Packer, scaling: Scaling, batch: Batch) -> Equations:
     counts = np.bincount(segment[real], minlength=n_frames * n_elements).reshape(n_frames, -1)
     energies = np.zeros((n_frames * n_elements, features.shape[1]))
     np.add.at(energies, segment[real], features[real])
-    energies = energies.reshape(n_frames, n_elements, -1) - counts[..., None] * scaling.mean
+    energies = energies.reshape(n_frames, n_elements, -1) - counts[..., None] * unknowns.mean
     of_energies = np.concatenate(
-        [(energies * scaling.factor).reshape(n_frames, -1), counts * scaling.has_bias], axis=1
+        [(energies * unknowns.factor).reshape(n_frames, -1), counts * unknowns.has_bias], axis=1
     )
-    of_forces = _without_bias(forces * scaling.factor[:, None, None], n_elements)
-    of_virials = _without_bias(virials.swapaxes(0, 1) * scaling.factor[:, None, None], n_elements)
+    of_forces = _without_bias(forces * unknowns.factor[:, None, None], n_elements)
+    of_virials = _without_bias(virials.swapaxes(0, 1) * unknowns.factor[:, None, None], n_elements)
     root = np.sqrt(n_atoms)
     stresses = batch.stress * (batch.volume / root)[:, None]
     return Equations(

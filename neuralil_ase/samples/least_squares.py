@@ -17,7 +17,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from neuralil_ase.progress import Progress
 from neuralil_ase.samples.batches import Labels, Packer, Sample
-from neuralil_ase.samples.equations import Choice, Equations, Scaling, Sums, equations_of
+from neuralil_ase.samples.equations import Choice, Equations, Sums, Unknowns, equations_of
 from neuralil_ase.samples.linear import Linear
 
 FOLDS = 5
@@ -65,19 +65,19 @@ class LinearFit:
         self._best: tuple[Choice, float] | None = None
         if len(samples) < FEWEST:
             return
-        self._scaling = Scaling.of(packer, samples, alone)
-        if self._scaling.size > MOST_UNKNOWNS:
+        self._unknowns = Unknowns.of(packer, samples, alone)
+        if self._unknowns.size > MOST_UNKNOWNS:
             logger.info(
-                "no linear part: %d unknowns are more than %d", self._scaling.size, MOST_UNKNOWNS
+                "no linear part: %d unknowns are more than %d", self._unknowns.size, MOST_UNKNOWNS
             )
             return
-        self._sums = Equations.empty(self._scaling.size)
+        self._sums = Equations.empty(self._unknowns.size)
         self._begin(packer, samples, progress)
 
     def add(self, packer: Packer, samples: Sequence[Sample]) -> None:
         """Add the labels of more samples."""
         if self._best is not None:
-            self._sums = self._sums.plus(equations_of(packer, self._scaling, samples))
+            self._sums = self._sums.plus(equations_of(packer, self._unknowns, samples))
 
     def solve(self, n_members: int, seed: int, more_penalty: float = 1.0) -> Linear | None:
         """The linear part.
@@ -102,7 +102,7 @@ class LinearFit:
         choice, variance = self._best
         mean = self._sums.solve(choice._replace(penalty=more_penalty * choice.penalty))
         deviations = self._sums.draw(choice, variance, n_members, seed)
-        return self._scaling.linear(mean + deviations)
+        return self._unknowns.linear(mean + deviations)
 
     def _begin(self, packer: Packer, samples: Sequence[Sample], progress: bool) -> None:
         """Make the equations, and choose by cross-validation."""
@@ -110,12 +110,12 @@ class LinearFit:
         n_folds = min(FOLDS, len(samples))
         with Progress(n_folds, "group", "linear fit", progress) as bar:
             for k in range(n_folds):
-                folds.append(equations_of(packer, self._scaling, samples[k::n_folds]))
+                folds.append(equations_of(packer, self._unknowns, samples[k::n_folds]))
                 self._sums = self._sums.plus(folds[-1])
                 bar.update(k + 1)
         others = [self._sums.plus(fold, -1.0) for fold in folds]
-        best, score = _best_choice(others, folds, self._scaling.n_elements)
-        is_better = score < _score([np.zeros(self._scaling.size)] * n_folds, folds)
+        best, score = _best_choice(others, folds, self._unknowns.n_elements)
+        is_better = score < _score([np.zeros(self._unknowns.size)] * n_folds, folds)
         self._best = (best, _variance(best, others, folds)) if is_better else None
 
 
