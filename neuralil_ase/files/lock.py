@@ -53,7 +53,12 @@ class Lock:
                     raise _in_use(path, "another run of this process")
                 former.release()
             file = _lock_file(output)
-            handle = _locked(file, path)
+            handle = _Handle()
+            # Before anything is open: whatever interrupts this, nothing stays open or locked.
+            self._freed: weakref.finalize[..., object] = weakref.finalize(
+                self, _free, handle, file, self._pid
+            )
+            _take(handle, file, path)
         except OutputError:
             raise
         except (OSError, ValueError) as problem:
@@ -61,9 +66,6 @@ class Lock:
                 f"cannot write {path}: {getattr(problem, 'strerror', None) or problem}. Check that the folder exists "
                 "and that you may write to it"
             ) from problem
-        self._freed: weakref.finalize[..., object] = weakref.finalize(
-            self, _free, handle, file, self._pid
-        )
         _held[output] = self
 
     @property
@@ -89,12 +91,27 @@ class Lock:
         self._freed()
 
 
-def _free(handle: int, file: Path, pid: int) -> None:
+class _Handle:
+    """An open lock file, or none."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.is_locked = False
+
+    def close(self) -> None:
+        """Close it, which also unlocks it."""
+        if self.number is not None:
+            number, self.number = self.number, None
+            with suppress(OSError):
+                os.close(number)
+
+
+def _free(handle: _Handle, file: Path, pid: int) -> None:
     if os.getpid() == pid:
-        with suppress(OSError):
-            file.unlink()  # the file is still locked, so nobody else can have locked it
-        with suppress(OSError):
-            os.close(handle)
+        if handle.is_locked:
+            with suppress(OSError):
+                file.unlink()  # the file is still locked, so nobody else can have locked it
+        handle.close()
 
 
 def _lock_file(output: Path) -> Path:
@@ -104,21 +121,21 @@ def _lock_file(output: Path) -> Path:
     return output.with_name(name)
 
 
-def _locked(file: Path, output: str | os.PathLike[str]) -> int:
-    """An open, locked handle of the lock file."""
+def _take(handle: _Handle, file: Path, output: str | os.PathLike[str]) -> None:
+    """Open and lock the lock file."""
     while True:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        if not _lock(handle):
-            holder = os.read(handle, 200).decode(errors="replace") or "another process"
-            os.close(handle)
+        handle.number = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        if not _lock(handle.number):
+            holder = os.read(handle.number, 200).decode(errors="replace") or "another process"
+            handle.close()
             raise _in_use(output, holder)
-        if _is_at(handle, file):
+        if _is_at(handle.number, file):
             break
-        os.close(handle)  # its holder has deleted it in the meantime: make a new one
+        handle.close()  # its holder has deleted it in the meantime: make a new one
+    handle.is_locked = True
     with suppress(OSError):  # the lock is valid even if the disk is too full for this text
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    return handle
+        os.ftruncate(handle.number, 0)
+        os.write(handle.number, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
 def _lock(handle: int) -> bool:

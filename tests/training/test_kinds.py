@@ -72,7 +72,7 @@ def test_every_member_learns_the_size_of_its_errors() -> None:
         for symbol in np.unique(symbols):
             own, expected = variances[symbols == symbol], squares[symbols == symbol]
             assert 0.2 < np.median(own) / np.median(expected) < 5
-            assert own.max() > 5 * own.min()  # all were equal at the beginning
+            assert own.max() > 2 * own.min()  # all were equal at the beginning
         assert spearmanr(variances, squares).statistic > 0.3
 
 
