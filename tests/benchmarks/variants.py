@@ -13,7 +13,8 @@ energy reference and repulsion radii, which hardly see them.
 of training, --mixed adds four-body invariants (four_body.py) of so many channels, and --blind makes the descriptor one
 of all neighbours alike. Writes a line of JSON for every setting, with the errors of the mean over members on all
 held-out frames: energies in meV/atom, also without the median of a fold, forces in meV/Å, and frame by frame. --save
-writes the model of the first setting and fold.
+writes the model of the first setting and fold. With --labels, networks learn what linear parts leave
+(linear_folds.py).
 """
 
 import argparse
@@ -63,8 +64,14 @@ CHUNK = 500
 """Steps between two lines of progress."""
 
 
+LABELS = ("energy", "forces", "stress")
+
+
 class Frames(NamedTuple):
-    """All frames, padded to the largest: F frames, N atoms, S slots, C channels."""
+    """All frames, padded to the largest: F frames, N atoms, S slots, C channels.
+
+    Energies, forces and stresses have one more axis in front, for the labels of different runs.
+    """
 
     density: Array  # (F, N, elements, C)
     types: Array  # (F, N)
@@ -99,11 +106,12 @@ class Problem:
         assert isinstance(self.config.descriptor, WithFourBody)
         return self.config.descriptor
 
-    def scaling(self, exponent: Array) -> Scaling:
-        """As ``normalisation.scaling_of`` would make it with this exponent."""
+    def scaling(self, chosen: dict[str, Array]) -> Scaling:
+        """As ``normalisation.scaling_of`` would make it with this exponent, for labels of this size."""
         least = self.unit.factor.min()
-        factor = least * jnp.asarray(self.unit.factor / least) ** exponent
-        return self.unit._replace(factor=factor)  # type: ignore[arg-type]  # traced
+        factor = least * jnp.asarray(self.unit.factor / least) ** chosen["exponent"]
+        energy = self.unit.energy * chosen["size"]
+        return self.unit._replace(factor=factor, energy=energy)  # type: ignore[arg-type]  # traced
 
 
 def problem_of(task: Task, mixed: int, blind: bool = False) -> Problem:
@@ -203,6 +211,35 @@ def predicted(problem: Problem, params: Params, frames: Frames) -> forward.Predi
     )
 
 
+def picked(frames: Frames, labels: Array, numbers: Array) -> Frames:
+    """Some frames, with the labels of a run."""
+    found = {
+        name: values[labels, numbers] if name in LABELS else values[numbers]
+        for name, values in frames._asdict().items()
+    }
+    return Frames(**found)
+
+
+def with_labels(
+    frames: Frames, samples: Sequence[Any], path: Path | None, kinds: Sequence[str], n_folds: int
+) -> Frames:
+    """With labels by kind and fold, (kinds * folds, F, …), of a file of linear_folds.py; without one all alike."""
+    if path is None:
+        return frames._replace(**{name: getattr(frames, name)[None] for name in LABELS})
+    ends = np.cumsum([len(s.types) for s in samples])[:-1]
+    found: dict[str, list[np.ndarray]] = {name: [] for name in LABELS}
+    with np.load(path) as file:
+        for kind in kinds:
+            for fold in range(n_folds):
+                part = {name: np.nan_to_num(file[f"{kind}_{name}_{fold}"]) for name in LABELS}
+                padded = np.zeros(frames.forces.shape, np.float32)
+                for row, values in zip(padded, np.split(part["forces"], ends), strict=True):
+                    row[: len(values)] = values
+                for name in LABELS:
+                    found[name].append(padded if name == "forces" else part[name])
+    return frames._replace(**{name: jnp.asarray(np.stack(found[name])) for name in LABELS})
+
+
 def gradient_of(problem: Problem, chosen: dict[str, Array], params: Params, frames: Frames) -> Any:
     """Of the loss of all members on some frames."""
     count, n_atoms = frames.types.shape
@@ -222,7 +259,7 @@ def gradient_of(problem: Problem, chosen: dict[str, Array], params: Params, fram
     norms: Any = Norms(
         *(jnp.maximum(1.0, k * (w > 0).sum()) for k, w in zip((1, 3, 6), labels, strict=True))
     )
-    scaling = problem.scaling(chosen["exponent"])
+    scaling = problem.scaling(chosen)
 
     def loss(p: Params) -> Array:
         sums = loss_sums(
@@ -264,7 +301,7 @@ class Trainers:
 
     def _step(self, chosen: dict[str, Array], state: Any, numbers: Array, frames: Frames) -> Any:
         params, average, memory, count = state
-        batch = jax.tree.map(lambda x: x[numbers], frames)
+        batch = picked(frames, chosen["labels"], numbers)
         config, settings = self.problem.config, self.problem.settings
         gradient = gradient_of(self.problem, chosen, params, batch)
         gradient = clip_members(config, gradient, settings.clip_norm)
@@ -275,15 +312,15 @@ class Trainers:
     def potential(self, averages: Params, task: Task) -> Potential:
         """The model of the first setting and fold."""
         average = jax.tree.map(lambda x: np.asarray(x[0]), averages)
-        scaling = self.problem.scaling(self.chosen["exponent"][0])
+        scaling = self.problem.scaling({k: v[0] for k, v in self.chosen.items()})
         params = jax.tree.map(np.asarray, fold(task.config, scaling, average))
         return Potential(task.config, params, task.reference)
 
     def _errors(self, averages: Params, held_out: Array, frames: Frames) -> Any:
         """For every run and held-out frame: eV/atom; of its forces the sums of |error| and error², and their number."""
 
-        def of_frame(params: Params, number: Array) -> tuple[Array, ...]:
-            one = jax.tree.map(lambda x: x[number][None], frames)
+        def of_frame(params: Params, labels: Array, number: Array) -> tuple[Array, ...]:
+            one = picked(frames, labels, number[None])
             found = predicted(self.problem, params, one)
             wanted = one.forces.reshape(-1, 3)
             weight = (one.force_weight > 0).reshape(-1, 1)
@@ -293,8 +330,8 @@ class Trainers:
 
         def of_run(run: Any) -> Any:
             chosen, average, numbers = run
-            params = fold(self.problem.config, self.problem.scaling(chosen["exponent"]), average)
-            return jax.lax.map(partial(of_frame, params), numbers)
+            params = fold(self.problem.config, self.problem.scaling(chosen), average)
+            return jax.lax.map(partial(of_frame, params, chosen["labels"]), numbers)
 
         return jax.lax.map(of_run, (self.chosen, averages, held_out))
 
@@ -320,11 +357,12 @@ def schedule(
 def cross_validate(
     structures: Sequence[Atoms],
     options: dict[str, Any],
-    each: Sequence[dict[str, float]],
+    each: Sequence[dict[str, Any]],
     mixed: int,
     n_folds: int,
     blind: bool = False,
     save: Path | None = None,
+    labels: Path | None = None,
 ) -> list[dict[str, Any]]:
     """One record for every setting of ``each``; ``save`` is for the model of the first one and its first fold."""
     began = time.perf_counter()
@@ -335,13 +373,21 @@ def cross_validate(
     count = sum(len(atoms) > 1 for atoms in structures)
     settings = settings.with_frames(round((1 - VALIDATION) * (1 - 1 / n_folds) * count))
     task = prepare(settings, frames, [])
-    problem, arrays = problem_of(task, mixed, blind), frames_of(task)
+    problem = problem_of(task, mixed, blind)
+    kinds = list(dict.fromkeys(entry.get("labels", "none") for entry in each))
+    arrays = with_labels(frames_of(task), task.train, labels, kinds, n_folds)
     values: dict[str, list[float]] = {
         name: [entry.get(name, getattr(task.settings, name, FEATURE_EXPONENT)) for entry in each]
         for name in VARIED
     }
     n_runs = n_folds * len(each)
     chosen = {k: jnp.repeat(jnp.asarray(v, jnp.float32), n_folds) for k, v in values.items()}
+    kind_of_run = np.repeat([kinds.index(entry.get("labels", "none")) for entry in each], n_folds)
+    number = kind_of_run * n_folds + np.tile(np.arange(n_folds), len(each))
+    number = np.zeros_like(number) if labels is None else number
+    squares = jnp.sum(arrays.forces**2, axis=(1, 2, 3))
+    whole = np.nansum(np.concatenate([s.labels.forces for s in task.train]) ** 2)
+    chosen |= {"labels": jnp.asarray(number), "size": jnp.sqrt(squares[number] / whole)}
     order = schedule(
         count,
         len(task.train),
@@ -379,7 +425,9 @@ def cross_validate(
     records = []
     for k in range(len(each)):
         rows = [[x[k * n_folds + f, : len(tests[f])] for x in found] for f in range(n_folds)]
-        records.append(shared | {name: values[name][k] for name in VARIED} | summary(rows, tests))
+        settings_of = {name: values[name][k] for name in VARIED}
+        settings_of |= {"labels": each[k].get("labels", "none")}
+        records.append(shared | settings_of | summary(rows, tests))
     return records
 
 
@@ -415,15 +463,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--mixed", type=int, default=0, help="mixed channels of the four-body part")
     parser.add_argument("--blind", action="store_true", help="one density of all elements")
     parser.add_argument("--save", type=Path, help="the model of the first setting and fold")
+    parser.add_argument("--labels", type=Path, help="file of linear_folds.py, for --each labels=…")
     parser.add_argument("--each", nargs="*", default=[], metavar="NAME=X,Y,…")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="TOML values")
     given = parser.parse_args(arguments)
-    lists = {
-        name: [float(x) for x in text.split(",")]
+    lists: dict[str, list[Any]] = {
+        name: text.split(",") if name == "labels" else [float(x) for x in text.split(",")]
         for name, text in (e.split("=") for e in given.each)
     }
-    if unknown := set(lists) - set(VARIED):
-        parser.error(f"--each knows {', '.join(VARIED)}, not {', '.join(sorted(unknown))}")
+    if unknown := set(lists) - {*VARIED, "labels"}:
+        parser.error(
+            f"--each knows {', '.join(VARIED)} and labels, not {', '.join(sorted(unknown))}"
+        )
     count = max(map(len, lists.values()), default=1)
     if any(len(values) != count for values in lists.values()):
         parser.error("--each needs as many values of every name")
@@ -442,6 +493,7 @@ def main(arguments: list[str] | None = None) -> None:
             given.folds,
             given.blind,
             given.save,
+            given.labels,
         )
     with open(given.output, "a", encoding="utf-8") as file:
         for record in records:
