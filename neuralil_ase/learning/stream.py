@@ -24,6 +24,8 @@ from neuralil_ase.model.potential import Potential
 
 FADING = 0.75
 """Weight w of a test relative to the next one. The latest three have 58 % of the weight."""
+RECENT = 40
+"""Number of recent tests that are used; all older ones together have a weight of 1e-5."""
 PRIOR_SCALE, PRIOR_WEIGHT = 2.0, 2.0
 """Prior ratio of error to spread, and the number of tests that the prior counts as."""
 MOST = 10.0
@@ -53,7 +55,7 @@ def stream_calibration(
     prior
         The calibration of the initial model; its scales then replace the default prior.
     """
-    tests = [record for record in records if record.errors]
+    tests = [record for record in records if record.errors][-RECENT:]
     scale = {
         symbol: _scale([_ratio(test, symbol, floor) for test in tests], _prior(prior, symbol))
         for symbol, floor in floors.items()

@@ -132,16 +132,29 @@ class Equations:
         sums = self.sums(choice)
         return cho_solve(cho_factor(choice.matrix(sums.gram)), sums.right)
 
-    def draw(self, choice: Choice, variance: float, n_members: int, seed: int) -> np.ndarray:
-        """Deviations of the unknowns by their posterior distribution, shape (M, U); their mean is zero.
+    def draw(
+        self,
+        choice: Choice,
+        variance: float,
+        n_members: int,
+        seed: int,
+        more_penalty: float = 1.0,
+    ) -> np.ndarray:
+        """Unknowns from their posterior distribution, shape (M, U), whose mean is the solution.
 
-        ``variance`` is that of the labels around a linear function, for labels of weight 1.
+        ``variance`` is that of the labels around a linear function, for labels of weight 1. The mean has
+        ``more_penalty`` times the penalty of the distribution.
         """
-        root = cholesky(choice.matrix(self.sums(choice).gram))  # upper: Rᵀ R
+        sums = self.sums(choice)
+        root = cholesky(choice.matrix(sums.gram))  # upper: Rᵀ R
         normal = np.random.default_rng((seed, 4)).normal(size=(len(root), n_members))
         normal -= normal.mean(axis=1, keepdims=True)
         normal *= np.sqrt(variance * n_members / max(n_members - 1, 1))
-        return solve_triangular(root, normal).T
+        factor = root, False
+        if more_penalty != 1:
+            stronger = choice._replace(penalty=more_penalty * choice.penalty)
+            factor = cho_factor(stronger.matrix(sums.gram))
+        return cho_solve(factor, sums.right) + solve_triangular(root, normal).T
 
     def sums(self, choice: Choice) -> Sums:
         """Weighted sums over all labels; their total weight is the number of labels."""

@@ -99,10 +99,8 @@ class LinearFit:
         """
         if self._best is None:
             return None
-        choice, variance = self._best
-        mean = self._sums.solve(choice._replace(penalty=more_penalty * choice.penalty))
-        deviations = self._sums.draw(choice, variance, n_members, seed)
-        return self._unknowns.linear(mean + deviations)
+        members = self._sums.draw(*self._best, n_members, seed, more_penalty)
+        return self._unknowns.linear(members)
 
     def _begin(self, packer: Packer, samples: Sequence[Sample], progress: bool) -> None:
         """Make the equations, and choose by cross-validation."""
