@@ -59,8 +59,9 @@ def test_every_member_learns_the_size_of_its_errors() -> None:
 
     The published architecture failed here: behind a swish that died, σ² was log 2 eV²/Å² for ever.
     """
-    options = {"widths": (16, 8), "head_widths": (8,), "learning_rate": 0.005, "epochs": 60}
-    trainer = trainer_for(frames(16), [], members=8, **options)
+    options = {"widths": (16, 8), "head_widths": (8,), "learning_rate": 0.005, "epochs": 100}
+    # Of networks alone: what a linear part leaves of EMT has nearly the same size everywhere.
+    trainer = trainer_for(frames(16), [], members=8, linear=False, **options)
     run = fit(trainer, trainer.start(), lambda run, reason: None)
     potential = trainer.potential(run.state.average)
     for member in range(8):
@@ -72,7 +73,7 @@ def test_every_member_learns_the_size_of_its_errors() -> None:
         for symbol in np.unique(symbols):
             own, expected = variances[symbols == symbol], squares[symbols == symbol]
             assert 0.2 < np.median(own) / np.median(expected) < 5
-            assert own.max() > 2 * own.min()  # all were equal at the beginning
+            assert own.max() > 5 * own.min()  # all were equal at the beginning
         assert spearmanr(variances, squares).statistic > 0.3
 
 
