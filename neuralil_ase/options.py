@@ -54,6 +54,7 @@ def _kind(kind: Any) -> dict[str, Any]:
         int: (int, "N"),
         float: (float, "X"),
         float | None: (float, "X"),
+        int | None: (int, "N"),
         str | None: (str, "NAME"),
         str: (str, "NAME"),
     }

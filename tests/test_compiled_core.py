@@ -134,17 +134,18 @@ def potential(n_members: int = 1, **settings) -> Potential:
 
 @needs_core
 @pytest.mark.parametrize(
-    ("n_max", "n_elements", "r_cut", "cross_terms"),
-    [(1, 1, 3.5, False), (1, 2, 3.5, True), (4, 5, 3.5, False), (4, 4, 3.5, True),
+    ("n_max", "n_elements", "r_cut", "cross_terms", "scaling"),
+    [(1, 1, 3.5, False, 0), (1, 2, 3.5, True, 8), (4, 5, 3.5, False, 0), (4, 4, 5.0, True, 5),
      *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-         (2, 4, 6.0, False), (3, 2, 3.5, True), (5, 1, 6.0, False), (6, 1, 3.5, True),
-         (7, 1, 4.0, False), (8, 2, 6.0, True)
+         (2, 4, 6.0, False, 1), (3, 2, 3.5, True, 0), (5, 1, 6.0, False, 3), (6, 1, 3.5, True, 2),
+         (7, 1, 4.0, False, 0), (8, 2, 6.0, True, 1)
      ))],
 )  # fmt: skip
 def test_every_descriptor_in_float64(
-    n_max: int, n_elements: int, r_cut: float, cross_terms: bool
+    n_max: int, n_elements: int, r_cut: float, cross_terms: bool, scaling: int
 ) -> None:
-    config = model_of(DescriptorConfig(SYMBOLS[:n_elements], n_max, r_cut, cross_terms))
+    descriptor = DescriptorConfig(SYMBOLS[:n_elements], n_max, r_cut, cross_terms, scaling)
+    config = model_of(descriptor)
     with jax.enable_x64(True):
         graph = random_graph(config.descriptor, n_atoms=21, n_pairs=333)
         expected, found = (evaluated(config, graph, backend) for backend in ("jax", "compiled"))

@@ -16,7 +16,7 @@ from neuralil_ase.model.config import (
 
 EAN = DescriptorConfig(("C", "H", "N", "O"))
 FULL = ModelConfig(
-    DescriptorConfig(("H", "O"), n_max=3, r_cut=4.5, cross_terms=True),
+    DescriptorConfig(("H", "O"), n_max=3, r_cut=4.5, cross_terms=True, radial_scaling=2),
     NetworkConfig("core", (16, 8), activation="tanh", embed_d=3, shared_layers=1, linear=True),
     n_members=5,
     pair_term="zbl",
@@ -35,6 +35,8 @@ FULL = ModelConfig(
         ({"n_max": -1}, "n_max must lie between 0 and 13, got -1"),
         ({"n_max": 14}, "n_max must lie between 0 and 13, got 14"),
         ({"r_cut": 0.0}, "r_cut must lie between 0.1 and 50 Å, got 0.0"),
+        ({"radial_scaling": -1}, "radial_scaling must lie between 0 and 8, got -1"),
+        ({"radial_scaling": 9}, "radial_scaling must lie between 0 and 8, got 9"),
         ({"r_cut": float("nan")}, "r_cut must lie .* got nan"),
         ({"r_cut": float("inf")}, "r_cut must lie .* got inf"),
     ],

@@ -93,6 +93,18 @@ def test_series_meets_its_tolerance_between_the_points_of_the_fit(
     assert error.max() < 1.5 * tolerance
 
 
+@pytest.mark.parametrize("scaling", [1, 3, 8])
+def test_radial_scaling_multiplies_all_functions(scaling: int) -> None:
+    r = np.random.default_rng(1).uniform(0, 5.0, 500)
+    weight = (1 - (r / 5.0) ** 2) ** scaling
+    expected = exact_radial_functions(r, 4, 5.0) * weight
+    series = radial_series(4, 5.0, 1e-12, scaling)
+    found = evaluate(series, r) * r ** angular_orders(4)[:, None]
+    np.testing.assert_allclose(found, expected, atol=1e-11 * np.abs(expected).max())
+    longer = len(series.coefficients) - len(radial_series(4, 5.0, 1e-12).coefficients)
+    assert longer <= scaling  # its cost
+
+
 def test_lower_tolerance_needs_a_shorter_series() -> None:
     lengths = [len(radial_series(4, 3.5, t).coefficients) for t in (1e-4, 1e-7, 1e-12)]
     assert lengths[0] < lengths[1] < lengths[2]

@@ -1,15 +1,18 @@
 """Error bars from the stream of labels. Every frame is predicted before it is learnt, and so is an independent test.
 
 The force error of an atom with spread s is taken as Gaussian with σ² = (scale · s)² + floor², as everywhere
-(``neuralil_ase.calibration``). The floor of an element is the residual on the learnt frames. The scale comes from the
-recent tests, each of which gives the ratio of its errors to its spreads:
+(``neuralil_ase.calibration``). The floor of an element is the residual on the learnt frames. Each recent test k gives
+the ratio of its errors to its spreads, over its atoms i of the element:
 
-    scale² = (n₀ w^n prior² + Σ_k w^(n-k) r_k²) / (n₀ w^n + Σ_k w^(n-k))
-    r_k² = Σ_i (error_i² - floor²) / Σ_i s_i²  (≥ 0)
+    r_k² = Σ_i (error_i² - floor²) / Σ_i s_i²
 
-over the tests k = 1 … n and their atoms i of the element. Each further test makes the earlier ones count less, w < 1:
-they belong to a model that knew less, and the first two labels are so near each other that the model is far off at the
-third. The prior counts as n₀ tests before the first one, so that a few small errors do not make error bars too small.
+The ratios are taken as log-normal, and the scale is the root mean square of this distribution:
+
+    scale² = exp(2 μ + 2 σ²) ≤ max r_k²,    μ, σ² = weighted mean and variance of ln r_k
+
+Each further test makes the earlier ones count half: they belong to a model that knew less. The third label of a run,
+for instance, is far from what the first two, near each other, say of it. With logarithms, such a surprise does not
+outweigh what follows. The prior counts as n₀ tests before the first one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,14 +25,14 @@ from neuralil_ase.errors import ConfigError
 from neuralil_ase.learning.records import Record
 from neuralil_ase.model.potential import Potential
 
-FADING = 0.75
-"""Weight w of a test relative to the next one. The latest three have 58 % of the weight."""
+FADING, FADING_OF_ENERGIES = 0.5, 0.75
+"""Weight of a test relative to the next one, for forces and for energies."""
 RECENT = 40
 """Number of recent tests that are used; all older ones together have a weight of 1e-5."""
 PRIOR_SCALE, PRIOR_WEIGHT = 2.0, 2.0
 """Prior ratio of error to spread, and the number of tests that the prior counts as."""
-MOST = 10.0
-"""Largest ratio with which a test counts: a single surprise must not make all error bars too large."""
+LEAST, MOST = 0.1, 10.0
+"""Smallest and largest ratio with which a test counts."""
 TINY = 1e-12
 
 Floors = Mapping[str, float]
@@ -60,7 +63,7 @@ def stream_calibration(
         symbol: _scale([_ratio(test, symbol, floor) for test in tests], _prior(prior, symbol))
         for symbol, floor in floors.items()
     }
-    energy_scale = _scale([_energy_ratio(test) for test in tests], PRIOR_SCALE)
+    energy_scale = _energy_scale([_energy_ratio(test) for test in tests])
     return Calibration(
         force_scale=scale,
         force_floor=dict(floors),
@@ -103,27 +106,44 @@ def usual_error_bar(potential: Potential) -> float | None:
 
 
 def _scale(ratios: Sequence[float | None], prior: float) -> float:
-    squares = np.array([prior**2, *(ratio for ratio in ratios if ratio is not None)])
-    weights = FADING ** np.arange(len(squares) - 1, -1, -1.0)
+    """Root mean square of a log-normal distribution of the ratios, at most the largest of them."""
+    known, weights = _weighted(ratios, prior, FADING)
+    logarithms = np.log(np.clip(known, LEAST, MOST))
+    mean = weights @ logarithms
+    found = mean + weights @ (logarithms - mean) ** 2
+    return float(np.exp(min(found, logarithms.max())))
+
+
+def _energy_scale(ratios: Sequence[float | None]) -> float:
+    """Root mean square: a ratio of energies is that of a single number, and its logarithm says little."""
+    known, weights = _weighted(ratios, PRIOR_SCALE, FADING_OF_ENERGIES)
+    return float(np.sqrt(weights @ np.minimum(known, MOST) ** 2))
+
+
+def _weighted(
+    ratios: Sequence[float | None], prior: float, fading: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prior and known ratios, and their weights."""
+    known = np.array([prior, *(ratio for ratio in ratios if ratio is not None)])
+    weights = fading ** np.arange(len(known) - 1, -1, -1.0)
     weights[0] *= PRIOR_WEIGHT
-    return float(np.sqrt((weights @ squares) / weights.sum()))
+    return known, weights / weights.sum()
 
 
 def _ratio(test: Record, symbol: str, floor: float) -> float | None:
-    """Squared error over squared spread; None if the frame has no such atom, or its spreads are too small."""
+    """Error over spread; None if the frame has no such atom, or its spreads are too small."""
     chosen = np.array(test.symbols) == symbol
     errors, spreads = np.array(test.errors)[chosen], np.array(test.spreads)[chosen]
     square = float((spreads**2).sum())
     if square <= TINY:
         return None
-    found = max(float((errors**2).sum()) - chosen.sum() * floor**2, 0.0) / square
-    return min(found, MOST**2)
+    return float(np.sqrt(max((errors**2).sum() - chosen.sum() * floor**2, 0.0) / square))
 
 
 def _energy_ratio(test: Record) -> float | None:
     if test.energy_error is None or not test.energy_spread:
         return None
-    return min((test.energy_error / test.energy_spread) ** 2, MOST**2)
+    return abs(test.energy_error / test.energy_spread)
 
 
 def _prior(prior: Calibration | None, symbol: str) -> float:

@@ -17,6 +17,8 @@ PairTerm = Literal["none", "zbl", "repulsive-morse", "morse"]
 ACTIVATIONS = (
     "swish", "silu", "gelu", "tanh", "softplus", "relu", "elu", "celu", "selu", "sigmoid", "mish",
 )  # fmt: skip
+MAX_SCALING = 8
+"""Largest power of the radial scaling."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,17 @@ class DescriptorConfig:
     cross_terms
         False: the published power spectrum (products of equal n for each pair of elements). True: all products of
         (element, n) with (element', n') at equal l.
+    radial_scaling
+        The radial functions are multiplied by (1 - r²/r_cut²) to this power, so that near neighbours count more (radial
+        scaling of Willatt et al., Phys. Chem. Chem. Phys. 20, 29661 (2018), doi:10.1039/C8CP05921G). 0: the published
+        functions.
     """
 
     elements: tuple[str, ...]
     n_max: int = 4
     r_cut: float = 3.5
     cross_terms: bool = False
+    radial_scaling: int = 0
 
     def __post_init__(self) -> None:
         _require(len(self.elements) > 0, "a model needs at least one element")
@@ -51,6 +58,10 @@ class DescriptorConfig:
         _require(not unknown, f"unknown chemical symbols among the elements: {unknown}")
         _require(0 <= self.n_max <= 13, f"n_max must lie between 0 and 13, got {self.n_max}")
         _require(0.1 <= self.r_cut <= 50, f"r_cut must lie between 0.1 and 50 Å, got {self.r_cut}")
+        _require(
+            0 <= self.radial_scaling <= MAX_SCALING,
+            f"radial_scaling must lie between 0 and {MAX_SCALING}, got {self.radial_scaling}",
+        )
 
     @property
     def n_radial(self) -> tuple[int, ...]:
@@ -89,7 +100,7 @@ class NetworkConfig:
         For "core": number of first layers that all members share (a last-layer ensemble); 0 for independent members.
     linear
         Whether a linear function of the descriptor is added to the energy, with weights for each element of the
-        central atom that all members share.
+        central atom.
     """
 
     kind: NetworkKind = "core"

@@ -18,7 +18,7 @@ from jax.lax import optimization_barrier
 
 from neuralil_ase.model.config import DescriptorConfig
 from neuralil_ase.model.graph import Graph
-from neuralil_ase.model.radial_basis import radial_series
+from neuralil_ase.model.radial_basis import RadialSeries, radial_series
 from neuralil_ase.model.solid_harmonics import gradient_matrices, solid_harmonics
 from neuralil_ase.model.spectrum import channels, power_spectrum, pull_back_spectrum
 
@@ -81,9 +81,15 @@ def _segments(config: DescriptorConfig, graph: Graph) -> Array:
     return centers * len(config.elements) + jnp.asarray(graph.types)[graph.neighbors]
 
 
+def _series(config: DescriptorConfig, dtype: str) -> RadialSeries:
+    return radial_series(
+        config.n_max, config.r_cut, SERIES_TOLERANCE[dtype], config.radial_scaling
+    )
+
+
 def pair_products(config: DescriptorConfig, vectors: Array) -> Array:
     """g_nl(r) Y_lm(r) of every pair, shape (P, channels), in Å^(-3/2)."""
-    series = radial_series(config.n_max, config.r_cut, SERIES_TOLERANCE[vectors.dtype.name])
+    series = _series(config, vectors.dtype.name)
     radial_basis = series.basis(jnp.sum(vectors * vectors, axis=-1))
     harmonics = solid_harmonics(vectors, config.n_max)
     radial_basis, harmonics = optimization_barrier((radial_basis, harmonics))
@@ -103,7 +109,7 @@ def pair_product_derivatives(
     They are computed in closed form, as φ is a function of r² times a harmonic polynomial. Nested automatic derivatives
     would take ten times as long to compile.
     """
-    series = radial_series(config.n_max, config.r_cut, SERIES_TOLERANCE[vectors.dtype.name])
+    series = _series(config, vectors.dtype.name)
     radial_index, harmonic_index = channels(config)
     f, f_1, f_2 = (x[:, radial_index] for x in series.derivatives(jnp.sum(vectors**2, axis=-1)))
     # Columns: the harmonics of all channels, their derivatives by x, y, z, and those of these.

@@ -8,7 +8,8 @@ doi:10.1063/1.5111045, as used by NeuralIL (arXiv:2106.16220). Two facts make th
 
 Hence g_nl(r) = r^l (1 - s)³ q_nl(s) with q_nl smooth on [0, 1], which is written as a Chebyshev series. The
 factor (1 - s)³, clamped at s = 1, makes the contribution of pairs at or beyond the cutoff exactly zero. The factor
-r^l goes into the solid harmonics, so that no square root and no division is needed.
+r^l goes into the solid harmonics, so that no square root and no division is needed. A radial scaling (1 - s)^k of all
+functions goes into the series, and costs nothing.
 """
 
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def _orthonormal_functions(
 
 @dataclass(frozen=True)
 class RadialSeries:
-    """g_nl(r)/r^l = (1 - s)³ Σ_k C[k, nl] T_k(2s - 1) with s = r²/r_c² (zero for s ≥ 1).
+    """g_nl(r)/r^l = (1 - s)³ Σ_k C[k, nl] T_k(2s - 1) with s = r²/r_c² (zero for s ≥ 1), scaling included.
 
     Attributes
     ----------
@@ -156,7 +157,9 @@ def chebyshev_basis(x: Array, count: int) -> Array:
 
 
 @lru_cache(maxsize=32)
-def radial_series(n_max: int, r_cut: float, tolerance: float) -> RadialSeries:
+def radial_series(
+    n_max: int, r_cut: float, tolerance: float, radial_scaling: int = 0
+) -> RadialSeries:
     """Fit the series of all channels with the lowest degree that meets a tolerance.
 
     Parameters
@@ -165,6 +168,8 @@ def radial_series(n_max: int, r_cut: float, tolerance: float) -> RadialSeries:
         As in :func:`exact_radial_functions`.
     tolerance
         Largest error of any g_nl relative to the largest value of that channel.
+    radial_scaling
+        The functions are multiplied by (1 - r²/r_cut²) to this power.
 
     Raises
     ------
@@ -173,7 +178,7 @@ def radial_series(n_max: int, r_cut: float, tolerance: float) -> RadialSeries:
     """
     s = (1 + np.cos(np.pi * (np.arange(4 * MAX_DEGREE) + 0.5) / (4 * MAX_DEGREE))) / 2
     r = np.sqrt(s) * r_cut
-    exact = exact_radial_functions(r, n_max, r_cut)
+    exact = exact_radial_functions(r, n_max, r_cut) * (1 - s) ** radial_scaling
     scale = np.abs(exact).max(axis=1)
     for degree in range(4, MAX_DEGREE + 1):
         coefficients, error = _fit(s, r, exact, angular_orders(n_max), degree)

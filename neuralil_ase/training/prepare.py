@@ -26,7 +26,7 @@ from neuralil_ase.samples.batches import (
     precompute,
     some_of,
 )
-from neuralil_ase.samples.cutoff import LONGEST, cutoff_for, surroundings
+from neuralil_ase.samples.cutoff import LONGEST, sight_for, surroundings
 from neuralil_ase.samples.least_squares import BEFORE_NETWORKS, LinearFit, some_labelled
 from neuralil_ase.samples.linear import Linear, linear_of, what_is_left, without_linear
 from neuralil_ase.samples.normalisation import Scaling, inlets, scaling_of
@@ -134,7 +134,7 @@ def prepare(
     _check_validation(validation, elements)
     found = surroundings(train, elements)
     settings = settings.with_frames(len(train), found.is_molecule)
-    settings = settings.with_descriptor(cutoff_for(found), elements)
+    settings = settings.with_descriptor(sight_for(found), elements)
     alone = isolated_energies(atoms, settings.isolated_atoms, elements)
     if start is None:
         say_what_is_open(train, elements)
@@ -253,7 +253,13 @@ def model_config(
     heads = () if settings.network == "resnet" else settings.head_widths
     use_zbl = settings.pair_term == "zbl"
     return ModelConfig(
-        DescriptorConfig(elements, settings.n_max, settings.r_cut, settings.cross_terms),
+        DescriptorConfig(
+            elements,
+            settings.n_max,
+            settings.r_cut,
+            settings.cross_terms,
+            settings.radial_scaling or 0,
+        ),
         NetworkConfig(
             settings.network,
             settings.widths,

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.evaluation.labels import Keys, StressUnit
-from neuralil_ase.model.config import DescriptorConfig, NetworkKind
+from neuralil_ase.model.config import MAX_SCALING, DescriptorConfig, NetworkKind
+from neuralil_ase.samples.cutoff import Sight
 
 Loss = Literal["log-cosh", "huber", "mse"]
 Optimizer = Literal["adamw", "adam", "muon", "schedule-free"]
@@ -38,6 +39,8 @@ RADIAL_SPACING = 0.9
 FINEST_SPACING = 0.6
 """The same as long as the descriptor stays short. With 120 features instead of 56, the errors of held-out forces of
 copper fall from 16 to 12 meV/Å. For a liquid of four elements, more than its 470 features made errors larger."""
+RESOLVED = 1.8
+"""Largest distance that the radial functions resolve, divided by the range of the scaled ones, r_cut / √k."""
 SHORT_DESCRIPTOR = 170
 """Largest number of features of a short descriptor."""
 
@@ -100,6 +103,9 @@ class TrainingSettings:
         Cutoff radius in Å. 0 chooses it from the distances and the density of neighbours in the data.
     cross_terms
         Use the products of all pairs of radial functions in the descriptor, not only of equal ones.
+    radial_scaling
+        The radial functions are multiplied by (1 - r²/r_cut²) to this power, so that near neighbours count more. By
+        default it is chosen from the distances in the data.
     members
         Number of members of the ensemble; spreads and error bars need two or more.
     pair_term
@@ -176,6 +182,7 @@ class TrainingSettings:
     n_max: int = 0
     r_cut: float = 0.0
     cross_terms: bool = True
+    radial_scaling: int | None = None
     members: int = 8
     pair_term: DefaultPairTerm = "zbl"
     linear: bool | None = None
@@ -258,17 +265,21 @@ class TrainingSettings:
         linear = not is_molecule if self.linear is None else self.linear
         return replace(self, epochs=epochs, weight_decay=decay, widths=widths, linear=linear)
 
-    def with_descriptor(self, cutoff: float, elements: tuple[str, ...]) -> "TrainingSettings":
-        """A copy with cutoff and largest radial index filled in; ``cutoff`` (Å) is used if ``r_cut`` is 0."""
-        r_cut = self.r_cut or cutoff
-        n_max = self.n_max or round(r_cut / RADIAL_SPACING)
+    def with_descriptor(self, sight: Sight, elements: tuple[str, ...]) -> "TrainingSettings":
+        """A copy with cutoff, radial scaling and largest radial index filled in."""
+        r_cut, scaling = self.r_cut or sight.r_cut, self.radial_scaling
+        if scaling is None:
+            scaling = sight.scaling(r_cut)
+        # Behind a strong scaling there is little left to resolve.
+        length = min(r_cut, RESOLVED * r_cut / max(scaling, 1) ** 0.5)
+        n_max = self.n_max or round(length / RADIAL_SPACING)
         if not self.n_max:
-            finer = range(n_max + 1, int(r_cut / FINEST_SPACING + 1e-9) + 1)
+            finer = range(n_max + 1, int(length / FINEST_SPACING + 1e-9) + 1)
             features = (
                 DescriptorConfig(elements, n, r_cut, self.cross_terms).n_features for n in finer
             )
             n_max += sum(count <= SHORT_DESCRIPTOR for count in features)
-        return replace(self, r_cut=r_cut, n_max=n_max)
+        return replace(self, r_cut=r_cut, n_max=n_max, radial_scaling=scaling)
 
     def updated(self, options: Mapping[str, Any]) -> "TrainingSettings":
         """A copy with some options changed, validated."""
@@ -315,9 +326,10 @@ def _coerce(kind: Any, key: str, value: Any) -> Any:
             if value is None
             else {k: _coerce(float, f"{key}.{k}", v) for k, v in value.items()}
         )
-    if kind in (str | None, float | None, bool | None) and value is None:
+    optional = {str | None: str, float | None: float, bool | None: bool, int | None: int}
+    if kind in optional and value is None:
         return None
-    plain = {str | None: str, float | None: float, bool | None: bool}.get(
+    plain = optional.get(
         kind, kind if kind in (int, float, bool, str) else str
     )
     if plain is float and type(value) is int:
@@ -340,6 +352,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_force": (1e-3, 1e9),
     "n_max": (0, 100),
     "r_cut": (0, 100),
+    "radial_scaling": (0, MAX_SCALING),
     "members": (1, 1024),
     "force_scale": (1e-6, 1e6),
     "energy_scale": (1e-9, 1e6),

@@ -203,6 +203,7 @@ def _fixed_by(potential: Potential) -> dict[str, Any]:
         "n_max": descriptor.n_max,
         "r_cut": descriptor.r_cut,
         "cross_terms": descriptor.cross_terms,
+        "radial_scaling": descriptor.radial_scaling,
         "members": config.n_members,
         "pair_term": config.pair_term,
         "linear": network.linear,

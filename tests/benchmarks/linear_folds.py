@@ -10,6 +10,7 @@ the median of energies in meV/atom, the offset of a fold removed. Folds and fram
 """
 
 import argparse
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -88,12 +89,13 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--kinds", nargs="+", default=["none", "plain"])
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE")
     given = parser.parse_args()
     structures = sorted(read(given.data, ":"), key=lambda atoms: len(atoms) == 1)
     count = sum(len(atoms) > 1 for atoms in structures)
     settings = TrainingSettings(
         head_widths=(), validation_fraction=0.0, memory_budget=2**45, linear=False
-    )
+    ).updated(tomllib.loads("\n".join(given.set)))
     frames, _ = load_data(structures, settings)
     task = prepare(
         settings.with_frames(round((1 - VALIDATION) * (1 - 1 / N_FOLDS) * count)), frames, []

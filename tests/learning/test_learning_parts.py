@@ -126,6 +126,25 @@ def test_without_tests_the_prior_stands_and_one_lucky_test_changes_little() -> N
     assert stream_calibration([lucky], {"Cu": 0.0}, 0.0).force_scale["Cu"] > 0.75 * PRIOR_SCALE
 
 
+def stream(ratios: np.ndarray) -> float:
+    """The scale after tests with these ratios of errors to spreads."""
+    tests = [record(np.full(5, 0.1 * ratio), np.full(5, 0.1)) for ratio in ratios]
+    return stream_calibration(tests, {"Cu": 0.0}, 0.0).force_scale["Cu"]
+
+
+def test_error_bars_are_right_for_models_that_are_better_or_worse_by_chance() -> None:
+    rng = np.random.default_rng(0)
+    streams = rng.lognormal(0, 0.4, (200, 13))
+    found = [last / stream(before) for *before, last in streams]
+    assert 0.8 < np.sqrt(np.mean(np.square(found))) < 1.4
+
+
+def test_error_bars_follow_a_model_that_becomes_sure() -> None:
+    """After a surprise, and when the model knows the surroundings of the next frames."""
+    assert stream(np.array([5.0, 0.5, 0.25, 0.2, 0.2, 0.2])) < 0.4
+    assert stream(np.array([0.2, 0.2, 0.2, 0.2, 5.0])) > 2.0  # and are careful at once
+
+
 def test_thresholds_of_a_monitor_belong_to_the_tolerance() -> None:
     found = with_thresholds(stream_calibration([], {"Cu": 0.0}, 0.0), 0.3)
     assert found.thresholds == pytest.approx({"low": 0.15, "high": 0.3})

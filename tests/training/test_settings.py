@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
@@ -14,7 +15,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.options import add_options, given_options, help_texts
-from neuralil_ase.samples.cutoff import LONGEST, Surroundings, cutoff_for, surroundings
+from neuralil_ase.samples.cutoff import LONGEST, Sight, Surroundings, sight_for, surroundings
 from neuralil_ase.training.settings import (
     DECAY_OF_ONE_FRAME,
     DEFAULT_STEPS,
@@ -101,7 +102,8 @@ def test_the_help_says_how_long_a_run_is() -> None:
     ("nearest", "alike", "neighbours", "r_cut"),
     [
         (1.2, 8.0, 14.0, 6.0),  # a small molecule: all of it
-        (0.74, 50.0, 94.0, 3.5),  # a molecular liquid
+        (0.74, 50.0, 94.0, 5.0),  # a molecular liquid
+        (1.5, 159.0, 159.0, 3.5),  # diamond
         (2.4, 76.0, 76.0, 4.5),  # a dense metal
         (2.6, 58.0, 58.0, 5.0),  # a bcc metal
         (2.3, 42.0, 42.0, 5.0),  # silicon
@@ -112,7 +114,32 @@ def test_the_help_says_how_long_a_run_is() -> None:
 def test_without_a_cutoff_distances_and_densities_choose_it(
     nearest: float, alike: float, neighbours: float, r_cut: float
 ) -> None:
-    assert cutoff_for(Surroundings(nearest, alike, neighbours)) == r_cut
+    assert sight_for(Surroundings(nearest, alike, neighbours)).r_cut == r_cut
+
+
+def test_only_matter_with_short_bonds_is_scaled() -> None:
+    liquid, metal = Surroundings(1.2, 50.0, 94.0), Surroundings(2.4, 76.0, 76.0)
+    assert sight_for(liquid).scaling(5.0) > sight_for(metal).scaling(4.5) == 0
+
+
+@pytest.mark.parametrize(
+    ("r_cut", "scaled_range", "n_max", "scaling"),
+    [
+        (5.0, 2.25, 4, 5),  # a molecular liquid: steep, with few functions
+        (3.5, 2.25, 4, 2),  # the same with a shorter cutoff
+        (6.0, 3.4, 7, 3),  # a molecule
+        (5.5, 4.5, 6, 1),  # a perovskite
+        (5.5, np.inf, 6, 0),  # distant neighbours
+    ],
+)
+def test_radial_scaling_keeps_its_range(
+    r_cut: float, scaled_range: float, n_max: int, scaling: int
+) -> None:
+    chosen = TrainingSettings().with_descriptor(Sight(r_cut, scaled_range), ("C", "H", "N", "O"))
+    assert (chosen.n_max, chosen.radial_scaling) == (n_max, scaling)
+    given = TrainingSettings(r_cut=r_cut, radial_scaling=0)
+    unscaled = given.with_descriptor(Sight(9.9, scaled_range), ("C", "H", "N", "O"))
+    assert (unscaled.n_max, unscaled.radial_scaling) == (round(r_cut / 0.9), 0)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +151,8 @@ def test_without_a_cutoff_distances_and_densities_choose_it(
     ],
 )
 def test_radial_functions_follow_the_cutoff(elements: tuple[str, ...], n_max: list[int]) -> None:
-    chosen = [TrainingSettings().with_descriptor(r, elements).n_max for r in (3.5, 4.5, 5.5, 6.0)]
+    sights = [Sight(r_cut, r_cut) for r_cut in (3.5, 4.5, 5.5, 6.0)]
+    chosen = [TrainingSettings().with_descriptor(sight, elements).n_max for sight in sights]
     assert chosen == n_max
 
 
@@ -139,9 +167,10 @@ def test_small_molecules_have_wider_layers_and_less_decay() -> None:
 
 
 def test_cutoff_and_radial_functions_that_are_given_are_kept() -> None:
-    assert TrainingSettings(r_cut=4.6).with_descriptor(3.5, ("Cu", "Zn")).r_cut == 4.6
-    assert TrainingSettings(r_cut=4.6).with_descriptor(3.5, ("Cu", "O", "Zn")).n_max == 5
-    assert TrainingSettings(n_max=3).with_descriptor(3.5, ("Cu",)).n_max == 3
+    sight = Sight(3.5, 4.6)
+    assert TrainingSettings(r_cut=4.6).with_descriptor(sight, ("Cu", "Zn")).r_cut == 4.6
+    assert TrainingSettings(r_cut=4.6).with_descriptor(sight, ("Cu", "O", "Zn")).n_max == 5
+    assert TrainingSettings(n_max=3).with_descriptor(sight, ("Cu",)).n_max == 3
 
 
 def labelled(*structures: Atoms) -> list[Frame]:

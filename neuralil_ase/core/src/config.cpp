@@ -109,6 +109,7 @@ void check_descriptor(Config& config) {
   }
   require(within(config.n_max, 0, 13), "n_max out of range");
   require(config.r_cut >= 0.1 && config.r_cut <= 50, "r_cut out of range");
+  require(within(config.radial_scaling, 0, 8), "radial_scaling out of range");
 }
 
 void check_network(const Config& config) {
@@ -163,6 +164,7 @@ Config read_config(const Json& header) {
   descriptor.read("n_max", config.n_max);
   descriptor.read("r_cut", config.r_cut);
   descriptor.read("cross_terms", config.cross_terms);
+  descriptor.read("radial_scaling", config.radial_scaling);
   network.read("kind", config.kind);
   network.read("widths", config.widths);
   network.read("head_widths", config.head_widths);

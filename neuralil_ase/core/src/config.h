@@ -12,7 +12,7 @@ namespace neuralil {
 struct Config {
   std::vector<std::string> elements;
   std::vector<std::int32_t> atomic_numbers;
-  std::int64_t n_max = 4;
+  std::int64_t n_max = 4, radial_scaling = 0;
   double r_cut = 3.5;
   bool cross_terms = false;
 

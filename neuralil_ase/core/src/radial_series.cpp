@@ -150,7 +150,7 @@ class Fit {
 
 }  // namespace
 
-std::vector<double> radial_series(int n_max, double r_cut, double tolerance) {
+std::vector<double> radial_series(int n_max, double r_cut, int radial_scaling, double tolerance) {
   Numbers s(kPoints), r(kPoints);
   for (int i = 0; i < kPoints; ++i) {
     s[i] = (1 + std::cos(kPi * (i + 0.5) / kPoints)) / 2;
@@ -161,6 +161,8 @@ std::vector<double> radial_series(int n_max, double r_cut, double tolerance) {
   std::vector<Fit> fits;
   for (int l = 0; l <= n_max; ++l) {
     exact[l] = orthonormal_functions(r, l, zeros[l], r_cut);
+    for (Numbers& function : exact[l])
+      for (int i = 0; i < kPoints; ++i) function[i] *= std::pow(1 - s[i], radial_scaling);
     fits.emplace_back(s, r, l);
     for (int k = 0; k < 4; ++k) fits[l].add_column();
   }
