@@ -13,22 +13,24 @@ from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
 
 SHORTEST, LONGEST = 3.5, 6.0
 """Smallest and largest cutoff in Å that is chosen."""
-REACH, WHERE_SPARSE = 2.2, 5.0
-"""Cutoff divided by the distance between nearest neighbours, so that it includes the second shell; but at least so many
-Å. The limit below can make it smaller."""
-MOST_ALIKE = 35
+REACH, REACH_OF_COMPOUNDS = 2.2, 2.4
+"""Cutoff divided by the distance between nearest neighbours, so that it includes the second shell, for an element and
+for several. The limits below can change it."""
+LEAST_REACH = 5.0
+"""Smallest cutoff in Å if that does not hold too many neighbours."""
+MOST_ALIKE, MOST_ALIKE_IN_COMPOUNDS = 35, 45
 """Largest number of neighbours of one element inside the cutoff. The coefficients of the density cannot resolve more.
 Force errors of copper are 82 meV/Å with 4.0 Å, 59 with 4.5 Å (32 neighbours), and 63 with 5.5 Å (59 neighbours), at
-1.7 times the cost. In SrTiO3 5.5 Å (35 oxygen atoms) is best."""
+1.7 times the cost. In SrTiO3 5.5 Å (35 oxygen atoms) is best without a scaling, 6.0 Å (41) with one."""
 FEW = 16
 """If the largest cutoff holds no more neighbours than this, as in a small molecule, the largest cutoff is chosen."""
 RANGE, RANGE_OF_MOLECULES = 1.8, 3.0
 """Range of the scaled radial functions, r_cut / √k, divided by the distance between nearest neighbours; in general and
 for small molecules, which have few environments and many examples of each."""
 FAR = 3.0
-"""Only if the cutoff is more than this multiple of the distance between nearest neighbours, there is a scaling. In metals
-and a perovskite (1.9 to 2.2), the second shell counts as much as the first: with a scaling of 1, the energies of
-molybdenum have errors of 4.4 in place of 2.8 meV/atom."""
+"""An element has a scaling only if the cutoff is more than this multiple of the distance between nearest neighbours. In
+metals (1.9), the second shell counts as much as the first: with a scaling of 1, the energies of molybdenum have errors
+of 4.4 in place of 2.8 meV/atom."""
 STRONGEST = 5
 """Largest power of the radial scaling that is chosen."""
 SAMPLE = 64
@@ -58,6 +60,11 @@ class Surroundings(NamedTuple):
         """Whether the longest cutoff holds so few neighbours that all of them count, as in a small molecule."""
         return self.neighbours <= FEW
 
+    @property
+    def is_compound(self) -> bool:
+        """Whether there are neighbours of several elements."""
+        return self.alike < 0.99 * self.neighbours
+
 
 def surroundings(frames: Sequence[Frame], elements: tuple[str, ...]) -> Surroundings:
     """Analyse the atoms of at most ``SAMPLE`` frames."""
@@ -83,10 +90,13 @@ class Sight(NamedTuple):
         Cutoff in Å.
     scaled_range
         Range of the scaled radial functions in Å; infinite without a scaling.
+    is_molecule
+        Whether it is a small molecule, all of which an atom sees.
     """
 
     r_cut: float
     scaled_range: float
+    is_molecule: bool = False
 
     def scaling(self, r_cut: float) -> int:
         """Power k of the radial scaling with this range, at a cutoff in Å."""
@@ -96,12 +106,15 @@ class Sight(NamedTuple):
 def sight_for(found: Surroundings) -> Sight:
     """Cutoff and range from the nearest distance; the cutoff is smaller where one element is dense."""
     if found.is_molecule:
-        return Sight(LONGEST, RANGE_OF_MOLECULES * found.nearest)
-    # The radius that holds MOST_ALIKE neighbours at the mean density; a count would jump from shell to shell.
-    crowded = LONGEST * np.cbrt(MOST_ALIKE / max(found.alike, 1e-9))
-    reach = max(REACH * found.nearest, WHERE_SPARSE)
-    r_cut = rounded(min(reach, float(crowded)))
-    return Sight(r_cut, RANGE * found.nearest if r_cut > FAR * found.nearest else np.inf)
+        return Sight(LONGEST, RANGE_OF_MOLECULES * found.nearest, is_molecule=True)
+    reach, most = REACH, MOST_ALIKE
+    if found.is_compound:
+        reach, most = REACH_OF_COMPOUNDS, MOST_ALIKE_IN_COMPOUNDS
+    # The radius that holds so many neighbours at the mean density; a count would jump from shell to shell.
+    crowded = LONGEST * np.cbrt(most / max(found.alike, 1e-9))
+    r_cut = rounded(min(max(reach * found.nearest, LEAST_REACH), float(crowded)))
+    is_scaled = found.is_compound or r_cut > FAR * found.nearest
+    return Sight(r_cut, RANGE * found.nearest if is_scaled else np.inf)
 
 
 def rounded(radius: float) -> float:

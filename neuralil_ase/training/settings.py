@@ -39,10 +39,10 @@ RADIAL_SPACING = 0.9
 FINEST_SPACING = 0.6
 """The same as long as the descriptor stays short. With 120 features instead of 56, the errors of held-out forces of
 copper fall from 16 to 12 meV/Å. For a liquid of four elements, more than its 470 features made errors larger."""
-RESOLVED = 1.8
-"""Largest distance that the radial functions resolve, divided by the range of the scaled ones, r_cut / √k."""
-SHORT_DESCRIPTOR = 170
-"""Largest number of features of a short descriptor."""
+FEWEST_RADIAL = 4
+"""Smallest radial index that the length of the descriptor leads to."""
+SHORT_DESCRIPTOR, LONG_DESCRIPTOR = 170, 700
+"""Largest number of features of a short descriptor, and of any but that of a small molecule."""
 
 
 @dataclass(frozen=True)
@@ -270,16 +270,21 @@ class TrainingSettings:
         r_cut, scaling = self.r_cut or sight.r_cut, self.radial_scaling
         if scaling is None:
             scaling = sight.scaling(r_cut)
-        # Behind a strong scaling there is little left to resolve.
-        length = min(r_cut, RESOLVED * r_cut / max(scaling, 1) ** 0.5)
-        n_max = self.n_max or round(length / RADIAL_SPACING)
-        if not self.n_max:
-            finer = range(n_max + 1, int(length / FINEST_SPACING + 1e-9) + 1)
-            features = (
-                DescriptorConfig(elements, n, r_cut, self.cross_terms).n_features for n in finer
-            )
-            n_max += sum(count <= SHORT_DESCRIPTOR for count in features)
+        n_max = self.n_max or self._usual_n_max(r_cut, elements, sight.is_molecule)
         return replace(self, r_cut=r_cut, n_max=n_max, radial_scaling=scaling)
+
+    def _usual_n_max(self, r_cut: float, elements: tuple[str, ...], is_molecule: bool) -> int:
+        """Largest radial index for a resolution in Å, within limits on the length of the descriptor."""
+
+        def length(n_max: int) -> int:
+            return DescriptorConfig(elements, n_max, r_cut, self.cross_terms).n_features
+
+        n_max, finest = round(r_cut / RADIAL_SPACING), int(r_cut / FINEST_SPACING + 1e-9)
+        while n_max < finest and length(n_max + 1) <= SHORT_DESCRIPTOR:
+            n_max += 1
+        while n_max > FEWEST_RADIAL and length(n_max) > LONG_DESCRIPTOR and not is_molecule:
+            n_max -= 1
+        return n_max
 
     def updated(self, options: Mapping[str, Any]) -> "TrainingSettings":
         """A copy with some options changed, validated."""

@@ -107,7 +107,8 @@ def test_the_help_says_how_long_a_run_is() -> None:
         (2.4, 76.0, 76.0, 4.5),  # a dense metal
         (2.6, 58.0, 58.0, 5.0),  # a bcc metal
         (2.3, 42.0, 42.0, 5.0),  # silicon
-        (2.5, 41.0, 68.0, 5.5),  # a perovskite
+        (2.5, 41.0, 68.0, 6.0),  # a perovskite
+        (2.6, 57.0, 76.0, 5.5),  # an alloy
         (3.0, 20.0, 20.0, 6.0),  # a thin gas
     ],
 )
@@ -123,31 +124,30 @@ def test_only_matter_with_short_bonds_is_scaled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("r_cut", "scaled_range", "n_max", "scaling"),
+    ("r_cut", "scaled_range", "scaling"),
     [
-        (5.0, 2.25, 4, 5),  # a molecular liquid: steep, with few functions
-        (3.5, 2.25, 4, 2),  # the same with a shorter cutoff
-        (6.0, 3.4, 7, 3),  # a molecule
-        (5.5, 4.5, 6, 1),  # a perovskite
-        (5.5, np.inf, 6, 0),  # distant neighbours
+        (5.0, 2.25, 5),  # a molecular liquid: steep
+        (3.5, 2.25, 2),  # the same with a shorter cutoff
+        (6.0, 3.4, 3),  # a molecule
+        (6.0, 4.5, 2),  # a perovskite
+        (5.5, np.inf, 0),  # a metal
     ],
 )
-def test_radial_scaling_keeps_its_range(
-    r_cut: float, scaled_range: float, n_max: int, scaling: int
-) -> None:
-    chosen = TrainingSettings().with_descriptor(Sight(r_cut, scaled_range), ("C", "H", "N", "O"))
-    assert (chosen.n_max, chosen.radial_scaling) == (n_max, scaling)
-    given = TrainingSettings(r_cut=r_cut, radial_scaling=0)
-    unscaled = given.with_descriptor(Sight(9.9, scaled_range), ("C", "H", "N", "O"))
-    assert (unscaled.n_max, unscaled.radial_scaling) == (round(r_cut / 0.9), 0)
+def test_radial_scaling_keeps_its_range(r_cut: float, scaled_range: float, scaling: int) -> None:
+    chosen = TrainingSettings().with_descriptor(Sight(r_cut, scaled_range), ("C", "H"))
+    assert chosen.radial_scaling == scaling
+    given = TrainingSettings(r_cut=r_cut, radial_scaling=1)
+    assert given.with_descriptor(Sight(9.9, scaled_range), ("C", "H")).radial_scaling == 1
 
 
 @pytest.mark.parametrize(
     ("elements", "n_max"),
     [
-        (("C", "H", "N", "O"), [4, 5, 6, 7]),
+        (("C", "H", "N", "O"), [4, 4, 4, 4]),  # 470 features
+        (("O", "Sr", "Ti"), [4, 5, 6, 6]),  # up to 672
         (("Al", "Ni"), [4, 5, 6, 7]),
         (("Cu",), [5, 7, 8, 8]),  # finer, up to 165 features
+        (("C", "Cl", "F", "H", "N", "O", "P", "S"), [4, 4, 4, 4]),
     ],
 )
 def test_radial_functions_follow_the_cutoff(elements: tuple[str, ...], n_max: list[int]) -> None:
