@@ -82,9 +82,7 @@ def _segments(config: DescriptorConfig, graph: Graph) -> Array:
 
 
 def _series(config: DescriptorConfig, dtype: str) -> RadialSeries:
-    return radial_series(
-        config.n_max, config.r_cut, SERIES_TOLERANCE[dtype], config.radial_scaling
-    )
+    return radial_series(config.n_max, config.r_cut, SERIES_TOLERANCE[dtype], config.radial_scaling)
 
 
 def pair_products(config: DescriptorConfig, vectors: Array) -> Array:

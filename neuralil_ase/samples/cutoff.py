@@ -1,6 +1,6 @@
 """Chooses cutoff and radial scaling from the distances and densities in the data, if the settings give none.
 
-Near neighbours decide most of the energy, and far ones are many. The radial scaling (1 - r²/r_cut²)^k makes the far ones
+Near neighbours decide most of the energy, and far ones are many. The radial scaling (1 - r²/r_cut²)^k makes far ones
 count less, so that a longer cutoff helps instead of drowning the near ones (NOTEBOOK, "Radial scaling").
 """
 

@@ -334,9 +334,7 @@ def _coerce(kind: Any, key: str, value: Any) -> Any:
     optional = {str | None: str, float | None: float, bool | None: bool, int | None: int}
     if kind in optional and value is None:
         return None
-    plain = optional.get(
-        kind, kind if kind in (int, float, bool, str) else str
-    )
+    plain = optional.get(kind, kind if kind in (int, float, bool, str) else str)
     if plain is float and type(value) is int:
         return float(value)
     if type(value) is not plain:
