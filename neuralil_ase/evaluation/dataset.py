@@ -89,11 +89,7 @@ def read_frames(
         If a file cannot be read, or a label that was asked for by name is nowhere, has the wrong shape or is not
         finite.
     """
-    parts = [(str(path), list(_read_file(path))) for path in paths]
-    for name, structures in parts:
-        if not structures:
-            raise DataError(f"no frames in {name}; leave the file out, or check why it is empty")
-    return _frames(parts, keys or Keys(), split_by)
+    return _frames(((str(path), _read_file(path)) for path in paths), keys or Keys(), split_by)
 
 
 def frames_from_atoms(
@@ -107,23 +103,24 @@ def frames_from_atoms(
 
 
 def _frames(
-    parts: Sequence[tuple[str, Sequence[tuple[str, Atoms]]]], keys: Keys, split_by: str | None
+    parts: Iterable[tuple[str, Iterable[tuple[str, Atoms]]]], keys: Keys, split_by: str | None
 ) -> list[Frame]:
-    """Frames with labels; what is not used is reported (:mod:`neuralil_ase.evaluation.audit`)."""
-    labels = [
-        Part(
-            name,
-            [read_labels(_checked(atoms, source), source, keys) for source, atoms in structures],
-        )
-        for name, structures in parts
-    ]
-    audit(labels, keys)
-    return [
-        _frame(atoms, source, found, split_by)
-        for (_, structures), part in zip(parts, labels, strict=True)
-        for (source, atoms), found in zip(structures, part.labels, strict=True)
-        if found.energy is not None or found.forces is not None
-    ]
+    """Frames with labels; what is not used is reported (:mod:`neuralil_ase.evaluation.audit`).
+
+    Each structure is forgotten when its frame is made: Atoms take several times as much memory as their arrays.
+    """
+    audited, frames = [], []
+    for name, structures in parts:
+        labels = []
+        for source, atoms in structures:
+            labels.append(read_labels(_checked(atoms, source), source, keys))
+            if labels[-1].energy is not None or labels[-1].forces is not None:
+                frames.append(_frame(atoms, source, labels[-1], split_by))
+        if not labels:
+            raise DataError(f"no frames in {name}; leave the file out, or check why it is empty")
+        audited.append(Part(name, labels))
+    audit(audited, keys)
+    return frames
 
 
 def elements_of(frames: Sequence[Frame]) -> tuple[str, ...]:

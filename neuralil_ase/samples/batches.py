@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from neuralil_ase.engine.neighbors import Pairs
+from neuralil_ase.evaluation.dataset import Frame, pairs_of
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig
 from neuralil_ase.model.descriptors import pair_products
 from neuralil_ase.model.spectrum import channels, power_spectrum
@@ -77,13 +78,15 @@ class Labels:
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame, ready for training. ``arrays`` is None if they exceed the memory budget.
+    """One frame, ready for training.
 
-    The mean of ``weight`` over the training frames is 1.
+    ``arrays`` and ``pairs`` are None where they exceed the memory budget. They are then computed for each microbatch
+    that needs them. The mean of ``weight`` over the training frames is 1.
     """
 
+    frame: Frame
     types: np.ndarray
-    pairs: Pairs
+    pairs: Pairs | None
     volume: float
     labels: Labels
     arrays: FrameArrays | None
@@ -131,7 +134,10 @@ class Packer:
 
     def arrays(self, sample: Sample) -> FrameArrays:
         """Densities and slopes of a frame."""
-        return precompute(self.config.descriptor, sample.pairs, sample.types, self.slots)
+        pairs = sample.pairs
+        if pairs is None:
+            pairs = pairs_of(sample.frame, sample.types, self.config.descriptor.r_cut)
+        return precompute(self.config.descriptor, pairs, sample.types, self.slots)
 
     def features(self, samples: Sequence[Sample]) -> np.ndarray:
         """Descriptors of all atoms of these samples, shape (N, F), evaluated in blocks of one shape."""

@@ -1,6 +1,6 @@
 """The repulsion of close atoms: its range, chosen from the data, and what it takes from the labels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import jax
@@ -28,7 +28,7 @@ ZBL_BLOCK = 256
 
 
 def zbl_radii(
-    pairs: Sequence[Pairs], types: Sequence[np.ndarray], elements: tuple[str, ...], r_cut: float
+    pairs: Iterable[Pairs], types: Sequence[np.ndarray], elements: tuple[str, ...], r_cut: float
 ) -> tuple[float, ...]:
     """Distance in Å below which each pair of elements is repelled, in the order of ``np.triu_indices``.
 
@@ -38,7 +38,7 @@ def zbl_radii(
     n = len(elements)
     radii = covalent_radii[[atomic_numbers[symbol] for symbol in elements]]
     bond = radii[:, None] + radii[None, :]
-    distance = shortest_distances(zip(pairs, types, strict=True), n)
+    distance = shortest_distances(zip(pairs, types, strict=False), n)
     radius = np.where(np.isfinite(distance), np.maximum(distance, CLOSE * bond), bond)
     return tuple(np.minimum(radius, r_cut)[np.triu_indices(n)].round(4).tolist())
 

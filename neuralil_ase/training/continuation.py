@@ -91,7 +91,7 @@ class Continuation:
         pairs = pairs_of(frame, types, self.config.descriptor.r_cut)
         self._make_room(neighbour_counts(pairs, types, len(elements)).max(axis=0), len(types))
         labels = make_labels(self.config, frame, types, pairs, self.reference)
-        sample = Sample(types, pairs, frame.volume or 1.0, labels, None)
+        sample = Sample(frame, types, pairs, frame.volume or 1.0, labels, None)
         self._frames.append(frame)
         self._samples.append(self._left(self._with_arrays(sample)))
         return len(self._samples) - 1
@@ -206,6 +206,7 @@ class Continuation:
 
     def _whole(self, frame: Frame, sample: Sample) -> Sample:
         """The sample with labels from which no linear part is subtracted."""
+        assert sample.pairs is not None
         labels = make_labels(self.config, frame, sample.types, sample.pairs, self.reference)
         return replace(sample, labels=labels)
 

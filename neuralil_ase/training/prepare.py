@@ -1,6 +1,6 @@
 """Makes everything a run needs from frames and settings: architecture, targets, precomputed arrays, scales."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -143,10 +143,10 @@ def prepare(
         reference = reference_for(start, train)
     frames += [_alone(symbol, energy) for symbol, energy in alone.items()]
     types = [types_of(frame, elements) for frame in frames]
-    pairs = [pairs_of(frame, t, settings.r_cut) for frame, t in zip(frames, types, strict=True)]
+    pairs = Neighbourhoods(frames, types, settings.r_cut, settings.memory_budget)
     n_train, n_frames = len(train), len(train) + len(validation)
     config = (
-        model_config(settings, elements, pairs[:n_train], types[:n_train])
+        model_config(settings, elements, pairs, types[:n_train])
         if start is None
         else without_linear(start.potential.config)
     )
@@ -240,10 +240,10 @@ def _weighted(samples: Sequence[Sample], weights: Sequence[float], n_train: int)
 def model_config(
     settings: TrainingSettings,
     elements: tuple[str, ...],
-    pairs: Sequence[Pairs],
+    pairs: Iterable[Pairs],
     types: Sequence[np.ndarray],
 ) -> ModelConfig:
-    """The architecture that the settings ask for, with repulsion radii from the data."""
+    """The architecture that the settings ask for, with repulsion radii from the first pairs, as many as ``types``."""
     if settings.network == "heteroscedastic":
         raise ConfigError(
             "the network 'heteroscedastic' is the published architecture of deep ensembles. It can be trained from an "
@@ -274,8 +274,41 @@ def model_config(
     )
 
 
+class Neighbourhoods:
+    """The pairs of frames, one after another. They are computed once, or every time if they exceed the memory budget.
+
+    Parameters
+    ----------
+    frames, types
+        The frames and the types of their atoms.
+    r_cut
+        Cutoff in Å.
+    budget
+        Bytes that may be kept.
+    """
+
+    def __init__(
+        self, frames: Sequence[Frame], types: Sequence[np.ndarray], r_cut: float, budget: int
+    ) -> None:
+        self._frames, self._types, self._r_cut = frames, types, r_cut
+        self._kept: list[Pairs] = []
+        self._free = budget
+
+    def __iter__(self) -> Iterator[Pairs]:
+        for k, (frame, types) in enumerate(zip(self._frames, self._types, strict=True)):
+            if k < len(self._kept):
+                yield self._kept[k]
+                continue
+            found = pairs_of(frame, types, self._r_cut)
+            size = sum(values.nbytes for values in found)
+            if k == len(self._kept) and size <= self._free:
+                self._kept.append(found)
+                self._free -= size
+            yield found
+
+
 def _slots(
-    pairs: Sequence[Pairs], types: Sequence[np.ndarray], elements: tuple[str, ...]
+    pairs: Iterable[Pairs], types: Sequence[np.ndarray], elements: tuple[str, ...]
 ) -> tuple[int, ...]:
     counts = [
         neighbour_counts(p, t, len(elements)).max(axis=0) for p, t in zip(pairs, types, strict=True)
@@ -293,7 +326,7 @@ def _samples(
     settings: TrainingSettings,
     frames: Sequence[Frame],
     types: Sequence[np.ndarray],
-    pairs: Sequence[Pairs],
+    pairs: Iterable[Pairs],
     reference: np.ndarray,
     slots: tuple[int, ...],
     progress: bool,
@@ -306,7 +339,7 @@ def _samples(
         for frame, t, p in zip(frames, types, pairs, strict=True):
             labels = make_labels(config, frame, t, p, reference)
             arrays = precompute(config.descriptor, p, t, slots) if keep else None
-            samples.append(Sample(t, p, frame.volume or 1.0, labels, arrays))
+            samples.append(Sample(frame, t, None, frame.volume or 1.0, labels, arrays))
             bar.update(len(samples))
     return samples
 

@@ -14,12 +14,19 @@ from small_runs import TINY, alloy, frames, labelled, trainer_for
 
 from neuralil_ase import Potential, load_potential, predict_many
 from neuralil_ase.errors import ConfigError, DataError
-from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms, pairs_of, types_of
+from neuralil_ase.evaluation.dataset import (
+    Frame,
+    elements_of,
+    frames_from_atoms,
+    pairs_of,
+    types_of,
+)
 from neuralil_ase.model.potential import flatten
 from neuralil_ase.samples.repulsion import CLOSE, zbl_radii
 from neuralil_ase.training import train
 from neuralil_ase.training.loop import Run, fit
 from neuralil_ase.training.loss import SHAPES
+from neuralil_ase.training.prepare import Neighbourhoods
 
 
 def short_run(train_frames: list[Frame], validation: list[Frame], **options: Any) -> Run:
@@ -112,6 +119,20 @@ def test_a_memory_budget_of_nothing_changes_nothing() -> None:
     for a, b in zip(*(t.packer.pack(t.train, t.counts) for t in (kept, anew)), strict=True):
         for x, y in zip(a, b, strict=True):
             np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2.5, 100])
+def test_pairs_are_the_same_whatever_is_kept(kept: float) -> None:
+    data = frames()[:5]
+    types = [types_of(frame, elements_of(data)) for frame in data]
+    expected = [pairs_of(frame, t, 3.5) for frame, t in zip(data, types, strict=True)]
+    budget = int(kept * sum(values.nbytes for values in expected[0]))
+    found = Neighbourhoods(data, types, 3.5, budget)
+    for _ in range(3):
+        for a, b in zip(found, expected, strict=True):
+            for x, y in zip(a, b, strict=True):
+                np.testing.assert_array_equal(x, y)
+    assert len(list(zip(found, range(2), strict=False))) == 2  # not all of them
 
 
 @pytest.mark.slow  # data with mixed labels are trained on in test_any_data_set
