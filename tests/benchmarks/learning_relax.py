@@ -31,7 +31,7 @@ from ase.optimize import BFGS
 
 from neuralil_ase import Confirmed, Learner, LearningCalculator
 
-FMAX, MAX_STEPS, SAME = 0.05, 500, 0.005
+FMAX, MAX_STEPS, SAME = 0.05, 2000, 0.005
 
 
 class Choice(NamedTuple):
