@@ -1,14 +1,15 @@
 """What the paper claims for its architecture, shown on the published cells of EAN: a picture, and a table of Markdown.
 
-    for a in swish gelu tanh softplus elu relu; do python tests/benchmarks/variants.py DATA -o claims.jsonl \\
-        --save models/$a.safetensors --set members=4 activation="\\"$a\\""; done
-    for r in 2.5:3 3.0:3 4.0:5 4.5:5 5.0:6; do python tests/benchmarks/variants.py DATA -o claims.jsonl \\
-        --set members=4 r_cut=${r%:*} n_max=${r#*:}; done
-    for n in 4 8; do python tests/benchmarks/variants.py DATA -o claims.jsonl --blind --set members=4 n_max=$n; done
+    run() { python tests/benchmarks/variants.py DATA -o claims.jsonl "$@" members=4; }
+    for a in swish gelu tanh softplus elu relu; do run --save models/$a.safetensors \\
+        --set activation="\\"$a\\"" r_cut=3.5 radial_scaling=0; done
+    for r in 2.5:3 3.0:3 4.0:5 4.5:5 5.0:6; do run --set r_cut=${r%:*} n_max=${r#*:} radial_scaling=0; done
+    for r in 4.0:3 4.5:3 5.0:5; do run --set r_cut=${r%:*} n_max=4 radial_scaling=${r#*:}; done
+    for n in 4 8; do run --blind --set n_max=$n r_cut=3.5 radial_scaling=0; done
     python tests/benchmarks/claims.py claims.jsonl --models models -o claims.png
 
 - a density for each element, against one that is blind to the elements of neighbours (the centre keeps its own);
-- the error against the cutoff;
+- the error against the cutoff, without and with a radial scaling;
 - Swish against other activations: error, what the largest step of MD does to the energy, and whether second derivatives
   are those of the forces.
 
@@ -58,7 +59,8 @@ def name_of(run: dict[str, Any]) -> str:
         return f"blind, {run['features']} features"
     if "activation" in options:
         return str(options["activation"])
-    return f"{run['r_cut']:g} Å"
+    scaled = ", scaled" if options.get("radial_scaling") else ""
+    return f"{run['r_cut']:g} Å{scaled}"
 
 
 def fluctuation(atoms: Atoms, calc: NeuralILCalculator, step: float) -> float:
@@ -104,11 +106,13 @@ def draw(
     left.barh(names, [errors[name] for name in names], color=colours)
     left.invert_yaxis()
     left.set(xlabel="force MAE (meV/Å)", title="activation; blind to elements")
-    cutoffs = {float(name[:-2]): value for name, value in errors.items() if name.endswith(" Å")}
-    cutoffs[3.5] = errors[SWISH]
-    x = sorted(cutoffs)
-    middle.plot(x, [cutoffs[r] for r in x], "o-")
+    for ending, label in ((" Å", "published functions"), (" Å, scaled", "radial scaling")):
+        found = {name.removesuffix(ending): e for name, e in errors.items() if name.endswith(ending)}
+        cutoffs = {3.5: errors[SWISH]} | {float(radius): error for radius, error in found.items()}
+        x = sorted(cutoffs)
+        middle.plot(x, [cutoffs[r] for r in x], "o-", label=label)
     middle.set(xlabel="cutoff (Å)", ylabel="force MAE (meV/Å)", title="36 cells to train on")
+    middle.legend(fontsize=8)
     for name, (values, _) in smooth.items():
         right.loglog(STEPS_FS, values, "o-", label=name, lw=2.5 if name == SWISH else 1.2)
     right.set(xlabel="time step (fs)", ylabel="std of total energy (meV/atom)", title="NVE")
