@@ -107,7 +107,9 @@ def draw(
     left.invert_yaxis()
     left.set(xlabel="force MAE (meV/Å)", title="activation; blind to elements")
     for ending, label in ((" Å", "published functions"), (" Å, scaled", "radial scaling")):
-        found = {name.removesuffix(ending): e for name, e in errors.items() if name.endswith(ending)}
+        found = {
+            name.removesuffix(ending): e for name, e in errors.items() if name.endswith(ending)
+        }
         cutoffs = {3.5: errors[SWISH]} | {float(radius): error for radius, error in found.items()}
         x = sorted(cutoffs)
         middle.plot(x, [cutoffs[r] for r in x], "o-", label=label)

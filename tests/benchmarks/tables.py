@@ -7,8 +7,9 @@
 
 The sets lie beside the repository, in ../shared/tables and ../shared/original; a set that is absent is skipped, and the
 script says so. Ni, Cu, Si, Mo (mlearn) and acetylacetone have the split of their authors. EAN and SrTiO3 have none:
-five folds, and the errors are means over them. Nothing but the data is given to ``train``; acetylacetone comes with its
-isolated atoms. No energy offset is removed, but for EAN and SrTiO3 ("offset removed" in their row).
+five folds, and the errors are means over them. "EAN GFN1" is our own set, in md_examples, with its split. Nothing but
+the data is given to ``train``; acetylacetone comes with its isolated atoms. No energy offset is removed, but for EAN
+and SrTiO3 ("offset removed" in their row).
 
 One line of JSON for each set, fold and potential; what the file has already is not run again. Models and checkpoints
 are kept beside it, in tables.models: a run that was stopped goes on. Peers are the potentials of Zuo et al. (J. Phys.
@@ -54,10 +55,11 @@ Split = tuple[list[Atoms], list[Atoms]]
 
 @dataclass(frozen=True)
 class DataSet:
-    """Files of one set: with test files, one split; without, folds of the training file."""
+    """Files of one set: with test files, or a key that says "test" of a frame, one split; otherwise folds."""
 
     train: tuple[Path, ...]
     test: Path | None = None
+    key: str | None = None
 
     @property
     def is_there(self) -> bool:
@@ -69,6 +71,13 @@ class DataSet:
         structures = [atoms for path in self.train for atoms in read(path, ":")]
         if self.test is not None:
             return [(structures, read(self.test, ":"))]
+        if self.key is not None:
+            is_test = [atoms.info[self.key] == "test" for atoms in structures]
+            parts = [
+                [a for a, t in zip(structures, is_test, strict=True) if t == wanted]
+                for wanted in (False, True)
+            ]
+            return [(parts[0], parts[1])]
         return [
             ([atoms for i, atoms in enumerate(structures) if i % FOLDS != k], structures[k::FOLDS])
             for k in range(FOLDS)
@@ -90,6 +99,8 @@ def _data_sets() -> dict[str, DataSet]:
     )
     found["EAN"] = DataSet((original / "ean_dft_50.extxyz",))
     found["SrTiO3"] = DataSet((original / "sto_dft_100.extxyz",))
+    own = ROOT / "md_examples" / "ean_gfn1" / "ean_gfn1.extxyz.xz"
+    found["EAN GFN1"] = DataSet((own,), key="split")
     return found
 
 

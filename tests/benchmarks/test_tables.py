@@ -36,6 +36,16 @@ def test_folds_hold_every_frame_out_once(tmp_path: Path) -> None:
         assert {atoms.info["number"] for atoms in train} == set(range(12)) - set(test)
 
 
+def test_a_key_of_the_frames_can_name_the_test_frames(tmp_path: Path) -> None:
+    frames = rattled(7)
+    for k, atoms in enumerate(frames):
+        atoms.info["split"] = ("train", "valid", "test")[k % 3]
+    write(tmp_path / "all.extxyz", frames)
+    ((train, test),) = tables.DataSet((tmp_path / "all.extxyz",), key="split").splits()
+    assert [atoms.info["number"] for atoms in test] == [2, 5]
+    assert [atoms.info["number"] for atoms in train] == [0, 1, 3, 4, 6]
+
+
 def test_a_peer_that_made_the_labels_has_no_error() -> None:
     card = tables.score_peer(EMT(), rattled(3))["card"]
     assert card["energy_meV_per_atom"]["rmse"] < 1e-6
