@@ -14,13 +14,13 @@ from neuralil_ase.errors import ConfigError, MonitorError
 class UncertaintyBias(Calculator):
     """An ASE calculator whose energy is ``strength`` times the spread of the energy.
 
-    With σ the standard deviation (ddof 1) over M members' energies E_m, and F_m their forces, the force
-    of the bias is exact and needs no second derivatives:
+    Let E_m and F_m be the energies and forces of the M members, and σ the standard deviation of the energies (ddof 1).
+    The force of the bias is exact and needs no second derivatives:
 
         -strength dσ/dr = strength Σ_m (E_m - mean E) F_m / ((M - 1) σ)
 
-    A positive strength keeps a run at structures with a small spread. A negative one drives it to structures
-    that are worth labelling (hyperactive learning: van der Oord et al., npj Comput. Mater. 9, 168 (2023)).
+    A positive strength keeps a run at structures with a small spread. A negative strength drives the run to
+    structures that are worth labelling (hyperactive learning: van der Oord et al., npj Comput. Mater. 9, 168 (2023)).
     For walls or metadynamics along the spread, see ``neuralil_ase.hosts.plumed_cv``.
 
     >>> from ase.calculators.mixing import SumCalculator
@@ -34,7 +34,7 @@ class UncertaintyBias(Calculator):
     calculator
         The ensemble. Give it ``uncertainty="forces"``, so that energy and bias share one evaluation.
     strength
-        Without unit: eV of bias per eV of spread.
+        Dimensionless: eV of bias per eV of spread.
 
     Raises
     ------

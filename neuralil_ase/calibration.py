@@ -1,13 +1,13 @@
 """Error bars from the spread of an ensemble: the calibration record of a model, and how it is applied.
 
-Errors of the members are correlated, so that the spread is smaller than the error. For each element, the force error of
-an atom with spread s is taken as Gaussian with
+The errors of the members are correlated. The spread is therefore smaller than the error. For each element, the force
+error of an atom with spread s is taken as Gaussian with
 
     σ² = (scale · s)² + floor²
 
 Both σ² and s² are sums over x, y, z. The floor describes noise of the labels and errors that all members share. The
 energy of a frame of N atoms likewise has σ² = (scale · s)² + N floor². For deep ensembles s² is the sum of the squares
-of the spread and of the aleatoric standard deviation, which members predict of their own errors. This prediction is
+of the spread and of the aleatoric standard deviation, which members predict for their own errors. This prediction is
 reliable only for structures like the training data. For an atom with an unusually large spread, the error bar is
 therefore at least as large as the spread alone would give.
 
@@ -17,7 +17,7 @@ If only spreads are used, the error bar is therefore
     σ² = (scale · s₀ (s / s₀)^exponent)² + floor²
 
 with s₀ the 0.99 quantile of the held-out spreads of the element and an exponent between 0.5 and 1. With an exponent of
-1, the default, it is the formula above. Why spreads have to be calibrated is discussed in arXiv:2302.08805.
+1, the default, this is the formula above. Why spreads have to be calibrated is discussed in arXiv:2302.08805.
 
 ``neuralil_ase.evaluation.calibration`` fits the record to held-out frames.
 """
@@ -55,14 +55,14 @@ class Calibration:
     force_scale, force_floor
         By element: factor of the spread, and the smallest error bar in eV/Å.
     force_scale_of_spread, force_floor_of_spread
-        The same, fitted only to the spread, for models with aleatoric layers; else empty.
+        The same, fitted to the spread alone. Only for models with aleatoric layers; empty for others.
     force_exponent
-        By element: exponent of the law for spreads alone, which is that of ``force_scale_of_spread`` if there is one
-        and else of ``force_scale``; empty for exponents of 1.
+        By element: exponent of the formula for spreads alone. It belongs to ``force_scale_of_spread`` or, if that is
+        empty, to ``force_scale``. Empty if all exponents are 1.
     energy_scale, energy_floor
         Factor of the spread, and error bar in eV per sqrt(atoms); None if the held-out frames had no energies.
     uses_aleatoric
-        Whether scale and floor belong to spread and aleatoric standard deviation together.
+        Whether scale and floor were fitted to spread and aleatoric standard deviation together.
     force_std_quantiles
         By element and quantile ("0.99"): held-out force spreads in eV/Å.
     thresholds, relative_thresholds
@@ -143,7 +143,7 @@ class Calibration:
         Parameters
         ----------
         symbols
-            Chemical symbols, N of them; the result is NaN for elements that the calibration did not see.
+            Chemical symbols, N of them; the result is NaN for elements that were not calibrated.
         spreads, aleatoric
             Spreads and aleatoric deviations in eV/Å, shape (N,).
 
@@ -164,7 +164,7 @@ class Calibration:
         return np.where(spreads > self._usual_spreads(symbols), np.maximum(found, alone), found)
 
     def force_error_bars_of_spread(self, symbols: Sequence[str], spreads: np.ndarray) -> np.ndarray:
-        """The same from spreads only, for N atoms in eV/Å."""
+        """Like :meth:`force_error_bars`, but from spreads alone, for N atoms in eV/Å."""
         spreads = np.asarray(spreads, float)
         scale = _of(self.force_scale_of_spread or self.force_scale, symbols)
         floor = _of(self.force_floor_of_spread or self.force_floor, symbols)
@@ -207,7 +207,7 @@ class Calibration:
         return scales
 
     def _usual_spreads(self, symbols: Sequence[str]) -> np.ndarray:
-        """Spread of each atom in eV/Å above which it is unusual."""
+        """For each atom, the force spread in eV/Å above which a spread is unusual."""
         quantiles = {
             e: q.get(str(USUAL_QUANTILE), np.nan) for e, q in self.force_std_quantiles.items()
         }
@@ -223,7 +223,7 @@ class Calibration:
         return usual * (spreads / usual) ** exponent
 
     def _combined(self, spread: Any, aleatoric: Any) -> Any:
-        """Describe the data and the fit of the error bars."""
+        """Root of the sum of squares of spread and aleatoric deviation; the spread alone if the latter is not used."""
         if aleatoric is None or not self.uses_aleatoric:
             return spread
         return np.hypot(spread, aleatoric)

@@ -4,8 +4,8 @@ Workers are those of a ``concurrent.futures.Executor``. The standard library's p
 (``client.get_executor()``) and Parsl 2026.10 (``ParslPoolExecutor`` with two workers) were tried by hand on one
 machine, with a worker killed on the way: predictions, labels and trained members were complete. With mpi4py 4.1, give a
 script an ``MPIPoolExecutor()`` and start it by ``mpiexec -n 3 python -m mpi4py.futures script.py``: one process sends,
-the others work. If one of these dies, MPI ends all of them; labels and members that were kept remain. Only the process
-that calls reads and writes files.
+the others work. If one of the others dies, MPI ends all processes; labels and members that were saved remain. Only the
+calling process reads and writes files.
 """
 
 import hashlib
@@ -70,8 +70,8 @@ def predict_many(
     batch_atoms
         A batch is closed when it holds this many atoms.
     executor
-        Whose workers predict, one message for each batch; without it, this process does. Give each worker about one
-        core: the compiled core of one process uses all that it may.
+        Its workers predict, one message for each batch. Without an executor, this process predicts. Give each worker
+        about one processor core, because the compiled core uses all processor cores that its process may use.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def predict_many(
     Raises
     ------
     ProcessError
-        If a worker dies and the executor does not survive it, or the worker dies, too, that is then given the batch.
+        If a worker dies and the executor does not survive, or if the second worker that is given the batch dies, too.
     """
     check_uncertainty(uncertainty)
     loaded = as_potential(potential)
@@ -102,10 +102,10 @@ class Labelled(NamedTuple):
     Attributes
     ----------
     frames
-        The frames with energy, forces and, where the calculator has it, stress; None for those that failed. L of them,
-        in their order.
+        The L frames in their order, with energy, forces and, where the calculator has it, stress; None for frames that
+        failed.
     failures
-        For those that failed, what their calculator said, by number of the frame.
+        The error message for each frame that failed, by number of the frame.
     """
 
     frames: list[Atoms | None]
@@ -118,23 +118,23 @@ def label(
     executor: Executor | None,
     folder: str | Path,
 ) -> Labelled:
-    """Energies and forces of frames by any ASE calculator; what was done is kept, and never done again.
+    """Energies and forces of frames by any ASE calculator. Labels are saved and never computed again.
 
-    Every label is written at once, to a file of its own in ``folder``, named by a digest of the geometry. Call again
-    with the same folder after an interruption, or with more frames: only what is missing is computed. Frames that are
-    alike are labelled once. Use one folder for each setting of the calculator.
+    Every label is written as soon as it is computed, to a file of its own in ``folder``, named by a digest of the
+    geometry. Call again with the same folder after an interruption, or with more frames: only missing labels are
+    computed. Identical frames are labelled once. Use one folder for each setting of the calculator.
 
     Parameters
     ----------
     frames
-        Structures, of which elements, positions, cell, periodicity, and initial charges and magnetic moments count.
+        Structures. Elements, positions, cell, periodicity, initial charges and initial magnetic moments identify them.
     calculator_factory
-        Makes an ASE calculator; called by the worker for every frame. Process pools need one that pickles: a function
-        of a module, or ``functools.partial``.
+        Makes an ASE calculator; called by the worker for every frame. Process pools need a factory that pickles: a
+        function of a module, or ``functools.partial``.
     executor
-        Whose workers compute; None: this process.
+        Its workers compute. With None, this process computes.
     folder
-        Where labels are kept; made if it is not there.
+        The folder for the labels; created if it does not exist.
 
     Raises
     ------
@@ -143,8 +143,8 @@ def label(
     OutputError
         If the folder or a label cannot be written.
     ProcessError
-        If the executor stopped because a worker died; all labels that were finished are kept. Where an executor
-        survives it, the frame is given to another worker, and a second death is a failure of this one frame.
+        If the executor stopped because a worker died; all finished labels are kept. If the executor survives, the frame
+        is given to another worker; if that worker dies, too, only this frame fails.
     """
     folder, given = make_folder(folder), list(frames)
     files = [folder / f"{digest(atoms)}.extxyz" for atoms in given]
@@ -165,12 +165,12 @@ def label(
 
 
 def processes(count: int) -> ProcessPoolExecutor:
-    """A pool of processes that start afresh: in a fork of a process, what JAX has computed there hangs.
+    """A pool of spawned processes. Forked processes would hang if JAX has computed in the parent process.
 
     Raises
     ------
     ConfigError
-        If there is to be none.
+        If ``count`` is less than 1.
     """
     if count < 1:
         raise ConfigError(f"workers: at least 1 is needed, not {count}")
@@ -204,12 +204,12 @@ def _predict(
 
 
 class Lost(NamedTuple):
-    """What became of a message that no worker answered.
+    """A message that no worker answered.
 
     Attributes
     ----------
     reason
-        What the executor said.
+        Error message of the executor.
     executor_broke
         Whether the executor takes no more messages.
     """
@@ -221,10 +221,10 @@ class Lost(NamedTuple):
 def answers_of(
     executor: Executor, function: Callable[..., Any], messages: Mapping[int, tuple[Any, ...]]
 ) -> Iterator[tuple[int, Any | Lost]]:
-    """What workers answer to numbered messages, the arguments of a function, as they come.
+    """Answers of workers to numbered messages, in the order in which they arrive.
 
-    A message whose worker died is sent once more, if the executor survives it. An error that the function raises is
-    raised here at once, and what has not begun is cancelled.
+    A message holds the arguments of the function. If a worker dies and the executor survives, the message is sent once
+    more. An error that the function raises is raised here at once, and messages that have not begun are cancelled.
     """
     guarded = partial(_guarded, function)
     pending: dict[Future[Any], int] = {}
@@ -256,7 +256,7 @@ def answers_of(
 
 
 class _Raised(NamedTuple):
-    """An error of the function: whatever the executor raises itself is then the death of a worker."""
+    """An error raised by the function. Any error of the executor itself then means that a worker died."""
 
     error: Exception
 
@@ -269,12 +269,12 @@ def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
         if not isinstance(error, NeuralILError):
             error.add_note(
                 "".join(traceback.format_exception(error))
-            )  # else it stays with the worker
+            )  # else the traceback stays with the worker
         return _Raised(_portable(error))
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or one that says the same, where it would break the pool that carries it."""
+    """The error, or a ProcessError with the same text if pickling the error would break the pool."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -293,7 +293,7 @@ def _answer(future: "Future[Any]") -> Any | Lost:
             f"the work could not be sent to a worker ({error}). Process pools need what pickles: functions and classes "
             "of a module, or functools.partial, but no lambda and nothing defined inside a function"
         ) from error
-    except Exception as error:  # what an executor makes of a worker that died
+    except Exception as error:  # the executor's error for a worker that died
         broke = isinstance(error, BrokenExecutor | CancelledError)
         return Lost(f"{type(error).__name__}: {error}", broke)
     if isinstance(answer, _Raised):
@@ -308,7 +308,7 @@ def _unless_lost(answer: Any | Lost) -> Any:
 
 
 def died(lost: Lost) -> ProcessError:
-    """The error that says so."""
+    """The error for a message whose worker died."""
     return ProcessError(
         f"a worker died before it answered ({lost.reason}); usually it ran out of memory or was killed. Start a new "
         "executor and call again: labels that were finished are kept"
@@ -322,7 +322,7 @@ _Label = dict[str, Any]
 def _outcomes(
     missing: dict[Path, Atoms], factory: Callable[[], Any], executor: Executor | None
 ) -> Iterator[tuple[Path, _Label | str]]:
-    """Labels, or what went wrong, as they come."""
+    """Labels, or reasons of failure, in the order in which they arrive."""
     if executor is None:
         yield from ((file, _label_one(atoms, factory)) for file, atoms in missing.items())
         return
@@ -340,23 +340,23 @@ def _outcomes(
 
 
 def _label_one(atoms: Atoms, factory: Callable[[], Any]) -> _Label | str:
-    """What a worker does for one frame: it never raises, so that one bad frame costs no other."""
+    """The work for one frame. Never raises an error, so that one bad frame does not stop the others."""
     try:
         atoms = atoms.copy()
-        atoms.set_constraint()  # labels are forces on all atoms, those that a run holds fixed, too
+        atoms.set_constraint()  # labels are forces on all atoms, also on fixed ones
         atoms.calc = factory()
         found = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
         if atoms.cell.rank == 3:
             with suppress(NotImplementedError, PropertyNotImplementedError):
                 found["stress"] = atoms.get_stress()
-    except Exception as error:  # calculators raise what they like
+    except Exception as error:  # calculators raise errors of any type
         return f"{type(error).__name__}: {error}"
     wrong = [name for name, value in found.items() if not np.isfinite(value).all()]
     return f"not finite: {', '.join(wrong)}" if wrong else found
 
 
 def digest(atoms: Atoms) -> str:
-    """What :func:`label` names the file of a structure by: a hash of the exact geometry."""
+    """A hash of the exact geometry, by which :func:`label` names the file of a structure."""
     found = hashlib.sha256()
     for array in (
         atoms.numbers.astype("<i8"), atoms.positions.astype("<f8"), atoms.cell.array.astype("<f8"),
@@ -376,7 +376,7 @@ def _keep(file: Path, atoms: Atoms, found: _Label) -> None:
 
 
 def _with_label(atoms: Atoms, file: Path) -> Atoms:
-    """The frame as it was given, its info and arrays too, with the label that was kept."""
+    """The given frame, with its info and arrays, and with the saved label."""
     try:
         kept = read(file, format="extxyz")
         assert isinstance(kept, Atoms)
@@ -387,7 +387,7 @@ def _with_label(atoms: Atoms, file: Path) -> Atoms:
         }
         if len(kept) != len(atoms) or not {"energy", "forces"} <= results.keys():
             raise ValueError("it holds no label of this frame")
-    except Exception as error:  # a damaged file makes ASE's reader raise what it likes
+    except Exception as error:  # for damaged files, ASE's reader raises errors of any type
         raise StructureError(
             f"the label {file} cannot be read ({error}); remove the file, and call again to label that frame anew"
         ) from error

@@ -88,7 +88,7 @@ class Members(_Record):
 
 @dataclass(frozen=True, eq=False)
 class Aleatoric(_Record):
-    """Standard deviations that the members predict of their own errors, for a structure of N atoms.
+    """Standard deviations that the members predict for their own errors, for a structure of N atoms.
 
     Attributes
     ----------
@@ -106,11 +106,11 @@ class Aleatoric(_Record):
 class Prediction(_Record):
     """Means and spreads over the M members of an ensemble, for a structure of N atoms.
 
-    All arrays are float64, those of the fields read-only. Every mean is the plain mean over members, so that forces
+    All arrays are float64; arrays in fields are read-only. Every mean is the plain mean over members, so that forces
     and stress are derivatives of the energy. Every spread is the standard deviation over members with ddof = 1; for a
-    force, the norm over x, y, z of the three component deviations. A property that needs what this prediction does not
-    hold raises :class:`~neuralil_ase.errors.UncertaintyError`, which says how to get it; ``holds(name)`` asks
-    beforehand, and ``print(prediction)`` lists what is held.
+    force, the norm over x, y, z of the three component deviations. If the prediction lacks the data for a property,
+    reading the property raises :class:`~neuralil_ase.errors.UncertaintyError`; the message says how to get the data.
+    ``holds(name)`` tells beforehand, and ``print(prediction)`` lists all properties.
 
     Attributes
     ----------
@@ -128,7 +128,7 @@ class Prediction(_Record):
     members
         Predictions of each member; None for uncertainty "off".
     aleatoric
-        Errors that the members predict of themselves; None for uncertainty "off" and models without ``head_widths``.
+        Errors that the members predict for themselves; None for uncertainty "off" and models without ``head_widths``.
     calibration
         The calibration of the model, for error bars; None if the model is not calibrated.
     """
@@ -170,55 +170,55 @@ class Prediction(_Record):
 
     @property
     def member_energies(self) -> np.ndarray:
-        """Energy of every member in eV, shape (M,). Uncertainty "energy"."""
+        """Energy of every member in eV, shape (M,). Needs uncertainty "energy"."""
         return self._members("member_energies").energies.sum(axis=1)
 
     @property
     def energy_std(self) -> float:
-        """Spread of the energy in eV. Uncertainty "energy", two members or more."""
+        """Spread of the energy in eV. Needs uncertainty "energy" and two members or more."""
         return self._energy_spread("energy_std")
 
     @property
     def energies_std(self) -> np.ndarray:
-        """Spread of the atomic energies in eV, shape (N,). Uncertainty "energy", two members or more."""
+        """Spread of the atomic energies in eV, shape (N,). Needs uncertainty "energy" and two members or more."""
         return spread(self._several("energies_std").energies)
 
     @property
     def member_forces(self) -> np.ndarray:
-        """Forces of every member in eV/Å, shape (M, N, 3). Uncertainty "forces"."""
+        """Forces of every member in eV/Å, shape (M, N, 3). Needs uncertainty "forces"."""
         return _asked(self._members("member_forces", _FORCES).forces, "member_forces")
 
     @property
     def forces_std(self) -> np.ndarray:
-        """Spread of the forces in eV/Å, shape (N,): norm of the component deviations. Uncertainty "forces"."""
+        """Spread of the forces in eV/Å, shape (N,): norm of the component deviations. Needs uncertainty "forces"."""
         return self._force_spread("forces_std")
 
     @property
     def member_stresses(self) -> np.ndarray:
-        """Stress of every member in eV/Å³, shape (M, 6). Uncertainty "forces", a cell with a volume."""
+        """Stress of every member in eV/Å³, shape (M, 6). Needs uncertainty "forces" and a cell with a volume."""
         return self._virials("member_stresses") / self._volume("member_stresses")
 
     @property
     def stress_std(self) -> np.ndarray:
-        """Spread of the stress components in eV/Å³, shape (6,). Uncertainty "forces", a cell with a volume."""
+        """Spread of the stress components in eV/Å³, shape (6,). Needs uncertainty "forces" and a cell with a volume."""
         self._several("stress_std", _FORCES)
         return spread(self._virials("stress_std")) / self._volume("stress_std")
 
     @property
     def energy_aleatoric_std(self) -> float:
-        """Standard deviation in eV that members predict of the error of the energy. See :class:`Aleatoric`."""
+        """Standard deviation in eV that members predict for the error of the energy. See :class:`Aleatoric`."""
         return self._aleatoric("energy_aleatoric_std").energy_std
 
     @property
     def forces_aleatoric_std(self) -> np.ndarray:
-        """Standard deviations in eV/Å that members predict of the errors of forces, shape (N,)."""
+        """Standard deviations in eV/Å that members predict for the errors of forces, shape (N,)."""
         return self._aleatoric("forces_aleatoric_std").forces_std
 
     @property
     def energy_error_bar(self) -> float:
         """Calibrated error bar of the energy in eV, up to a constant per atom: expected rms error.
 
-        Uncertainty "energy", calibrated models of two members or more.
+        Needs uncertainty "energy" and a calibrated model of two members or more.
         """
         aleatoric = None if self.aleatoric is None else self.aleatoric.energy_std
         calibration = self._calibration("energy_error_bar")
@@ -229,8 +229,8 @@ class Prediction(_Record):
     def forces_error_bar(self) -> np.ndarray:
         """Calibrated error bar of the forces in eV/Å, shape (N,): expected rms norm of the error of each atom.
 
-        Uncertainty "forces", calibrated models of two members or more. It is valid for structures like the held-out
-        frames of the calibration.
+        Needs uncertainty "forces" and a calibrated model of two members or more. The error bar is valid for structures
+        like the held-out frames of the calibration.
         """
         aleatoric = None if self.aleatoric is None else self.aleatoric.forces_std
         calibration = self._calibration("forces_error_bar")

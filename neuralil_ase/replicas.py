@@ -1,6 +1,6 @@
 """Many replicas of one system, stepped together: walkers, replica exchange, beads of a path integral.
 
-For your own loops over arrays. For single ``Atoms`` use the ASE calculator, for data sets ``predict_many``.
+Use it in your own loops over arrays. For single ``Atoms`` use the ASE calculator, for data sets ``predict_many``.
 """
 
 from pathlib import Path
@@ -91,7 +91,7 @@ class Replicas:
 
     @property
     def compilations(self) -> int:
-        """Number of compilations caused so far; constant while atoms move and their number of replicas stays."""
+        """Number of compilations caused so far; constant while atoms move and the number of replicas stays the same."""
         return self._predictor.compilations
 
     @property

@@ -26,14 +26,14 @@ UNITS = (
 
 @dataclass(frozen=True)
 class FoldScore:
-    """The errors on one fold of a potential that was trained on the others.
+    """The errors on one fold, made by a potential that was trained on the other folds.
 
     Attributes
     ----------
     fold
         Number of the fold, counted from 0.
     train, validation, held_out
-        Number of frames trained on, held out by the training itself, and in the fold.
+        Number of frames for training, number held out by the training itself for validation, and number in the fold.
     reason
         Why the training ended: "finished" or "time limit".
     cpu_seconds
@@ -56,7 +56,7 @@ class FoldScore:
 
     @property
     def errors(self) -> dict[str, float]:
-        """The errors of the table, as far as the data have labels for them: meV/atom, meV/Å and meV/Å³."""
+        """The errors in the table, in meV/atom, meV/Å and meV/Å³. Errors are left out if the data lack their labels."""
         found = {name: value(self) for name, (_, value) in _ERRORS.items()}
         return {name: float(x) for name, x in found.items() if x is not None}
 
@@ -70,7 +70,7 @@ class CrossValidation:
     scores
         One for each fold, in their order.
     n_folds
-        Number of folds that the frames were dealt to.
+        Number of folds to which the frames were assigned.
     """
 
     scores: list[FoldScore]
@@ -115,7 +115,7 @@ def _cells(errors: Mapping[str, float], mean: Mapping[str, float]) -> str:
 
 
 def _entry(*path: str) -> Callable[[FoldScore], float | None]:
-    """Reads an entry of the card; None where it is not there."""
+    """A function that reads an entry of the card; it returns None if the entry is missing."""
 
     def read(score: FoldScore) -> float | None:
         found: Any = score.card
@@ -127,7 +127,7 @@ def _entry(*path: str) -> Callable[[FoldScore], float | None]:
 
 
 def _offset_removed(score: FoldScore) -> float | None:
-    """Without a meaning for a single frame, of which it would be zero."""
+    """The energy MAE without offset; None for a single frame, for which it would always be zero."""
     found = _entry("energy_meV_per_atom", "offset_removed", "mae")(score)
     return found if score.held_out > 1 else None
 
@@ -152,7 +152,7 @@ _ERRORS: dict[str, tuple[str, Callable[[FoldScore], float | None]]] = {
     "force_mae_worst_frame": ("worst frame", _over_frames(max)),
     "stress_mae": ("stress MAE", _entry("stress_meV_per_A3", "mae")),
 }
-"""Names of the errors in ``FoldScore.errors``, with their title in the table and where they come from."""
+"""Names of the errors in ``FoldScore.errors``, with their title in the table and the function that reads them."""
 
 
 class FoldFile:
@@ -161,7 +161,7 @@ class FoldFile:
     Parameters
     ----------
     path
-        The file: new, or of the same cross-validation, which then goes on.
+        A new file, or the file of the same cross-validation, which is then continued.
     inputs
         Files that the run reads.
 
@@ -170,7 +170,7 @@ class FoldFile:
     OutputError
         If the file cannot be written, or another run writes it.
     ConfigError
-        If it is one of the inputs, or exists and does not hold scores.
+        If the file is one of the inputs, or if it exists and does not hold scores.
     """
 
     def __init__(self, path: str | Path, inputs: Iterable[str | Path]) -> None:
@@ -195,7 +195,7 @@ class FoldFile:
         Raises
         ------
         TrainingError
-            If they were made with other data, settings or another start. The message says which.
+            If the scores were made with other data, settings or another start. The message says which.
         """
         for _, before in self._lines:
             check_same_run(
@@ -210,14 +210,14 @@ class FoldFile:
         Raises
         ------
         OutputError
-            If it cannot be written. The file then holds what it held before.
+            If the score cannot be written. The file is then unchanged.
         """
         line = json.dumps(asdict(score) | {"run": dict(run)}) + "\n"
         self._file.append(line.encode(), sync=True)
 
 
 def _read(file: OwnedFile) -> list[tuple[FoldScore, dict[str, Any]]]:
-    """Scores and their runs. Half a line, left by a kill, is moved to another file."""
+    """Scores and their runs. An incomplete last line, left by a killed run, is moved to another file."""
     content = file.read()
     whole = content.rfind(b"\n") + 1
     lines = content[:whole].decode(errors="replace").splitlines()

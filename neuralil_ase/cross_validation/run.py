@@ -1,8 +1,8 @@
 """``cross_validate``: how accurate potentials with these settings are on frames that they have not seen.
 
-Frames are dealt to the folds in turn, so that neighbours in a trajectory are spread over all folds. For each fold, a
-potential is trained on the other frames, some of which it holds out itself as :func:`train` does, and evaluated on the
-fold. Neither the number of workers nor an interruption changes a score.
+Frames are assigned to the folds in turn, so that neighbours in a trajectory are spread over all folds. For each fold, a
+potential is trained on the other frames and evaluated on the fold. As in :func:`train`, the training itself holds out
+some of its frames for validation. Neither the number of workers nor an interruption changes a score.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fold:
-    """The frames of one fold: those of its training, and those it is evaluated on."""
+    """The frames of one fold: for its training, for validation during training, and for evaluation."""
 
     number: int
     train: list[Frame]
@@ -59,12 +59,12 @@ def cross_validate(
     executor: Executor | None = None,
     **options: Any,
 ) -> CrossValidation:
-    """Train on all frames but those of one fold, evaluate on these, and repeat this for every fold.
+    """Train on all frames except one fold, evaluate on this fold, and repeat this for every fold.
 
-    Frames are dealt in turn: fold k holds the frames k, k + ``n_folds`` and so on. With ``split_by``, frames of one
-    group are in the same fold, and of data with a split of their own only the frames named "train" are dealt; frames
-    named "valid" validate every training, and frames named "test" are left out. Isolated atoms are in every training
-    and in no fold. No model is kept.
+    Frames are assigned in turn: fold k holds the frames k, k + ``n_folds`` and so on. With ``split_by``, frames of one
+    group are in the same fold. If the data have a split of their own, only frames named "train" are assigned to folds;
+    frames named "valid" validate every training, and frames named "test" are left out. Isolated atoms are in every
+    training and in no fold. No model is kept.
 
     Parameters
     ----------
@@ -80,8 +80,8 @@ def cross_validate(
     settings, **options
         As for :func:`train`.
     start_from
-        Model file or potential that every training starts from, as for :func:`train`. It must not have learnt the data:
-        errors on frames that it has learnt are too small.
+        Model file or potential that every training starts from, as for :func:`train`. It must not have been trained on
+        the data, because its errors on training frames are too small.
     progress
         Show the progress on the standard error.
     executor
@@ -98,8 +98,8 @@ def cross_validate(
     ConfigError
         If a setting or the number of a fold is wrong, or ``output`` is an input or not a file of scores.
     DataError
-        If the data cannot be read or lack labels, if there are fewer frames (or groups) than folds, or if a fold is the
-        only one with some element.
+        If the data cannot be read or lack labels, if there are fewer frames (or groups) than folds, or if some
+        element occurs in one fold only.
     TrainingError
         If a loss is no longer finite, or ``output`` holds scores that were made with other data, settings or another
         ``start_from``.
@@ -108,7 +108,7 @@ def cross_validate(
     ModelFileError
         If ``start_from`` cannot be read.
     ProcessError
-        If workers died. The message names the missing folds. A fold whose worker died is first given to another one.
+        If workers died. The message names the missing folds. A fold whose worker died is first given to another worker.
     """
     chosen = (settings or TrainingSettings()).updated(options)
     numbers = _numbers(n_folds, folds)
@@ -140,14 +140,14 @@ def cross_validate(
 def score_fold(
     fold: Fold, settings: TrainingSettings, start: Start | None, progress: bool = False
 ) -> FoldScore:
-    """The work for one message: train outside the fold and evaluate on it."""
+    """The work for one message: train on the other folds and evaluate on this fold."""
     claim_jax()
     began = time.process_time()
     trainer = Trainer(prepare(settings, fold.train, fold.validation, start, progress))
     with Recorder(trainer, None, progress) as recorder:
         run = fit(trainer, recorder.started(), recorder)
     if recorder.reason == "interrupted":
-        raise KeyboardInterrupt  # half a fold is none
+        raise KeyboardInterrupt  # an unfinished fold has no score
     seconds = round(time.process_time() - began, 1)
     evaluation = evaluate(recorder.potential(run), fold.held_out)
     return FoldScore(
@@ -220,7 +220,7 @@ def _fold(
     settings: TrainingSettings,
     start: Start | None,
 ) -> Fold:
-    """The frames of a fold; what is wrong with them is said before the first training."""
+    """The frames of a fold. Called for all folds before the first training, so that errors are found early."""
     pairs = [*zip(frames, dealt, strict=True)]
     train, held_back = divide([f for f, k in pairs if k != number], validation, settings)
     held_out = [f for f, k in pairs if k == number]
@@ -261,7 +261,7 @@ def _scores(
     executor: Executor | None,
     progress: bool,
 ) -> Iterator[FoldScore]:
-    """Scores as they come, from this process or from workers."""
+    """Scores in the order in which this process or the workers finish them."""
     if executor is None:
         for fold in folds:
             logger.info("fold %d: training on %d frames", fold.number, len(fold.train))

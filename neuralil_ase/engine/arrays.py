@@ -18,9 +18,9 @@ class System(NamedTuple):
     types
         Element indices, shape (N,).
     pairs
-        Its neighbours inside the cutoff.
+        Pairs of the structure inside the cutoff.
     volume
-        Of the cell in Å³, or None without one.
+        Volume of the cell in Å³; None if the cell has no volume.
     """
 
     types: np.ndarray
@@ -52,7 +52,7 @@ class Derivatives(NamedTuple):
 
 
 def merge(systems: Sequence[System]) -> System:
-    """All of them as one system without a volume: their atoms and pairs one after another."""
+    """Combine systems into one without a volume: their atoms and pairs one after another."""
     if len(systems) == 1:
         return systems[0]
     sizes = [len(system.types) for system in systems]

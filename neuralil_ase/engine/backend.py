@@ -13,7 +13,7 @@ from neuralil_ase.engine import native
 from neuralil_ase.model.config import ModelConfig
 
 Backend = Literal["compiled", "jax"]
-"""The backend that is used: the compiled core if it can (see ``native.missing_reason``), else JAX."""
+"""The backend that is used: the compiled core if possible (see ``native.missing_reason``), else JAX."""
 
 _LOGGER = logging.getLogger("neuralil_ase")
 
@@ -21,7 +21,7 @@ _LOGGER = logging.getLogger("neuralil_ase")
 def device() -> str:
     """Where JAX computes by default: "cpu", "gpu", "tpu".
 
-    Without a plugin for an accelerator the answer is "cpu", and JAX is not loaded to find it.
+    Without a plugin for an accelerator the answer is "cpu", and JAX is not loaded.
     """
     if "jax" not in sys.modules and not _may_find_accelerator():
         return "cpu"
@@ -32,7 +32,7 @@ def device() -> str:
 
 @lru_cache(maxsize=1)
 def _may_find_accelerator() -> bool:
-    """Whether JAX may find more than a CPU, by the variables, packages and entry points that JAX itself looks at."""
+    """Whether JAX may find an accelerator. Checks the variables, packages and entry points that JAX itself uses."""
     wanted = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME")
     if wanted:
         return wanted.lower() != "cpu"
@@ -47,7 +47,7 @@ def _may_find_accelerator() -> bool:
 
 
 def in_words(reason: str | None, device: str = "cpu") -> str:
-    """The backend in words; ``reason`` says why JAX computes, None means that the compiled core does."""
+    """The backend in words; ``reason`` says why JAX computes; None means that the compiled core computes."""
     if reason is None:
         return f"compiled, {native.instruction_set()}"
     return f"JAX on {device}: {reason}"

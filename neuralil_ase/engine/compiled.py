@@ -1,6 +1,6 @@
 """Predictions by the compiled core (``core/``), which replaces JAX on a CPU from pairs to forces.
 
-The JAX functions in ``derivatives`` are its reference and the fallback, and they are used for higher derivatives. The
+The JAX functions in ``derivatives`` are the reference and the fallback, and they compute higher derivatives. The
 library is called directly, so that nothing is compiled at run time.
 """
 
@@ -21,7 +21,7 @@ _TO_VOIGT = to_voigt(np.eye(9).reshape(9, 3, 3))
 
 
 def core_model(potential: Potential, dtype: str) -> CoreModel:
-    """The potential in the compiled core, without its energy reference, as JAX's functions have it.
+    """The potential in the compiled core, without its energy reference, as in the JAX functions.
 
     ``native.missing_reason(potential.config)`` must be None.
     """
@@ -37,7 +37,7 @@ def energies_and_forces(
 ) -> Derivatives:
     """As ``derivatives.energies_and_forces``, in float64 and without padding.
 
-    What is not finite stays so, as in JAX, without a warning of NumPy's: the predictor refuses it with its reason.
+    Values that are not finite are returned, as in JAX, without a NumPy warning. The predictor then raises an error.
     """
     found = model(
         types, pairs.centers, pairs.neighbors, pairs.vectors, by_member=uncertainty == "forces"

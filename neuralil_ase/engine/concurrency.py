@@ -21,7 +21,7 @@ class Lock:
 
     def __enter__(self) -> None:
         if self._process != os.getpid():
-            self.__init__()  # type: ignore[misc]  # whoever held it does not exist in this process
+            self.__init__()  # type: ignore[misc]  # its holder does not exist in this process
         self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
@@ -48,7 +48,7 @@ _jax_process: int | None = None
 
 
 def claim_jax() -> None:
-    """Note that this process is about to compute with JAX. Call it before every such use.
+    """Record that this process is about to compute with JAX. Call this function before every such use.
 
     JAX computes in threads. A forked process does not have these threads and would wait for ever.
 

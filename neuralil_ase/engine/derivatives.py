@@ -5,7 +5,7 @@ With r_ij = r_j - r_i and g_ij = dE/dr_ij over all directed pairs, the chain rul
     F_i = Σ_j g_ij - Σ_j g_ji          dE/dε = Σ_ij r_ij ⊗ g_ij
 
 so that positions and strain never enter the compiled function. These functions are the reference of the compiled core
-(``compiled``), and they replace it if it cannot be used.
+(``compiled``), and they replace the core if it cannot be used.
 """
 
 import jax

@@ -15,11 +15,11 @@ from neuralil_ase.errors import StructureError
 
 @dataclass(frozen=True)
 class ForceConstants:
-    """Second derivatives of the energy of a structure of N atoms, of the mean over members or of all M of them.
+    """Second derivatives of the energy of a structure of N atoms, for the mean over members or for all M members.
 
-    Block k is d²E / dr_i dr_j' in eV/Å², i = first[k] in the cell and j' the image of j = second[k] that is
-    ``shifts[k]`` lattice vectors away. Every (i, j, shift) occurs once, the pair (i, i, 0) included, and to each block
-    belongs its transpose at (j, i, -shift).
+    Block k is d²E / dr_i dr_j' in eV/Å². Atom i = first[k] is in the cell, and j' is the image of atom j = second[k]
+    that is ``shifts[k]`` lattice vectors away. Every (i, j, shift) occurs once, the pair (i, i, 0) included. The block
+    of (j, i, -shift) is the transpose of the block of (i, j, shift).
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class ForceConstants:
     blocks
         In eV/Å², shape (B, 3, 3), or (M, B, 3, 3) for all members, float64.
     by_strain
-        d²E/dε_ab dε_cd in eV at fixed fractional coordinates, all vectors turning to (1 + ε) r: shape
+        d²E/dε_ab dε_cd in eV at fixed fractional coordinates, when all vectors r become (1 + ε) r: shape
         (3, 3, 3, 3), or (M, 3, 3, 3, 3). Not symmetric in a and b under stress.
     """
 
@@ -73,7 +73,7 @@ class ForceConstants:
         return dense if self.has_members else dense[0]
 
     def sparse(self) -> bsr_array:
-        """The same as a SciPy array of shape (3 N, 3 N) of 3 × 3 blocks, for the mean or one member."""
+        """The Hessian as a SciPy array of shape (3 N, 3 N) of 3 × 3 blocks, for the mean or one member."""
         self._needs_one("sparse()")
         keys = self.first.astype(np.int64) * self.n_atoms + self.second
         keys, blocks = summed(keys, self.blocks.reshape(len(keys), 9))
@@ -83,7 +83,7 @@ class ForceConstants:
 
     def product(self, displacements: np.ndarray) -> np.ndarray:
         """Hessian times displacements, shape (N, 3): the change of -F to first order, (N, 3) or (M, N, 3)."""
-        # One product for each block, added up by first atoms.
+        # One product for each block, then the sum over blocks with the same first atom.
         turned = np.einsum("...kab,kb->...ka", self.blocks, displacements[self.second])
         flat = np.moveaxis(turned, -2, 0).reshape(len(self.first), -1)
         sums = summation(self.first, self.n_atoms) @ flat
@@ -92,7 +92,7 @@ class ForceConstants:
     def at_wave_vector(self, q: np.ndarray) -> np.ndarray:
         """Σ_shifts Φ_ij(shift) exp(2πi q · shift), Hermitian: (3 N, 3 N), or (M, 3 N, 3 N), complex, eV/Å².
 
-        ``q``, shape (3,), counts in reciprocal lattice vectors. At q = 0 it is the Hessian.
+        ``q``, shape (3,), is in units of the reciprocal lattice vectors. At q = 0 the result is the Hessian.
         """
         return self.weighted(np.exp(2j * np.pi * (self.shifts @ q)))
 
@@ -118,7 +118,9 @@ class ForceConstants:
 def pair_motion(
     pairs: Pairs, n_atoms: int, displacements: np.ndarray | None, strain: np.ndarray | None
 ) -> np.ndarray | None:
-    """dr_ij/dt of every pair, shape (P, 3), for atoms that move by t displacements and vectors by t strain r; or None.
+    """dr_ij/dt of every pair, shape (P, 3); None without displacements and strain.
+
+    Atoms move by t · displacements, and all vectors r by t · strain r.
 
     Raises
     ------
@@ -139,13 +141,13 @@ def pair_motion(
 
 
 def summed(keys: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows with the same key added up: sorted keys, and their sums."""
+    """Sums of the rows that have the same key: the sorted keys, and the sums."""
     unique, number = np.unique(keys, return_inverse=True)
     return unique, summation(number, len(unique)) @ rows
 
 
 def summation(numbers: np.ndarray, count: int) -> Any:
-    """The sparse matrix of zeros and ones that adds up rows of equal number: (count, len(numbers))."""
+    """The sparse matrix of zeros and ones that adds up the rows with equal numbers: (count, len(numbers))."""
     order = np.argsort(numbers, kind="stable")
     indptr = np.searchsorted(numbers[order], np.arange(count + 1))
     return csr_array((np.ones(len(numbers)), order, indptr), shape=(count, len(numbers)))

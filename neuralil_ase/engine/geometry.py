@@ -21,7 +21,7 @@ class Lattice(NamedTuple):
     Attributes
     ----------
     vectors
-        Rows in Å, shape (3, 3). Those of non-periodic directions are unit vectors normal to all others.
+        Rows in Å, shape (3, 3). Vectors of non-periodic directions are unit vectors normal to all others.
     basis
         Integers in float64, shape (3, 3): ``vectors`` in terms of the lattice vectors of the structure.
     heights
@@ -49,17 +49,17 @@ def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> 
     positions
         Cartesian coordinates in Å, shape (N, 3).
     cell
-        Lattice vectors as rows in Å, shape (3, 3); those of non-periodic directions play no part.
+        Lattice vectors as rows in Å, shape (3, 3); vectors of non-periodic directions are ignored.
     pbc
         Periodicity, shape (3,).
 
     Raises
     ------
     StructureError
-        If they cannot be used. The message names the problem and the atom.
+        If positions or cell cannot be used. The message names the problem and the atom.
     """
     largest = np.abs(positions).max(initial=0)
-    if not largest <= LARGEST:  # nor is not-a-number
+    if not largest <= LARGEST:  # also true for NaN
         _refuse_positions(positions)
     if not np.abs(cell).max() <= LARGEST:
         raise StructureError(
@@ -86,7 +86,7 @@ def _refuse_positions(positions: np.ndarray) -> None:
 
 
 def _refuse_far_images(positions: np.ndarray, lattice: Lattice) -> None:
-    """Refuse atoms so far away that float64 loses their place in the cell, or int32 cannot count the cells."""
+    """Refuse atoms so far away that float64 cannot resolve their place in a cell, or int32 cannot count the cells."""
     vectors, pbc = lattice.vectors, lattice.pbc
     fractional = np.where(pbc, fractional_coordinates(positions, lattice), 0)
     distances = np.linalg.norm(fractional @ vectors, axis=1)
@@ -109,7 +109,7 @@ def fractional_coordinates(positions: np.ndarray, lattice: Lattice) -> np.ndarra
 def completed(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     """The cell with unit vectors, normal to the periodic directions, in place of non-periodic vectors.
 
-    The vectors of non-periodic directions play no part in the geometry; this makes the matrix regular.
+    The vectors of non-periodic directions do not affect the geometry; unit vectors make the matrix invertible.
     """
     if pbc.all():
         return cell
@@ -128,7 +128,7 @@ def _lattice(cell: np.ndarray, pbc: np.ndarray) -> Lattice:
     heights = _heights(vectors, lengths)
     if np.count_nonzero(pbc) > 1 and (heights < 0.2 * lengths).any():
         basis = _short_basis(vectors, np.flatnonzero(pbc))
-        # Sums of such large integers times such long vectors cancel down to rounding errors.
+        # With such large integers and such long vectors, the sums lose all digits by cancellation.
         if 4e-16 * np.abs(basis).max() * lengths.max() > 1e-6:
             raise StructureError(
                 f"the cell {cell.tolist()} is too oblique for float64; reduce it (atoms.cell.minkowski_reduce())"
@@ -152,18 +152,18 @@ def _heights(vectors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def _short_basis(vectors: np.ndarray, periodic: np.ndarray) -> np.ndarray:
     """Integer combinations of the periodic vectors that are the shortest, or nearly: shape (3, 3).
 
-    Subtracts multiples of one vector from another, and replaces the longest by sums of all three, as long as one gets
-    shorter.
+    Repeats two steps as long as a vector gets shorter: subtract multiples of one vector from another, and replace the
+    longest vector by a sum of all three with signs.
     """
     basis = np.eye(3)
     for _ in range(
         100
-    ):  # with rounding errors this might never end; every basis on the way is valid
+    ):  # rounding errors might make the loop endless; every intermediate basis is valid
         changed = False
         short = basis @ vectors
         squares = np.einsum("ij,ij->i", short, short)
         if squares[periodic].min() < THINNEST**2 or np.abs(basis).max() > 1e12:
-            break  # to be refused
+            break  # the caller refuses this cell
         for i, j in permutations(periodic, 2):
             multiple = np.rint(short[i] @ short[j] / (short[j] @ short[j]))
             changed |= _try(basis, short, vectors, i, basis[i] - multiple * basis[j])
@@ -179,7 +179,7 @@ def _short_basis(vectors: np.ndarray, periodic: np.ndarray) -> np.ndarray:
 def _try(
     basis: np.ndarray, short: np.ndarray, vectors: np.ndarray, k: int, row: np.ndarray
 ) -> bool:
-    """Take another row for the basis if its vector is shorter."""
+    """Replace row k of the basis if the vector of the new row is shorter."""
     shorter = row @ vectors
     if not THINNEST**2 / 4 < shorter @ shorter < (1 - 1e-6) * (short[k] @ short[k]):
         return False

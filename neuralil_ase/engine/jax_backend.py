@@ -1,6 +1,6 @@
-"""The potential in JAX: used without the compiled core, on GPUs, and for all further derivatives.
+"""The potential in JAX: used if there is no compiled core, on GPUs, and for all further derivatives.
 
-Imported at the first such use only: loading JAX takes longer than a short run.
+Imported only when JAX is first used: loading JAX takes longer than a short run.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class JaxModel:
     Attributes
     ----------
     compilations
-        Number of compilations that its calls have caused.
+        Number of compilations that calls of this model have caused.
     """
 
     def __init__(self, potential: Potential, dtype: Dtype) -> None:
@@ -150,7 +150,7 @@ _descriptors = jax.jit(descriptors, static_argnums=0)
 
 @contextmanager
 def precision(dtype: Dtype) -> Iterator[None]:
-    """Context in which JAX computes in this precision, for any flags of the user; no global flag is changed.
+    """Context in which JAX computes in this precision, whatever flags the user has set. Changes no global flag.
 
     Matrix products use all bits of float32, unless the user chose a precision for JAX. The default of JAX on GPUs
     rounds them to TF32, which changes forces by 0.02 eV/Å.
@@ -167,6 +167,6 @@ def precision(dtype: Dtype) -> Iterator[None]:
 
 
 def full_products() -> AbstractContextManager[None]:
-    """Matrix products in the precision that the user chose for JAX, or else in that of their numbers."""
+    """Matrix products in the precision that the user chose for JAX, or else in the precision of the factors."""
     chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # JAX makes it at run time
     return jax.default_matmul_precision(chosen or "float32")

@@ -68,7 +68,7 @@ def compiled_library() -> ctypes.CDLL | str:
 
 
 def missing_reason(config: ModelConfig | None = None) -> str | None:
-    """Why the compiled core cannot compute, a model of this architecture if one is given; None when it can."""
+    """Why the compiled core cannot be used, for this architecture if one is given; None if it can be used."""
     loaded = compiled_library()
     if isinstance(loaded, str):
         return loaded
@@ -102,11 +102,11 @@ class Evaluated(NamedTuple):
         Atomic energies in eV, the energy reference included, shape (M, N).
     variances
         Aleatoric variances that each member predicts, of energy in eV² and of a force component in eV²/Å²,
-        shape (M, N, 2); None without.
+        shape (M, N, 2); None for models without them.
     forces
         Of the mean over members, in eV/Å, shape (A, 3).
     virials
-        Σ_j r_ij ⊗ dE/dr_ij in eV of the mean, each pair with its centre i, shape (N, 3, 3).
+        Σ_j r_ij ⊗ dE/dr_ij in eV of the mean; each pair belongs to its centre i. Shape (N, 3, 3).
     member_forces, member_virials
         Of every member, shapes (M, A, 3) and (M, N, 3, 3), or None.
     """
@@ -120,7 +120,7 @@ class Evaluated(NamedTuple):
 
 
 class CoreModel:
-    """A model in the compiled core; the library must be there.
+    """A model in the compiled core. The library must exist.
 
     Parameters
     ----------
@@ -210,17 +210,17 @@ class CoreModel:
 class PairFilter:
     """Finds the candidate pairs that are closer than the cutoff. The library must exist.
 
-    Addresses are looked up only once, because this takes as long as a search. The candidates are read-only afterwards.
+    Addresses are looked up only once, because a lookup takes as long as a search. The candidates are then read-only.
 
     Parameters
     ----------
     candidates
-        For each of R replicas cell shifts, shape (C, 3), centers and neighbours, shape (C,), all int32.
+        For each of R replicas: cell shifts, shape (C, 3), centers and neighbours, shape (C,), all int32.
     n_atoms
         Atoms of a replica.
     found
-        Receives vectors, float64, shape (F, 3), centers and neighbours, int32, shape (F,); F no less than all C
-        together. Atom i of replica k of N atoms is written as k N + i.
+        Receives vectors, float64, shape (F, 3), centers and neighbours, int32, shape (F,); F is at least the
+        sum of all C. Atom i of replica k of N atoms is written as k N + i.
 
     Raises
     ------
@@ -253,7 +253,7 @@ class PairFilter:
         return PairFilter, (self.candidates, self.n_atoms, self.found)
 
     def __call__(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> int:
-        """Write the pairs of one replica after another, and return how many.
+        """Write the pairs of one replica after another, and return the number of pairs.
 
         Positions and cells are those of R replicas, in Å, shapes (R, N, 3) and (R, 3, 3); the cutoff is in Å.
 
@@ -282,12 +282,12 @@ class PairFilter:
 def sorted_pairs(
     pairs: np.ndarray, shifts: np.ndarray, types: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both directions of pairs, sorted by center, then by the neighbour's type; the library must be there.
+    """Both directions of pairs, sorted by center, then by the neighbour's type. The library must exist.
 
     Parameters
     ----------
     pairs, shifts
-        Two atoms each, and the cell shift of the second, shapes (P, 2) and (P, 3).
+        The two atoms of each pair, and the cell shift of the second, shapes (P, 2) and (P, 3).
     types
         Of every atom, shape (N,).
 
@@ -299,7 +299,7 @@ def sorted_pairs(
     Raises
     ------
     IndexError
-        If an index is that of no atom, or a type is negative.
+        If an index is out of range, or a type is negative.
     MemoryError
         If there is no room for a table of atoms and types.
     """
@@ -317,7 +317,7 @@ def sorted_pairs(
 
 
 def _check_arrays(arrays: Sequence[np.ndarray], dtypes: Sequence[type]) -> None:
-    """Whether the library may read three coordinates, and two numbers, of as many pairs from these addresses."""
+    """Raise an error unless these arrays hold three coordinates and two numbers for the same number of pairs."""
     count = len(arrays[1])
     for array, dtype, shape in zip(arrays, dtypes, ((count, 3), (count,), (count,)), strict=True):
         if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:

@@ -1,7 +1,7 @@
 """Pair lists on the host, in float64, kept while atoms move little.
 
-The list holds all pairs closer than ``r_cut + skin`` in a reference configuration; every call returns those inside
-``r_cut`` now, found in C++ where that was built.
+The list holds all pairs closer than ``r_cut + skin`` in a reference configuration. Every call returns the pairs that
+are now closer than ``r_cut``. C++ code finds these pairs, if it was built.
 """
 
 from collections.abc import Iterable
@@ -79,7 +79,7 @@ class NeighborList:
         self.builds = 0
         self._lists: _Lists | None = None
         self._filter: native.PairFilter | None = None
-        # The memory for the pairs inside is kept: a new allocation would cost more than the search.
+        # The memory for the pairs inside the cutoff is kept: a new allocation would cost more than the search.
         self._room = _room(0)
 
     def pairs(
@@ -108,7 +108,7 @@ class NeighborList:
     def replica_pairs(
         self, positions: np.ndarray, cells: np.ndarray, pbc: np.ndarray, types: np.ndarray
     ) -> Pairs:
-        """Like :meth:`pairs`, for R replicas at once, which do not see each other.
+        """Like :meth:`pairs`, for R replicas at once. Replicas have no pairs with each other.
 
         Positions have the shape (R, N, 3), cells (R, 3, 3). Atom i of replica k is number k N + i of the pairs.
         """
@@ -118,7 +118,7 @@ class NeighborList:
         lists = self._lists
         if lists is None or not lists.are_of(positions, pbc, types):
             lists = _Lists.empty(len(positions), pbc, types, self.r_cut + self.skin)
-        # Positions that are not finite are never covered, so it is enough to check them at a rebuild.
+        # Positions that are not finite always cause a rebuild, so it is enough to check them there.
         outdated = np.flatnonzero(~lists.cover(positions, cells, self.r_cut))
         if len(outdated):
             lists = lists.rebuilt(outdated, positions, cells)
@@ -147,7 +147,7 @@ class _Lists(NamedTuple):
     pbc, types, radius
         As given.
     positions, cells
-        Of the configurations, shapes (R, N, 3) and (R, 3, 3); not a number where there is no list yet.
+        Of the configurations, shapes (R, N, 3) and (R, 3, 3); NaN where there is no list yet.
     candidates
         Of every replica.
     """
@@ -193,10 +193,10 @@ class _Lists(NamedTuple):
         return self._replace(positions=built_for, cells=built_in, candidates=tuple(candidates))
 
     def cover(self, positions: np.ndarray, cells: np.ndarray, r_cut: float) -> np.ndarray:
-        """Whether no pair outside the list can have come inside the cutoff, for every replica.
+        """For every replica, whether its list is still complete: no other pair can have come inside the cutoff.
 
-        With F the deformation of the cell and u what an atom moved beyond it, a pair vector becomes
-        d F + u_j - u_i, no shorter than σ_min(F) |d| - 2 max|u|, and |d| was at least ``radius``.
+        Let F be the deformation of the cell, and u the displacement of an atom in addition to F. A pair vector d
+        becomes d F + u_j - u_i. Its length is at least σ_min(F) |d| - 2 max|u|, and |d| was at least ``radius``.
         """
         reach, moved = np.array(self.radius), self.positions
         if not identical(cells, self.cells):
@@ -206,7 +206,7 @@ class _Lists(NamedTuple):
         return reach - 2 * np.sqrt(largest) >= r_cut
 
     def _deformed(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The radius that is left in new cells, shape (R,), and where atoms would be that moved with them."""
+        """Radius of complete lists in the new cells, shape (R,), and positions of atoms that only follow the cells."""
         reach, moved = np.full(len(cells), self.radius), self.positions.copy()
         for k in np.flatnonzero((cells != self.cells).any(axis=(1, 2))):
             if not (np.abs([cells[k], self.cells[k]]) <= LARGEST).all():
@@ -265,7 +265,7 @@ def shortest_distances(structures: Iterable[tuple[Pairs, np.ndarray]], n_types: 
     Returns
     -------
     ndarray, shape (n_types, n_types)
-        Symmetric; infinite for types of which no pair was found.
+        Symmetric; infinite for two types without a pair.
     """
     shortest = np.full(n_types * n_types, np.inf)
     for pairs, types in structures:

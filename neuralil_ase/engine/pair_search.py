@@ -1,9 +1,9 @@
 """Finds all pairs of a structure within a radius, for any shape and size.
 
-vesin sorts atoms into cells about as wide as the radius. Its time and memory grow with the box, and it fails for few
-atoms in a long box. Structures that are not compact are therefore first folded into a periodic box: atoms are wrapped
-into one cell, and empty gaps wider than the radius, which no pair crosses, are closed. If the structure is still
-sparse, SciPy's k-d tree is used, whose time depends only on the number of atoms.
+vesin sorts atoms into cells about as wide as the radius. Its time and memory grow with the box, and vesin fails for
+few atoms in a long box. Structures that are not compact are therefore first folded into a periodic box: atoms are
+wrapped into one cell, and empty gaps wider than the radius, which no pair crosses, are closed. If the structure is
+still sparse, SciPy's k-d tree is used, whose time depends only on the number of atoms.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ ALWAYS_ALLOWED = 1e6
 HIGHEST_DENSITY = 1.0
 """Atoms per Å³: six times that of diamond."""
 VESIN_CELLS = 1e5
-"""vesin makes its cells larger until there are no more than this; none may be left along a thin direction."""
+"""vesin enlarges its cells until there are no more than this. Along a thin direction, no cell may then be left."""
 
 
 class Found(NamedTuple):
@@ -67,21 +67,21 @@ class Box(NamedTuple):
     radius: float
 
     def cartesian(self, places: np.ndarray) -> np.ndarray:
-        """Positions in Å of places, shape (N, 3)."""
+        """Cartesian positions in Å of ``places``, shape (N, 3)."""
         return (places / self.heights) @ self.vectors
 
 
 def find_pairs(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius: float) -> Found:
     """Every pair of atoms, or of an atom and an image, closer than a radius.
 
-    Some pairs may be longer than the radius by the error of rounding.
+    Some pairs may be longer than the radius by a rounding error.
 
     Parameters
     ----------
     positions
         Cartesian coordinates in Å, shape (N, 3), wrapped or not.
     cell
-        Lattice vectors as rows in Å, shape (3, 3); those of non-periodic directions play no part.
+        Lattice vectors as rows in Å, shape (3, 3); vectors of non-periodic directions are ignored.
     pbc
         Periodicity, shape (3,).
     radius
@@ -91,7 +91,7 @@ def find_pairs(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius:
     ------
     StructureError
         As from :func:`~neuralil_ase.engine.geometry.check_geometry`, or if there may be more pairs than at any
-        density that exists.
+        density of real matter.
     """
     lattice = check_geometry(positions, cell, pbc)
     if _is_compact(positions, lattice, radius):
@@ -119,7 +119,7 @@ def _is_compact(positions: np.ndarray, lattice: Lattice, radius: float) -> bool:
 
 
 def _suits_cells(n_atoms: int, heights: np.ndarray, radius: float) -> bool:
-    """Whether vesin's cells are well filled, and enough of them are left where it makes them larger."""
+    """Whether vesin's cells are well filled, and enough cells are left if vesin enlarges them."""
     cells = np.maximum(heights / radius, 1)
     count, images = cells.prod(), np.maximum(2 * radius / heights, 1).prod()
     # Every image of a cell is visited, whether the cell is empty or not.
@@ -129,9 +129,9 @@ def _suits_cells(n_atoms: int, heights: np.ndarray, radius: float) -> bool:
 
 
 def _in_cells(positions: np.ndarray, vectors: np.ndarray, radius: float) -> Found:
-    """By vesin, in a box that is periodic in all directions."""
-    # One thread: a search takes well under a millisecond, and waiting for busy cores far longer. One direction, and no
-    # copies: what is found lives as long as the searcher.
+    """Find pairs with vesin, in a box that is periodic in all directions."""
+    # One thread: a search takes well under a millisecond, and waiting for busy cores takes far longer. One direction,
+    # and no copies: the arrays of pairs live as long as the searcher.
     searcher = vesin.NeighborList(cutoff=radius, full_list=False, n_threads=1)
     try:
         pairs, shifts = searcher.compute(
@@ -143,7 +143,7 @@ def _in_cells(positions: np.ndarray, vectors: np.ndarray, radius: float) -> Foun
 
 
 def _in_tree(box: Box) -> Found:
-    """By SciPy's k-d tree, of the atoms and those images that are no farther than the radius from the box."""
+    """Find pairs with SciPy's k-d tree, among the atoms and all images no farther than the radius from the box."""
     from scipy.spatial import KDTree
 
     n_atoms, places = len(box.places), box.places
@@ -163,7 +163,8 @@ def _in_tree(box: Box) -> Found:
         KDTree(positions), box.radius, output_type="ndarray"
     )
     first, second, shift = close["i"], atoms[close["j"]], shifts[close["j"]]
-    # Every pair was found in both directions. That from an atom to its image counts if its first shift is positive.
+    # Every pair was found in both directions; one is kept. Between an atom and its own image, this is the direction in
+    # which the first shift that is not zero is positive.
     x, y, z = shift.T
     positive = (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))
     keep = (first < second) | ((first == second) & positive)
@@ -182,8 +183,9 @@ def _wrapped(positions: np.ndarray, lattice: Lattice, radius: float) -> Box:
 def fold(positions: np.ndarray, lattice: Lattice, radius: float) -> Box:
     """The smallest box that holds the same pairs.
 
-    Periodic directions with a gap wider than the radius are cut there and become open, like those that are not
-    periodic. Open ones get room of one radius at their ends. In sparse structures all gaps are closed that far.
+    In sparse structures, periodic directions with a gap wider than the radius are cut at the gap and become open, like
+    non-periodic directions. All wider gaps along open directions are then narrowed to about one radius. In all
+    structures, open directions end with a gap of about one radius.
     """
     box = _wrapped(positions, lattice, radius)
     places, wraps, is_open = box.places.copy(), box.wraps.copy(), box.is_open.copy()
@@ -206,7 +208,7 @@ def fold(positions: np.ndarray, lattice: Lattice, radius: float) -> Box:
 
 
 def _turned_to_gap(places: np.ndarray, period: float, reach: float) -> np.ndarray:
-    """1 for atoms that move up by one period, so that a gap that is wide enough comes to the end; else 0."""
+    """1 for atoms that must move up by one period to bring a wide enough gap to the end of the cell; else 0."""
     order = np.argsort(places)
     gaps = np.diff(places[order])
     turned = np.zeros(len(places))
@@ -216,7 +218,7 @@ def _turned_to_gap(places: np.ndarray, period: float, reach: float) -> np.ndarra
 
 
 def _closed_gaps(places: np.ndarray, reach: float) -> np.ndarray:
-    """Places that begin at 0, with wider gaps narrowed to ``reach``; other gaps stay as they are."""
+    """Places shifted to begin at 0, with gaps wider than ``reach`` narrowed to ``reach``."""
     order = np.argsort(places)
     ordered = places[order]
     begins = np.concatenate([[True], np.diff(ordered) > reach])
@@ -240,7 +242,7 @@ def _unfolded(found: Found, box: Box, lattice: Lattice) -> Found:
 
 
 def _most_images(heights: np.ndarray, is_open: np.ndarray | bool, radius: float) -> float:
-    """How many images of one atom another can see at most."""
+    """Largest number of images of one atom within the radius of another atom."""
     return float(np.where(is_open, 1, np.floor(2 * radius / heights) + 1).prod())
 
 
@@ -253,7 +255,7 @@ def refuse_crowds(box: Box) -> None:
     Raises
     ------
     StructureError
-        With the number of neighbours.
+        If there may be too many pairs. The message gives the number of neighbours.
     """
     n_atoms, radius = len(box.places), box.radius
     most = n_atoms**2 * _most_images(box.heights, box.is_open, radius)

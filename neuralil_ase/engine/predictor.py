@@ -31,8 +31,8 @@ class Predictor:
     dtype
         Precision of descriptor and networks, "float32" or "float64".
     backend
-        "compiled" uses the compiled core. It uses JAX if the core was not built, does not support the architecture, or
-        JAX has an accelerator. "jax" always uses JAX. Second derivatives always come from JAX.
+        "compiled" uses the compiled core, or JAX if the core was not built, if the core does not support the
+        architecture, or if JAX has an accelerator. "jax" always uses JAX. Second derivatives always come from JAX.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ class StarDerivatives(NamedTuple):
     by_position
         By the positions of the K neighbours and, last, of the centre, in eV/Å²: shape (S, B, K + 1, K + 1, 3, 3).
     by_strain
-        d²E_i/dε_ab dε_cd, all vectors turning to (1 + ε) r, in eV: shape (S, B, 3, 3, 3, 3).
+        d²E_i/dε_ab dε_cd, when all vectors r become (1 + ε) r, in eV: shape (S, B, 3, 3, 3, 3).
     """
 
     by_position: Array
@@ -55,7 +55,8 @@ def star_derivatives(
     strained = jnp.einsum("nkb,snkalc->snablc", vectors, blocks)
     by_strain = jnp.einsum("snablc,nld->snabcd", strained, vectors)
     by_pair = blocks.transpose(0, 1, 2, 4, 3, 5)
-    # If a neighbour moves, its vector changes by the same amount; if the centre moves, all vectors by the opposite.
+    # If a neighbour moves, its pair vector changes by the same amount. If the centre moves, all pair vectors change by
+    # the opposite amount.
     with_column = jnp.concatenate([by_pair, -by_pair.sum(3, keepdims=True)], axis=3)
     by_position = jnp.concatenate([with_column, -with_column.sum(2, keepdims=True)], axis=2)
     return StarDerivatives(by_position, by_strain)
@@ -131,7 +132,7 @@ def _congruence(curvature: Array, q: Array, by_member: bool) -> Array:
 
 
 def _network_derivatives(layer: FirstLayer, by_member: bool) -> tuple[Array, Array]:
-    """dE/dp, shape (S, B, F), and d²E/dz², (M, B, W, W); both over the number of members for their mean."""
+    """dE/dp, shape (S, B, F), and d²E/dz², (M, B, W, W); both divided by the number of members for the mean."""
     n_members, _, width = layer.inputs.shape
     weight = 1.0 if by_member else 1 / n_members
     gradient = jax.grad(lambda z: weight * layer.energies(z).sum())
@@ -162,7 +163,7 @@ def _pair_term(config: ModelConfig, by_member: bool, params: Params, stars: Grap
 def _forward(function: Callable[[Array], Array], x: Array, width: int) -> Array:
     """Derivatives by each of the last axis's entries, the same entry of all rows at once: shape (width, …).
 
-    For functions whose rows depend on their own row of ``x`` alone, these are all derivatives there are.
+    For functions whose rows depend on their own row of ``x`` alone, all other derivatives are zero.
     """
 
     def along(unit: Array) -> Array:

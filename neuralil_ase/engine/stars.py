@@ -41,11 +41,11 @@ def force_constants(
     Parameters
     ----------
     config, params
-        The potential; the precision of the parameters is that of the computation.
+        The potential. The computation has the precision of the parameters.
     types
         Element indices, shape (N,).
     pairs
-        Its neighbours inside the cutoff.
+        Pairs of the structure inside the cutoff.
     positions, cell
         In Å, shapes (N, 3) and (3, 3); rows of missing lattice vectors are zero.
     by_member
@@ -111,7 +111,7 @@ def _batches(
     params: Params,
     motion: np.ndarray | None,
 ) -> Iterator[_Batch]:
-    """All centres, some at a time, in arrays of the same lengths."""
+    """All centres in batches, in arrays of the same lengths."""
     counts = np.bincount(pairs.centers, minlength=len(types))
     starts = np.cumsum(counts) - counts
     # Lengths are rounded up, so that similar structures share a compiled function.
@@ -165,7 +165,7 @@ class _Keys:
         self.base = 2 * self.reach + 1
 
     def __call__(self, atoms: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-        """For all pairs of slots, shape (B, K + 1, K + 1)."""
+        """The keys of all pairs of slots, shape (B, K + 1, K + 1)."""
         key = atoms[:, :, None] * self.n_atoms + atoms[:, None, :]
         between = shifts[:, None, :] - shifts[:, :, None] + self.reach
         for axis in range(3):

@@ -37,7 +37,7 @@ def audit(parts: Sequence[Part], keys: Keys) -> None:
     Raises
     ------
     DataError
-        If there are no labels, or if labels would not be used that the user probably meant.
+        If there are no labels, or if labels that the user probably meant to use would be ignored.
     """
     everything = [found for part in parts for found in part.labels]
     names = ", ".join(part.name for part in parts)
@@ -91,7 +91,7 @@ def _check_missing_everywhere(label: str, labels: Sequence[Labels], keys: Keys, 
 
 
 def _check_part(part: Part, keys: Keys) -> None:
-    """Report frames of one file that lack labels of the others."""
+    """Report frames of one file without energies or forces; refuse them if these seem to have another name."""
     n_frames = len(part.labels)
     bare = [found for found in part.labels if found.energy is None and found.forces is None]
     for label in ("energy", "forces"):

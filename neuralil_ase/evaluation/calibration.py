@@ -32,14 +32,14 @@ from neuralil_ase.model.potential import Potential
 QUANTILES = (0.5, 0.68, 0.9, 0.95, 0.99, 0.999, 1.0)
 MIN_ATOMS = 30
 LOW, HIGH = 1.5, 2.0
-"""Ratio of the lower threshold to the largest spread of an ordinary held-out frame, and of the two thresholds."""
+"""LOW times the largest spread of an ordinary held-out frame is the lower threshold, HIGH times this the upper one."""
 FLATTEST = 0.5
 """Smallest exponent between spread and error. With few held-out frames (twenty), the fit may prefer a smaller exponent,
 but then the error bar would hardly grow in an extrapolation."""
 ORDINARY = 0.95
 """Quantile, over held-out frames, of the largest spread in a frame; it defines an ordinary frame. The maximum would
-depend on a single held-out frame that is unlike the training data. In liquid EAN one rattled frame has 2.5 eV/Å, the
-other 71 frames, up to 700 K, at most 0.21."""
+depend on a single held-out frame that is unlike the training data. In liquid EAN the largest spread is 2.5 eV/Å in one
+rattled frame, and at most 0.21 eV/Å in the other 71 frames, up to 700 K."""
 
 
 class HeldOut(NamedTuple):
@@ -137,11 +137,12 @@ def calibrate_potential(
     held_out
         Frames with forces that were not used in training and, if possible, not to select the model.
     training
-        Frames for the shortest distances. If empty, those of the potential are kept, or the held-out frames are used.
+        Frames for the shortest distances. If empty, the distances in the potential are kept; if it has none, the
+        held-out frames are used.
     data
         Description of the held-out frames, for the record.
     comparison
-        Comparison of the held-out frames, if it has been made before.
+        Comparison of the held-out frames, if it already exists.
 
     Raises
     ------
@@ -171,7 +172,7 @@ def calibration_report(
 ) -> dict[str, dict[str, float]]:
     """:func:`quality` of forces and energies, by raw spread and by calibrated error bar.
 
-    Empty without forces. Atoms of elements that the calibration has no error bar for are left out of its columns.
+    Empty without forces. The entry for force error bars leaves out atoms of elements without an error bar.
     """
     if comparison.n_members < 2 or not np.isfinite(comparison.forces).any():
         return {}
@@ -202,7 +203,7 @@ def _energy_error_bars(calibration: Calibration, errors: HeldOut) -> np.ndarray:
 
 
 def held_out_errors(comparison: Comparison) -> HeldOut:
-    """Errors and raw spreads of the frames with forces; energies after removing the mean offset per atom."""
+    """Errors and raw spreads of the frames with forces; energy errors after removing the mean offset per atom."""
     of_frame = np.repeat(np.arange(len(comparison.sizes)), comparison.sizes)
     with_forces = np.isfinite(comparison.forces).all(axis=1)
     frames = np.unique(of_frame[with_forces])
@@ -276,7 +277,7 @@ def _combined(spreads: np.ndarray, aleatoric: np.ndarray | None) -> np.ndarray:
 
 
 def fit_scale_and_floor(errors: np.ndarray, deviations: np.ndarray) -> tuple[float, float]:
-    """Scale and floor of the smallest CRPS of error bars with σ² = (scale · deviation)² + floor².
+    """Scale and floor that minimise the CRPS of error bars with σ² = (scale · deviation)² + floor².
 
     Parameters
     ----------
@@ -294,7 +295,7 @@ def fit_scale_and_floor(errors: np.ndarray, deviations: np.ndarray) -> tuple[flo
 def fit_power_law(
     errors: np.ndarray, spreads: np.ndarray, reference: float
 ) -> tuple[float, float, float]:
-    """Scale, exponent and floor of the smallest CRPS of the error bars of forces.
+    """Scale, exponent and floor that minimise the CRPS of force error bars.
 
     σ² = (scale · reference · (spread / reference)^exponent)² + floor², with an exponent from ``FLATTEST`` to 1.
 
@@ -326,13 +327,13 @@ def _smallest(
     deviations: np.ndarray,
     *more: float,
 ) -> np.ndarray:
-    """Parameters of the smallest CRPS: logarithms of scale and floor, and what comes after them."""
+    """Parameters that minimise the CRPS: logarithms of scale and floor, then those that start at ``more``."""
     size = np.sqrt(np.mean(np.sum(errors**2, axis=1)))
     scale = size / max(np.sqrt(np.mean(deviations**2)), 1e-15)
     start = [*np.log([np.clip(scale, 1e-6, 1e6), max(0.3 * size, 1e-9)]), *more]
 
     def score(x: np.ndarray) -> float:
-        # Its logarithm: the tolerances are then relative, whatever the unit. Floors end where they no longer matter.
+        # With the logarithm, tolerances are relative in any unit. Floors so small that they have no effect are cut off.
         return float(np.log(max(crps(errors, bars(np.maximum(x, -30))), 1e-30)))
 
     options = {"xatol": 1e-3, "fatol": 1e-6, "maxiter": 2000}
@@ -354,7 +355,7 @@ def _check(held_out: HeldOut) -> None:
 
 
 def _bands(spreads: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
-    """Thresholds on the largest spread of a frame, above those of held-out frames."""
+    """Thresholds on the largest spread of a frame, above the largest spreads of ordinary held-out frames."""
     largest = np.maximum.reduceat(spreads, _starts(sizes))
     low = float(LOW * np.quantile(largest, ORDINARY))
     return {"low": low, "high": HIGH * low}

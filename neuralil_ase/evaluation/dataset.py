@@ -29,7 +29,7 @@ VALIDATION_NAMES = ("valid", "val", "validation")
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One labelled structure; a label that the data lack is None.
+    """One labelled structure. Missing labels are None.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Frame:
 
     @property
     def volume(self) -> float | None:
-        """Of the cell in Å³, None without three lattice vectors."""
+        """Volume of the cell in Å³; None without three lattice vectors."""
         volume = abs(float(np.linalg.det(self.cell)))
         return volume if volume > 0 else None
 
@@ -86,8 +86,8 @@ def read_frames(
     Raises
     ------
     DataError
-        If a file cannot be read, or a label that was asked for by name is nowhere, has the wrong shape or is not
-        finite.
+        If a file cannot be read, or if a label that was requested by name is missing in all frames, has the wrong shape
+        or is not finite.
     """
     return _frames(((str(path), _read_file(path)) for path in paths), keys or Keys(), split_by)
 
@@ -105,9 +105,10 @@ def frames_from_atoms(
 def _frames(
     parts: Iterable[tuple[str, Iterable[tuple[str, Atoms]]]], keys: Keys, split_by: str | None
 ) -> list[Frame]:
-    """Frames with labels; what is not used is reported (:mod:`neuralil_ase.evaluation.audit`).
+    """Frames with labels. Data that are not used are reported (:mod:`neuralil_ase.evaluation.audit`).
 
-    Each structure is forgotten when its frame is made: Atoms take several times as much memory as their arrays.
+    Each ``Atoms`` object is discarded as soon as its frame is made, because it takes several times the memory of its
+    arrays.
     """
     audited, frames = [], []
     for name, structures in parts:
@@ -134,7 +135,7 @@ def types_of(frame: Frame, elements: tuple[str, ...]) -> np.ndarray:
     Raises
     ------
     DataError
-        If the frame has an element that is not among them.
+        If the frame has an element that is not in ``elements``.
     """
     unknown = sorted(set(frame.symbols) - set(elements))
     if unknown:
@@ -214,7 +215,7 @@ def split(frames: Sequence[Frame], fraction: float, seed: int) -> tuple[list[Fra
 def _with_all_elements_left(
     frames: Sequence[Frame], labels: Sequence[str], order: Sequence[str], count: int
 ) -> set[str]:
-    """The first ``count`` groups, in this order, without which the others still hold every element."""
+    """The first ``count`` groups, in this order, that can be held out while the others still hold every element."""
     elements: dict[str, set[str]] = {}
     for frame, label in zip(frames, labels, strict=True):
         elements.setdefault(label, set()).update(frame.symbols.tolist())

@@ -24,9 +24,9 @@ from neuralil_ase.prediction import Prediction, Uncertainty
 
 logger = logging.getLogger(__name__)
 OWN_PREDICTION = 1e-5
-"""Largest errors, in eV/atom and eV/Å, of labels that are predictions of the model itself, rounded in a file."""
+"""Labels with smaller errors, in eV/atom and eV/Å, are predictions of the model itself, rounded in a file."""
 MARGIN = 0.05
-"""Largest distance of an element's fraction from those of the training data that is not a new composition."""
+"""A composition is new if an element's fraction is outside the range of the training data by more than this."""
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,18 @@ def compare(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Compa
 
 
 def write_predictions(evaluation: Evaluation, path: str | Path) -> None:
-    """Write structures with predictions as results and labels beside them to an extended XYZ file.
+    """Write structures to an extended XYZ file, with predictions as results and with labels.
 
-    ``energy``, ``forces`` and ``stress`` are predictions; ``REF_energy``, ``REF_forces`` and ``REF_stress`` labels;
-    ``energy_std`` and ``forces_std`` spreads over members (ddof 1; of a force the norm over components); and
-    ``energy_error_bar`` and ``forces_error_bar`` calibrated error bars, where the model has them.
+    ``energy``, ``forces`` and ``stress`` are predictions. ``REF_energy``, ``REF_forces`` and ``REF_stress`` are labels.
+    ``energy_std`` and ``forces_std`` are spreads over members (ddof 1; of a force the norm over components).
+    ``energy_error_bar`` and ``forces_error_bar`` are calibrated error bars, if the model is calibrated.
 
     Raises
     ------
     OutputError
         If the file cannot be written.
     ConfigError
-        If it is the file that the frames were read from.
+        If ``path`` is the file that the frames were read from.
     """
     check_is_no_input(
         [path], {frame.source.rpartition(" frame ")[0] for frame in evaluation.frames} - {""}
@@ -154,7 +154,7 @@ def _say_what_is_strange(potential: Potential, evaluation: Evaluation) -> None:
 
 
 def unseen_composition(potential: Potential, frame: Frame) -> str | None:
-    """How the composition of a frame differs from all that the potential was trained on; None if it does not.
+    """How the composition of a frame differs from all compositions in the training data; None if it does not.
 
     Only known if the provenance of the model holds the fractions of each element in its training frames.
     """

@@ -29,7 +29,7 @@ _MEANINGS = {
     "virial": (set(), ("viri",)),
 }
 _OTHER_RESULTS = ("free_energy", "energies", "stresses")
-"""Other results of ASE's calculators, which are no labels under other names."""
+"""Other results of ASE's calculators. They are not labels under other names."""
 _NO_LABEL = {
     "std", "sd", "err", "error", "errors", "spread", "var", "variance", "uncertainty", "unc", "bar", "kinetic", "kin",
     "ekin", "weight", "weights", "scale", "key", "unit", "units", "cutoff", "fermi", "gap", "homo", "lumo", "zpe",
@@ -44,9 +44,9 @@ class Keys:
     Attributes
     ----------
     energy, forces, stress, virial
-        Name of the label. If it differs between frames, several names separated by commas; the first that a frame has
-        is used. ``a.b`` is the entry b of a table a. None for the labels that ASE recognises, and ``virial`` if a frame
-        has no stress.
+        Name of the label. If the name differs between frames, give several names separated by commas; the first name
+        that a frame has is used. ``a.b`` is the entry b of a table a. With None, the labels that ASE recognises are
+        used, and ``virial`` if a frame has no stress.
     weight
         Key in ``atoms.info`` of the weight of each frame; None for equal weights.
     stress_unit
@@ -148,7 +148,7 @@ def read_labels(atoms: Atoms, source: str, keys: Keys) -> Labels:
 
 
 def _results(atoms: Atoms, source: str) -> dict[str, Any]:
-    """Results of the calculator, if they are those of this geometry."""
+    """Results of the calculator, if they belong to this geometry."""
     results = getattr(atoms.calc, "results", {}) or {}
     labelled = getattr(atoms.calc, "atoms", None)
     if results and isinstance(labelled, Atoms) and _has_moved(labelled, atoms):
@@ -175,7 +175,7 @@ def _has_moved(before: Atoms, now: Atoms) -> bool:
 
 
 def _flat(info: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Entries of a table, those of tables inside it as ``a.b``."""
+    """Entries of a table; entries of tables inside it are named ``a.b``."""
     for key, value in info.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

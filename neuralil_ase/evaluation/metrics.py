@@ -83,8 +83,8 @@ def accuracy(comparison: Comparison) -> Card:
     on the orientation of the axes. "offset_removed" is after subtracting the mean energy error per atom. "members" are
     the errors of single members, averaged over the members. "spread" compares the error of the mean with the spread
     over members (standard deviation, ddof 1; of a force the norm over components). Deep ensembles also have
-    "energy_aleatoric" and "force_aleatoric", the same with the aleatoric deviation, and "energy_total" and
-    "force_total", with the root of the sum of both squares.
+    "energy_aleatoric" and "force_aleatoric", with the aleatoric deviation instead of the spread, and "energy_total" and
+    "force_total", with the root of the sum of the squares of both.
     """
     card: Card = {"frames": len(comparison.sizes), "atoms": int(comparison.sizes.sum())}
     if np.isfinite(comparison.energies).any():

@@ -1,4 +1,4 @@
-"""What a model file holds, in words."""
+"""Describes the content of a model file in words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -50,7 +50,7 @@ def _architecture(potential: Potential) -> str:
 
 
 def _accuracy(cards: Any) -> str:
-    """As a table; as plain words if it is not one, since a file may hold anything here."""
+    """The accuracy as a table, or as plain words if it is no valid table: a file may hold anything here."""
     try:
         return format_table(cards)
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -101,7 +101,7 @@ def _table(title: str, rows: Mapping[str, Any]) -> str:
 
 
 def _words(value: Any, depth: int = 0) -> str:
-    """JSON data on one line, without what a terminal would take for a command."""
+    """JSON data on one line, without characters that a terminal would take for commands."""
     if depth > 9:
         return "…"
     if isinstance(value, Mapping):

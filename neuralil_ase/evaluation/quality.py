@@ -20,7 +20,7 @@ def quality(errors: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
     dict
         rms error / rms sigma (1 is right); the share of components within 1 and 1.96 component sigmas (0.683 and
         0.950 for Gaussian errors); Spearman's rank correlation of norm and sigma; the area between observed and
-        expected coverage (0 is right, 0.5 the worst); AUROC of telling the largest 10 % of the errors; the mean
+        expected coverage (0 is right, 0.5 the worst); AUROC of finding the largest 10 % of the errors; the mean
         continuous ranked probability score of the components, in the unit of the errors (smaller is better).
     """
     size = np.linalg.norm(errors, axis=1)
@@ -53,7 +53,8 @@ def crps(errors: np.ndarray, sigma: np.ndarray) -> float:
 
     Gneiting and Raftery, J. Am. Stat. Assoc. 102, 359 (2007), eq. 21.
 
-    Parameters are those of :func:`quality`. It rewards bars that are right and small; with bars of zero it is the MAE.
+    Parameters are those of :func:`quality`. The score rewards error bars that are right and small. With error bars of
+    zero, it is the MAE.
     """
     component = np.maximum(sigma / np.sqrt(errors.shape[1]), 1e-30)[:, None]
     z = np.abs(errors) / component

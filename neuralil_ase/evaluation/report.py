@@ -30,13 +30,13 @@ def write_report(
     Parameters
     ----------
     folder
-        Made if it is not there; pictures of the same names are replaced.
+        Created if it does not exist; pictures of the same names are replaced.
     comparisons
-        Labels and predictions by the name of the data set; spreads are drawn for the last.
+        Labels and predictions by the name of the data set; spreads are drawn for the last data set.
     history
         One record per epoch of training.
     calibration
-        Of the model, for the calibrated error bars.
+        Calibration of the model, for the calibrated error bars.
 
     Returns
     -------
@@ -122,10 +122,10 @@ def draw_learning_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def draw_spread(comparison: Comparison, calibration: Calibration | None) -> Figure:
-    """Force errors against spread and error bar, and how many of them lie within.
+    """Force errors against spread and error bar, and the share of errors inside them.
 
     Left: rms norm of the errors in bins of equal population. Right: share of components inside Gaussian intervals.
-    For the spread over members, and, where they are known, the calibrated error bar and the spread with the aleatoric
+    Both show the spread over members and, if they are known, the calibrated error bar and the spread with the aleatoric
     part.
     """
     known = np.isfinite(comparison.force_errors).all(axis=1)

@@ -1,9 +1,9 @@
 """Checks that stresses belong to their frames and have the assumed unit and sign.
 
-Energies and forces imply the stress: all are derivatives of one energy. A small potential that is linear in its
-coefficients (pairs, and squares of densities around atoms) is fitted to energies and forces alone, in a second. Its own
-stresses are crude, but their sign and size are right wherever it describes the forces of frames that it was not fitted
-to.
+Energies and forces imply the stress: forces and stress are derivatives of one energy. The check fits a small potential
+to energies and forces alone, in a second. This potential is linear in its coefficients (pairs, and squares of densities
+around atoms). Its stresses are crude, but they have the right sign and size wherever the potential describes the forces
+of frames that it was not fitted to.
 """
 
 import logging
@@ -23,13 +23,13 @@ RADIUS, N_PAIR, N_DENSITY = 5.0, 10, 4
 MOST_FRAMES, MOST_PAIRS = 40, 600_000
 FEWEST_FRAMES = 6
 TRUSTED = 0.7
-"""Fraction of the variance of held-out forces that the small potential must explain before its doubts count."""
+"""Fraction of the variance of held-out forces that the small potential must explain; else no check is made."""
 AGREES, UNRELATED = 0.5, 0.3
-"""Correlations of stresses: above the larger they belong to the frames, below the smaller they do not."""
+"""Correlations of stresses: above the larger value, stresses belong to the frames; below the smaller, they do not."""
 ENOUGH = 12
 """With fewer frames, a small correlation may be chance."""
 TOLERATED = 5.0
-"""Up to this ratio of sizes, a difference is taken for the crudeness of the comparison."""
+"""Up to this ratio of sizes, a difference may come from the crude comparison alone."""
 
 
 class _Design(NamedTuple):
@@ -41,7 +41,7 @@ class _Design(NamedTuple):
 
 
 def check_stresses(frames: Sequence[Frame]) -> str | None:
-    """Warn if the stresses do not go with energies and forces; returns what was said."""
+    """Warn if the stresses do not fit the energies and forces; returns the text of the warning."""
     known = [f for f in frames if f.stress is not None and f.forces is not None and f.volume]
     if len(known) < FEWEST_FRAMES:
         return None
@@ -58,7 +58,7 @@ def check_stresses(frames: Sequence[Frame]) -> str | None:
 
 
 def verdict(labels: np.ndarray, implied: np.ndarray, volume: float) -> str | None:
-    """What is wrong with labels, given the stresses that they should resemble; None if nothing is.
+    """What is wrong with labels, given the stresses that they should resemble; None if nothing is wrong.
 
     Parameters
     ----------
@@ -114,13 +114,13 @@ def implied_stresses(frames: Sequence[Frame]) -> np.ndarray | None:
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Of values or ranks: the larger, as the first suffers from outliers, the second from many values near zero."""
+    """Correlation of values or of ranks, the larger one: values suffer from outliers, ranks from many values near 0."""
     both = (float(np.corrcoef(first, second)[0, 1]), float(spearmanr(first, second).statistic))
     return max(both, key=abs)
 
 
 def _order(labels: np.ndarray, implied: np.ndarray, sign: float) -> str | None:
-    """The order of the shear components, if it is clearly not ours."""
+    """The order of the shear components, if it is clearly not yz xz xy; else None."""
     names, expected = ("yz", "xz", "xy"), implied[:, 3:].reshape(-1)
     if np.ptp(expected) == 0 or np.ptp(labels[:, 3:]) == 0 or len(labels) < ENOUGH:
         return None
@@ -165,7 +165,7 @@ def _unit(ratio: float, volume: float) -> str:
 
 
 def _fit(parts: Sequence[tuple[Frame, _Design]]) -> np.ndarray:
-    """Ridge regression on forces, and on energies per atom beside constants of the elements."""
+    """Ridge regression on forces, and on energies per atom up to one constant per element."""
     forces = np.concatenate([design.forces for _, design in parts])
     labels = np.concatenate([np.asarray(frame.forces).reshape(-1) for frame, _ in parts])
     with_energy = [(f, d) for f, d in parts if f.energy is not None]

@@ -47,7 +47,7 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     Raises
     ------
     OutputError
-        If it is a file, or if it cannot be made or written to.
+        If the path is a file, or if the folder cannot be made or written to.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -60,7 +60,7 @@ def check_folder(path: str | os.PathLike[str]) -> None:
 def check_is_no_input(
     outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]
 ) -> None:
-    """Refuse to overwrite files that are read, also through links.
+    """Raise an error if an input file would be overwritten, also through a link.
 
     Parameters
     ----------

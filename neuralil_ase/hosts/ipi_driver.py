@@ -3,22 +3,23 @@
     i-pi input.xml &
     i-pi-py_driver -u -a ADDRESS -m custom -P $(neuralil-ase host ipi) -o template=start.xyz
 
-Options behind ``-o``, separated by commas: ``template`` (a structure that ASE reads, its atoms in i-PI's order, and
-periodicity), ``model`` (a model file; without it, the one that ships), ``dtype`` (float32 or float64) and
-``committee`` (True or False).
+Options after ``-o``, separated by commas: ``template`` (a structure file that ASE reads, with periodicity and with the
+atoms in i-PI's order), ``model`` (a model file; by default the one that ships with the package), ``dtype`` (float32 or
+float64) and ``committee`` (True or False).
 
 With ``committee=True``, the default for ensembles, the extras hold what ``<ffcommittee>`` reads with ``<parse_json>
-True``: ``committee_pot``, ``committee_force`` and ``committee_virial`` of every member. Its ``<alpha>`` scales their
-spread; ``energy_scale`` of the model's calibration is the value for it. Beads that i-PI sends together
-(``<batch_size>`` of ``<ffsocket>``) are evaluated together. Give ``<ffsocket exit_on_disconnect="True">``, else i-PI
-waits for another client when this one has stopped.
+True``: ``committee_pot``, ``committee_force`` and ``committee_virial`` of every member. ``<alpha>`` of
+``<ffcommittee>`` scales the spread of the members; set it to ``energy_scale`` of the model's calibration. Beads that
+i-PI sends together (``<batch_size>`` of ``<ffsocket>``) are evaluated together. Give
+``<ffsocket exit_on_disconnect="True">``, else i-PI waits for another client when this client has stopped.
 
-A client that stops with an error, or by Ctrl-C, lets i-PI stop too, as ``exit_on_disconnect`` says. One that is killed
-cannot: if it was computing, i-PI 3.3.1 prints ConnectionResetError and waits for ever. ``kill`` of i-PI (SIGTERM)
-then ends it cleanly, with a restart file. In a script, end i-PI when
-the client has ended: ``i-pi input.xml & server=$!; i-pi-py_driver ...; kill $server``.
+If the client stops with an error or by Ctrl-C, i-PI stops, too, because of ``exit_on_disconnect``. If the client is
+killed while it computes, i-PI 3.3.1 prints ConnectionResetError and waits for ever. ``kill`` (SIGTERM) then ends i-PI
+cleanly, with a restart file. In a script, end i-PI when the client has ended:
+``i-pi input.xml & server=$!; i-pi-py_driver ...; kill $server``.
 
-i-PI loads this file by its path and puts it into ``sys.modules`` under the file's name: it must not be ``ipi``.
+i-PI loads this file by its path and puts it into ``sys.modules`` under the file's name. The file must therefore
+not be called ``ipi``.
 """
 
 import inspect
@@ -51,9 +52,9 @@ __DRIVER_NAME__ = "neuralil"
 __DRIVER_CLASS__ = "NeuralILDriver"
 
 PATIENCE = 10.0
-"""Seconds that i-PI is given to hang up before the client ends with an error."""
+"""Seconds to wait for i-PI to close the connection before the client ends with an error."""
 _MATRIX = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
-"""Where the components of a 3 × 3 matrix stand among xx yy zz yz xz xy."""
+"""Position of each component of a 3 × 3 matrix in the order xx yy zz yz xz xy."""
 Answer = tuple[float, np.ndarray, np.ndarray, str]
 """Potential, forces (N, 3), virial (3, 3) = -dE/dε, and extras in JSON; atomic units."""
 
@@ -70,14 +71,13 @@ class NeuralILDriver(Dummy_driver):  # type: ignore[misc]  # i-PI has no types
     dtype
         As for the ASE calculator.
     committee
-        Whether to hand on the energies, forces and virials of all members; costs about as much as one evaluation each.
-        By default for ensembles.
+        Whether to send the energies, forces and virials of all members. Each member costs about as much as one
+        evaluation. Default: True for ensembles.
 
     Raises
     ------
     SystemExit
-        With one line that says why, wherever the package raises an error of its own: the client ends, and with it the
-        socket.
+        With one line that says why, instead of every error of the package. The client ends, and its socket closes.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class NeuralILDriver(Dummy_driver):  # type: ignore[misc]  # i-PI has no types
     def _computed(self, cells: list[np.ndarray], positions: list[np.ndarray]) -> list[Answer]:
         with _hung_up(), _said_once():
             structures = [self._structure(*both) for both in zip(cells, positions, strict=True)]
-            # Beads come in the same order every time, so that each has a list of its own.
+            # Beads come in the same order every time, so that each bead keeps its own list.
             while len(self._lists) < len(structures):
                 self._lists.append(NeighborList(self._predictor.potential.r_cut, DEFAULT_SKIN))
             systems = [
@@ -171,7 +171,7 @@ class NeuralILDriver(Dummy_driver):  # type: ignore[misc]  # i-PI has no types
 
 @contextmanager
 def _said_once() -> Iterator[None]:
-    """Ends the process with one line where a traceback would stand, since i-PI's loop catches nothing."""
+    """Ends the process with one line instead of a traceback, since i-PI's loop catches no errors."""
     try:
         yield
     except (NeuralILError, OSError) as error:
@@ -180,11 +180,11 @@ def _said_once() -> Iterator[None]:
 
 @contextmanager
 def _hung_up() -> Iterator[None]:
-    """Ends the conversation with i-PI before an error ends the process.
+    """Closes the connection to i-PI before an error ends the process.
 
     i-PI sends the positions and the request for forces at once. A process that ends before it has read the request
-    resets the connection; the thread of i-PI 3.3.1 that reads the answer then dies, and i-PI waits for ever. If this
-    side first stops to send, i-PI reads an end of file, which it understands, and closes its side.
+    resets the connection; the thread of i-PI 3.3.1 that reads the answer then dies, and i-PI waits for ever. If the
+    client first closes its sending side, i-PI reads an end of file and closes the other side correctly.
     """
     try:
         yield
@@ -200,7 +200,7 @@ def _hung_up() -> Iterator[None]:
 
 
 def _connection() -> socket.socket | None:
-    """The socket of i-PI's ``run_driver``, which hands on only positions and cells; None if that does not run."""
+    """The socket in ``run_driver`` of i-PI, which passes on only positions and cells; None if it is not running."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_code.co_name != "run_driver":
         frame = frame.f_back
@@ -215,7 +215,7 @@ def _read(path: str) -> Atoms:
         )
     try:
         atoms = read(path)
-    except Exception as error:  # ASE's readers raise what they like
+    except Exception as error:  # ASE's readers raise errors of any type
         raise StructureError(f"ASE cannot read the template {path!r}: {error}") from error
     assert isinstance(atoms, Atoms)
     return atoms

@@ -5,9 +5,9 @@
     neighbors = neighbor_fn.allocate(R)
     init, step = jax_md.simulate.nve(energy_fn, shift, dt)
 
-Energies are in eV, lengths in Å. Boxes are jax-md's: a length, three lengths, or lattice vectors as columns. Forces,
-stress (``jax_md.quantity.stress``, whose sign is opposite to ASE's) and gradients through trajectories follow from
-``energy_fn``. Arrays of positions decide the precision: float64 needs ``jax_enable_x64``.
+Energies are in eV, lengths in Å. Boxes are as in jax-md: a length, three lengths, or lattice vectors as columns.
+Forces, stress (``jax_md.quantity.stress``, whose sign is opposite to ASE's) and gradients through trajectories follow
+from ``energy_fn``. The positions decide the precision: float64 needs ``jax_enable_x64``.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,13 +63,13 @@ def neuralil_neighbor_list(
         Only this member of the ensemble; by default the mean.
     include_reference
         Whether the energies of free atoms are part of the energy, as in ASE. Without them, float32 keeps more digits of
-        what changes.
+        energy differences.
     dr_threshold
         Skin in Å: the list is built again when an atom has moved half of it.
     fractional_coordinates
         Whether positions are fractions of the box.
     **neighbor_kwargs
-        Others of ``jax_md.partition.neighbor_list``, as ``capacity_multiplier``.
+        Other arguments of ``jax_md.partition.neighbor_list``, such as ``capacity_multiplier``.
 
     Returns
     -------
@@ -81,7 +81,8 @@ def neuralil_neighbor_list(
     Raises
     ------
     StructureError
-        If the potential does not know an element, or the box is too narrow for the nearest image alone.
+        If the potential does not know an element, or if the box is narrower than twice the sum of
+        cutoff and skin, so that one image of each atom is not enough.
     ConfigError
         If there is no such member.
     """
@@ -135,9 +136,9 @@ def _comparable(neighbor_fn: "partition.NeighborListFns") -> "partition.Neighbor
 class EnergyFunction:
     """Energy in eV of positions and neighbours; made by :func:`neuralil_neighbor_list`.
 
-    A neighbour list that overflowed, or a box that became narrower than twice the cutoff, raises StructureError where
-    the values are known, and makes energy and forces NaN in compiled code, where nothing can be raised: never a result
-    in which neighbours are missing.
+    A result with missing neighbours is never returned. If the neighbour list overflowed, or the box became narrower
+    than twice the cutoff, StructureError is raised where the values are known. Compiled code cannot raise errors;
+    there, energy and forces become NaN.
     """
 
     def __init__(
@@ -150,7 +151,7 @@ class EnergyFunction:
     ) -> None:
         self.potential = potential
         self._displacement_fn = displacement_fn
-        # One atom more, of the last element: the neighbour in empty places of the list, behind all others.
+        # One extra atom, of the last element: the neighbour in empty places of the list, sorted after all others.
         self._types = np.append(types, len(potential.elements) - 1).astype(np.int32)
         reference = potential.energy_reference[types].sum() if include_reference else 0.0
         self._reference = float(reference)
@@ -187,7 +188,7 @@ class EnergyFunction:
         return cast_params(self.potential.params, dtype)
 
     def _graph(self, position: Array, neighbor: Any, used: dict[str, Any]) -> Graph:
-        """Pairs by centre, then by the neighbour's element, as the model needs them; empty places beyond the cutoff."""
+        """Pairs by centre, then by the neighbour's element, as the model needs. Empty places lie beyond the cutoff."""
         n_atoms = len(self._types) - 1
         if position.shape != (n_atoms, 3):
             raise StructureError(
@@ -208,7 +209,7 @@ class EnergyFunction:
         return Graph(vectors.reshape(-1, 3), centers.ravel(), neighbors.ravel(), types)
 
     def _trust(self, neighbor: Any, used: dict[str, Any]) -> Array:
-        """1, or NaN where neighbours are missing and nothing can be raised."""
+        """1, or NaN if neighbours are missing and the code is compiled, so that no error can be raised."""
         overflowed = neighbor.did_buffer_overflow
         _refuse(overflowed, _OVERFLOW)
         good = jnp.asarray(overflowed) == 0
@@ -224,7 +225,7 @@ class EnergyFunction:
 
 
 def _refuse(is_wrong: Any, message: str) -> None:
-    """Raise where the value is known; traced ones become NaN elsewhere."""
+    """Raise the error if the value is known. For traced values, ``_trust`` returns NaN instead."""
     if not isinstance(is_wrong, jax.core.Tracer) and bool(is_wrong):
         raise StructureError(message)
 

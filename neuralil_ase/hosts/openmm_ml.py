@@ -3,20 +3,20 @@
     potential = MLPotential("neuralil", model="model.safetensors")
     system = potential.createSystem(topology)
 
-OpenMM-ML finds the name by the entry point ``openmmml.potentials``. Units are OpenMM's (kJ/mol, nm); energies hold the
-energy reference, as in ASE. Periodicity is that of the topology, and the box must be one that OpenMM takes (reduced
-lattice vectors). ``createSystem`` and ``createMixedSystem`` work. OpenMM asks for energy and forces of the mean alone.
+OpenMM-ML finds the name by the entry point ``openmmml.potentials``. Units are OpenMM's (kJ/mol, nm); energies include
+the energy reference, as in ASE. The topology sets the periodicity, and the box must be valid in OpenMM (reduced lattice
+vectors). ``createSystem`` and ``createMixedSystem`` work. OpenMM asks only for energy and forces of the mean.
 
-``MonteCarloBarostat`` works: it takes no virial, only energies. It scales the centres of molecules, which OpenMM finds
-by the bonds of the system's forces. This force has none, so that every atom is a molecule of its own and each trial
-stretches all bonds. Bonds without strength tell OpenMM the molecules:
+``MonteCarloBarostat`` works: it needs only energies, no virial. It scales the centres of molecules, which OpenMM finds
+from the bonds in the system's forces. This force has no bonds. Every atom is then its own molecule, and each trial
+stretches all bonds. Bonds with zero force constant tell OpenMM the molecules:
 
     bonds = HarmonicBondForce()
     bonds.setUsesPeriodicBoundaryConditions(True)
     bonds.addBond(i, j, 0.1, 0.0)  # for each bond
     system.addForce(bonds)
 
-For the spread give OpenMM-ML a calculator and keep it:
+For the spread, give OpenMM-ML a calculator and read the spread from this calculator:
 
     calculator = NeuralILCalculator("model.safetensors", uncertainty="forces")
     system = MLPotential("ase").createSystem(topology, calculator=calculator)
@@ -40,7 +40,7 @@ from neuralil_ase.model.potential import Potential
 
 
 class NeuralILPotentialFactory(MLPotentialImplFactory):  # type: ignore[misc]  # OpenMM-ML has no types
-    """What OpenMM-ML asks for ``MLPotential("neuralil", ...)``."""
+    """The factory that OpenMM-ML calls for ``MLPotential("neuralil", ...)``."""
 
     def createImpl(
         self,
@@ -68,7 +68,7 @@ class NeuralILPotentialFactory(MLPotentialImplFactory):  # type: ignore[misc]  #
 
 
 class NeuralILPotential(ASEPotentialImpl):  # type: ignore[misc]  # OpenMM-ML has no types
-    """OpenMM-ML's force of an ASE calculator, with a calculator of ours for each system."""
+    """OpenMM-ML's force of an ASE calculator, with its own NeuralIL calculator for each system."""
 
     def __init__(self, name: str, potential: Potential, dtype: Dtype) -> None:
         super().__init__(name)

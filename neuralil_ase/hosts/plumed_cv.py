@@ -1,8 +1,8 @@
 """The spread of a potential, or the energy of any other ASE calculator, as a collective variable of PLUMED.
 
-PLUMED computes its variables itself. The programs that call it (ASE, i-PI, LAMMPS) give it positions, cell, masses,
-charges and the potential energy, and nothing else that a calculator knows. PLUMED's module PYCV, however, computes a
-variable by a Python function. This module makes such a function from a calculator. A file ``spread.py``:
+PLUMED computes its variables itself. The programs that call PLUMED (ASE, i-PI, LAMMPS) pass positions, cell, masses,
+charges and the potential energy, but no other result of a calculator. PLUMED's module PYCV, however, computes a
+variable with a Python function. This module makes such a function from a calculator. A file ``spread.py``:
 
     from ase.io import read
     from neuralil_ase import NeuralILCalculator, UncertaintyBias
@@ -34,7 +34,7 @@ from neuralil_ase.errors import ConfigError
 plumedInit = {"Value": {"derivative": True, "period": None}}
 """What PYCV reads from the imported file: one value, with derivatives and without a period."""
 FARTHEST = 5.0
-"""Largest ratio between the sizes of the structures in PLUMED and in ASE that is no sign of a wrong unit."""
+"""A larger ratio between the sizes of the structures in PLUMED and in ASE is a sign of a wrong unit."""
 
 
 class CalculatorVariable:
@@ -44,7 +44,7 @@ class CalculatorVariable:
     ----------
     calculator
         Its energy in eV is the value; its forces and stress give the derivatives. ``UncertaintyBias(calculator, 1.0)``
-        makes it the standard deviation of the energy over the members.
+        makes the value the standard deviation of the energy over the members.
     atoms
         A structure with the elements and the periodicity of the system. PLUMED must be given the same atoms in the
         same order.
@@ -104,7 +104,7 @@ class CalculatorVariable:
         return float(value), -forces * self._length, -strained
 
     def _check(self, action: Any, positions: np.ndarray) -> None:
-        """Once: that PLUMED speaks of the same atoms, in the unit that was given."""
+        """Check once that PLUMED sends the same atoms, in the given unit of length."""
         n = len(self._atoms)
         indices = [int(k) for k in action.absoluteIndexes()]
         if indices != list(range(n)):

@@ -23,7 +23,7 @@ class Event:
     Attributes
     ----------
     step : int
-        Step of the dynamics, those of earlier parts of a resumed run included.
+        Step of the dynamics, including the steps of earlier parts of a resumed run.
     image : int or None
         Number of the image for NEB.
     band : Band
@@ -33,11 +33,11 @@ class Event:
     stop : bool
         Whether the worst band was reached: HIGH, or CANDIDATE where only one threshold was given.
     readings : tuple of Reading
-        Those that flagged the frame.
+        The readings that flagged the frame.
     frame : Atoms
         A copy, annotated with spreads (see `annotate`); changing it does not touch the run.
     before : tuple of Atoms
-        The frames from before the flag that the ring buffer held.
+        The frames before the flag that were in the ring buffer.
     saved : int
         How many frames were saved for this event.
     """
@@ -64,7 +64,7 @@ class Event:
 
 
 class RollBack:
-    """Remembers the last trusted state of the run and puts it back.
+    """Remembers the last trusted state of the run and restores it.
 
     Elements, positions, cell and momenta are restored; the internal state of a thermostat or optimiser is not.
     Start a new dynamics from the restored atoms.
@@ -76,12 +76,12 @@ class RollBack:
         self._trusted: list[_State] = []
 
     def remember(self, step: int) -> None:
-        """Take the present state as trusted."""
+        """Store the present state as the trusted one."""
         self.step = step
         self._trusted = [_State.of(atoms) for atoms in self.images]
 
     def __call__(self, event: Event) -> None:
-        """Restore the trusted state of all images, or of none.
+        """Restore the trusted state of all images. If an error is raised, no image is changed.
 
         Raises
         ------
@@ -162,7 +162,7 @@ class Attempts:
         self.problems: list[Exception] = []
 
     def run(self, action: Callable[..., Any], *args: Any) -> Any:
-        """The result of the action; None if it raised, which is kept for later."""
+        """Run the action and return its result. If it raises an error, keep the error for later and return None."""
         try:
             return action(*args)
         except Exception as problem:

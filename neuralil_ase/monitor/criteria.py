@@ -1,8 +1,8 @@
 """Criteria: the numbers that are monitored, and their thresholds.
 
-A criterion reads one number from a structure and its prediction, and names the atom to which it belongs. Below ``low``
-a frame is trusted, from ``low`` on it is a candidate for labelling, from ``high`` on it is useless. A number that is
-not finite counts as high, so that an exploded frame is never trusted.
+A criterion reads one number from a structure and its prediction, and names the atom to which this number belongs. Below
+``low`` a frame is trusted, from ``low`` on it is a candidate for labelling, from ``high`` on it is useless. A number
+that is not finite counts as high, so that an exploded frame is never trusted.
 """
 
 from collections.abc import Callable, Mapping
@@ -123,7 +123,7 @@ class Criterion:
         return Reading(self.name, self.unit, float(value), atom, self.low, self.high, self.below)
 
     def chosen(self, atoms: Atoms) -> np.ndarray:
-        """Indices of the atoms that are looked at; a MonitorError if there is none."""
+        """Indices of the chosen atoms; a MonitorError if there are none."""
         chosen = np.arange(len(atoms))
         if self.indices is not None:
             wanted = np.asarray(self.indices, dtype=int)
@@ -142,7 +142,7 @@ class Criterion:
         return chosen
 
     def bands(self, calibration: Calibration) -> tuple[float, float | None]:
-        """Thresholds (low, high) for a model with this calibration, where ``low`` was not given.
+        """Thresholds (low, high) for a model with this calibration, used if ``low`` was not given.
 
         A KeyError or AttributeError becomes a MonitorError that says what the calibration lacks.
         """
@@ -169,7 +169,7 @@ class Criterion:
         return replace(self, low=low, high=high if self.high is None else self.high)
 
     def taken_from(self, calibration: Calibration | None, take: Callable[[Any], _T]) -> _T:
-        """``take(calibration)``; a MonitorError if the calibration lacks what that needs."""
+        """``take(calibration)``; a MonitorError if the calibration lacks what ``take`` needs."""
         try:
             return take(calibration)
         except (AttributeError, LookupError, TypeError, ValueError) as problem:
@@ -301,7 +301,7 @@ class EnergySpreadPerAtom(Criterion):
 
 @dataclass(frozen=True)
 class RelativeCriterion(Criterion):
-    """Base of criteria that divide by usual values. Without ``usual``, they come from the model's calibration."""
+    """Base of criteria that divide by usual values. By default, these values come from the model's calibration."""
 
     usual: Mapping[str, float] | None = None
 
@@ -340,7 +340,7 @@ class RelativeForceSpread(RelativeCriterion):
     needs = "forces"
 
     def values(self, atoms: Atoms, prediction: PredictionLike) -> np.ndarray:
-        """(N,) force spread over the usual one of the element."""
+        """(N,) force spread divided by the usual spread of the element."""
         usual = self.usual or {}
         missing = sorted(set(atoms.symbols) - set(usual))
         if missing:
@@ -351,7 +351,7 @@ class RelativeForceSpread(RelativeCriterion):
         return prediction.forces_std / np.array([usual[symbol] for symbol in atoms.symbols])
 
     def bands(self, calibration: Calibration) -> tuple[float, float | None]:
-        """The model's own thresholds, where `usual` and `quantile` are those they belong to."""
+        """The model's own thresholds. They apply only without `usual` and with the default `quantile`."""
         if self.usual is not None or self.quantile != USUAL_QUANTILE:
             return super().bands(calibration)
         thresholds = entry(calibration, "relative_thresholds")

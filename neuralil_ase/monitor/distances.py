@@ -19,7 +19,7 @@ from neuralil_ase.monitor.targets import PredictionLike
 class ShortestDistance(RelativeCriterion):
     """Shortest distance as a fraction of the shortest one in training, per pair of elements.
 
-    Finds exploded or collapsed frames that a committee may agree on. Small is bad: ``low = 0.9``
+    Finds exploded or collapsed frames, even if the members agree on them. Small values are bad: ``low = 0.9``
     flags a pair at 90 % of the shortest distance the model has seen, ``high = 0.8`` at 80 %.
 
     Parameters
@@ -67,7 +67,7 @@ def _usual_distances(
 ) -> np.ndarray:
     """(P,) usual distance of each pair, Å.
 
-    NaN where there is none: that is an element with a single atom, which meets only its own images.
+    NaN where no usual distance is known: for an element with a single atom, which has pairs only with its own images.
     """
     table = np.full((len(chemical_symbols), len(chemical_symbols)), np.nan)
     for pair, distance in shortest.items():
@@ -120,7 +120,7 @@ def shortest_distances(frames: Iterable[Atoms], cutoff: float = 3.0) -> dict[str
     frames : iterable of Atoms
         The training data.
     cutoff : float
-        Å. A pair that never comes closer gets the cutoff itself: coming well within it is new.
+        Å. A pair that never comes closer gets the cutoff itself, so that much shorter distances count as new.
 
     Returns
     -------

@@ -31,10 +31,10 @@ def annotate(
 ) -> Atoms:
     """A copy of `atoms` that carries the prediction and its spreads into a file.
 
-    ``frame.calc`` holds energy, energies, forces and stress of the model (eV, eV/Å, eV/Å³);
-    ``frame.info["energy_std"]`` the spread of the energy (eV); ``frame.arrays["energies_std"]``
-    and ``frame.arrays["forces_std"]`` those of each atom's energy (eV) and force (eV/Å), the
-    latter when the prediction holds it. Spreads are standard deviations over members with
+    ``frame.calc`` holds energy, energies, forces and stress of the model (eV, eV/Å, eV/Å³).
+    ``frame.info["energy_std"]`` holds the spread of the energy (eV). ``frame.arrays["energies_std"]``
+    and ``frame.arrays["forces_std"]`` hold the spreads of each atom's energy (eV) and force (eV/Å); the
+    force spread only if the prediction holds it. Spreads are standard deviations over members with
     ddof 1; of a force, the norm of the vector of component deviations.
 
     Parameters
@@ -42,13 +42,12 @@ def annotate(
     atoms : Atoms
         Not changed.
     prediction : PredictionLike
-        Of the same geometry.
+        Prediction for the same geometry.
     per_atom_info : bool
         Also put the arrays into ``frame.info``: a ``.traj`` file keeps info, but not own arrays.
         Leave it off for extxyz, which keeps the arrays.
     as_charges : bool
-        Also store the force spread as initial charges, the one per-atom number of this kind that
-        the ASE GUI colours by.
+        Also store the force spread as initial charges, by which the ASE GUI can colour atoms.
 
     Returns
     -------
@@ -102,7 +101,7 @@ class FrameSaver:
     file : OwnedFile
     novelty : NoveltyFilter
     max_saved : int
-        In the whole file, earlier parts of a resumed run included.
+        Largest number of frames in the file, including those of earlier parts of a resumed run.
     append : bool
         Append to an existing file; otherwise it is renamed.
     """
@@ -123,14 +122,14 @@ class FrameSaver:
             novelty.remember(frame, watched.tolist() if watched.size and inside else None)
 
     def __call__(self, event: Event) -> int:
-        """Save what is new in the event; returns how many frames. MonitorError if refused."""
+        """Save the new frames of the event; returns how many. MonitorError if they cannot be written."""
         offered = [_reasons(event, frame, "before") for frame in event.before]
         if event.band == Band.CANDIDATE:
             offered.append(_reasons(event, event.frame, "candidate"))
-        in_file = self.n_saved if self._file.exists else 0  # moved away to be labelled, say
+        in_file = self.n_saved if self._file.exists else 0  # else moved away, e.g. for labelling
         room = self.max_saved - in_file - len(self.unwritten)
         kept: list[Atoms] = []
-        for frame in reversed(offered):  # the flagged frame has the first claim, then the latest
+        for frame in reversed(offered):  # the flagged frame first, then the latest
             if len(kept) < room and self.novelty.is_new(frame, event.watched):
                 self.novelty.remember(frame, event.watched)
                 kept.append(frame)
@@ -146,7 +145,7 @@ class FrameSaver:
         return len(kept)
 
     def flush(self) -> None:
-        """Write the frames that are waiting, all of them or none."""
+        """Write all waiting frames. If an error is raised, none is written."""
         if not self.unwritten:
             return
         try:
@@ -169,7 +168,7 @@ class FrameSaver:
         )
 
     def _take_stock(self) -> list[Atoms]:
-        """Read what is in the file; half a frame at its end is moved to another file."""
+        """Read the frames in the file; an incomplete frame at its end is moved to another file."""
         content = self._file.read()
         frames, whole = _frames(content, self._file.path)
         self.n_saved = len(frames)
@@ -188,7 +187,7 @@ def _frames(content: bytes, path: Path) -> tuple[list[Atoms], int]:
     Raises
     ------
     MonitorError
-        If the file holds something else; nothing of it may then be touched.
+        If the file holds something else. The file must then stay as it is.
     """
     frames: list[Atoms] = []
     start = 0
@@ -196,7 +195,7 @@ def _frames(content: bytes, path: Path) -> tuple[list[Atoms], int]:
         try:
             text = content[start:end].decode()
             frames += read_extxyz(_as_file(text), slice(None))
-        except Exception as problem:  # the reader of ASE raises whatever the text leads it to
+        except Exception as problem:  # ASE's reader raises errors of any type
             line = content.count(b"\n", 0, start) + 1
             raise MonitorError(
                 f"{path}: the frame that begins on line {line} cannot be read ({type(problem).__name__}: {problem}). "
@@ -242,7 +241,7 @@ def _reasons(event: Event, frame: Atoms, band: str) -> Atoms:
 
 
 def _extxyz(frame: Atoms, left_out: set[str]) -> bytes:
-    """The frame as it stands in the file, without what would keep it from being read again; that is `left_out`.
+    """The frame as extxyz text. Entries that would make the frame unreadable are left out and added to `left_out`.
 
     ASE writes some entries of ``info`` and ``arrays`` (empty text, line breaks, quotes) so that they spoil the frame.
     """
@@ -255,7 +254,8 @@ def _extxyz(frame: Atoms, left_out: set[str]) -> bytes:
         for key, value in getattr(frame, place).items():
             if key in ("numbers", "positions") or str(key).startswith("monitor_"):
                 continue
-            # Alone, before another entry and a pbc that is not the default, which it might swallow.
+            # Test the entry alone, before another entry and a pbc that is not the default, which a bad entry might
+            # swallow.
             probe = Atoms(frame.numbers, positions=frame.positions, cell=np.eye(3), pbc=(1, 0, 1))
             getattr(probe, place)[key] = value
             probe.info["monitor_after"] = 1
@@ -271,7 +271,7 @@ def _extxyz(frame: Atoms, left_out: set[str]) -> bytes:
 
 
 def _readable_text(frame: Atoms) -> bytes | None:
-    """The frame in extxyz, if the same frame can be read from it."""
+    """The frame as extxyz text; None if the same frame cannot be read from the text."""
     buffer = io.StringIO()
     try:
         write_extxyz(buffer, frame)
@@ -288,7 +288,7 @@ def _readable_text(frame: Atoms) -> bytes | None:
 
 
 def _as_file(text: str) -> io.StringIO:
-    """The text as a reader of the file sees it, for whom a carriage return ends a line too."""
+    """The text as it is read from a file, where a carriage return also ends a line."""
     return io.StringIO(text, newline=None)
 
 

@@ -40,13 +40,13 @@ class Log:
     OutputError
         If the file cannot be written.
     MonitorError
-        If it should be continued, but is no log with the same columns or has a damaged row.
+        If `append` is set, but the file is no log with the same columns or has a damaged row.
     """
 
     def __init__(self, file: OwnedFile | None, criteria: Sequence[Criterion], append: bool) -> None:
         self.columns = column_names(criteria)
         self.clock = (0, 0.0)
-        """A step and its time in fs, to which later times are added."""
+        """A step and its time in fs, from which later times are counted."""
         self._head = _header(criteria, self.columns)
         self._values = array("d")
         self._unwritten = b""
@@ -64,23 +64,23 @@ class Log:
         Parameters
         ----------
         present : sequence of Row
-            Rows of the structures that the run begins with, one for each image; their step is not looked at.
+            Rows of the structures that the run begins with, one for each image; their step is ignored.
         done : int
-            Steps that the dynamics counts already.
+            Steps that the dynamics has already counted.
         first_step : int or None
-            What to add to this count; None to find it by comparing `present` with the log.
+            Number to add to `done`; None to find this number by comparing `present` with the log.
         atoms : int
             Number of atoms of a structure.
 
         Returns
         -------
         int
-            What to add to the count of the dynamics.
+            Number to add to the steps that the dynamics counts.
 
         Raises
         ------
         MonitorError
-            If `first_step` is None and no row is that of the present structure. Nothing is changed then.
+            If `first_step` is None and no row belongs to the present structure. The log is then unchanged.
         """
         table = self._earlier
         if table is None or self._file is None or len(table.rows) == 0:
@@ -125,7 +125,7 @@ class Log:
             warnings.warn(told, stacklevel=2)
 
     def as_dict(self) -> dict[str, np.ndarray]:
-        """All rows so far, by column; those of earlier parts of a resumed run included."""
+        """All rows so far, by column, including the rows of earlier parts of a resumed run."""
         rows = np.frombuffer(self._values.tobytes()).reshape(-1, len(self.columns))
         return _Table([], self.columns, rows).as_dict()
 
@@ -148,7 +148,7 @@ class Log:
         return table
 
     def _go_on(self, file: OwnedFile, table: "_Table", step: int) -> None:
-        """Keep the rows before `step`; where later ones are dropped, the whole file is kept under another name."""
+        """Keep the rows before `step`. If later rows are dropped, a copy of the file is kept under another name."""
         steps = table.rows[:, 0]
         kept = table.rows[steps < step]
         note = f"# resumed at step {step}"
@@ -172,13 +172,13 @@ class Log:
         """Repair the file after somebody else changed or deleted it; returns what the user should be told."""
         added = file.added()
         if added == self._unwritten:
-            file.read()  # our own: an interrupt came just after they were written
+            file.read()  # our own rows: an interrupt came just after they were written
             return None
         if added is not None and all(
             line[:1] in b"#\n\r" for line in added.splitlines(keepends=True)
         ):
             if added.endswith(b"\n"):
-                file.append(self._unwritten, sync=False)  # comments that somebody appended
+                file.append(self._unwritten, sync=False)  # somebody appended only comments
                 return None
         elif added is not None:
             raise OutputError(
@@ -208,7 +208,7 @@ class Log:
 
 
 def read_log(path: str | PathLike[str]) -> dict[str, np.ndarray]:
-    """The columns of a monitor's log, by name. Half a line, left by a kill, is ignored.
+    """The columns of a monitor's log, by name. An incomplete last line, left by a killed run, is ignored.
 
     Raises
     ------
@@ -229,7 +229,7 @@ def column_names(criteria: Sequence[Criterion]) -> tuple[str, ...]:
     Raises
     ------
     ConfigError
-        If there is no criterion, or if a column would have no name or that of another one.
+        If there is no criterion, or if a column would have no name or the same name as another one.
     """
     if not criteria:
         raise ConfigError("criteria is empty: give at least one, e.g. [MaxForceSpread(0.5)].")
@@ -309,7 +309,7 @@ def _row(path: Path, number: int, line: bytes, width: int) -> list[float]:
 
 
 def _whole_lines(content: bytes) -> int:
-    """Length of the complete lines; the zeros that a power cut can leave at the end of a file are no line."""
+    """Length of the complete lines. Zero bytes that a power cut can leave at the end of a file are no line."""
     return content.rstrip(b"\0").rfind(b"\n") + 1
 
 

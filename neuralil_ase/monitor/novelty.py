@@ -1,7 +1,7 @@
 """Selects the flagged frames that are worth keeping: those with new environments.
 
 Two frames count as near-duplicates if the environments *that caused the flags* are similar. Averages over a frame would
-not show one broken bond among hundreds, and with a comparison of all atoms every frame of a liquid would be new.
+not show one broken bond among hundreds. If all atoms were compared, every frame of a liquid would be new.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,9 @@ class NoveltyFilter:
     """Remembers the environments for which frames were kept, and decides whether others are new.
 
     The distance between environments a (new) and b (known), of the same element, is
-    ``|f(a) - f(b)| / |f(a)|`` with the fingerprint f: 0 for equal ones, of order 1 for unrelated
-    ones. A frame is new if any of its watched atoms is at least `min_distance` from all known.
+    ``|f(a) - f(b)| / |f(a)|`` with the fingerprint f: 0 for equal environments, of order 1 for
+    unrelated ones. A frame is new if the environment of any watched atom is at least `min_distance`
+    from all known environments.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ class NoveltyFilter:
         )
 
     def remember(self, frame: Atoms, watched: Sequence[int] | None = None) -> None:
-        """Count the watched environments of `frame` among the known ones."""
+        """Add the watched environments of `frame` to the known ones."""
         if self.min_distance == 0:
             return
         for number, row in self._rows(frame, watched):
@@ -85,7 +86,7 @@ def fingerprint_of(calculator: Any) -> Fingerprint:
     """The model's own descriptors where the calculator offers them, else sorted distances.
 
     Evaluating saved frames would make the calculator rebuild its pair list. This changes the order of summation, and so
-    the last bits of the run. Therefore a copy of the calculator evaluates them.
+    the last bits of the run. Therefore a copy of the calculator evaluates saved frames.
     """
     if not callable(getattr(calculator, "descriptors", None)):
         return sorted_distances
@@ -108,7 +109,7 @@ def sorted_distances(atoms: Atoms, cutoff: float = 5.0, nearest: int = 16) -> np
     cutoff : float
         Å.
     nearest : int
-        How many neighbours of each element are looked at.
+        Largest number of neighbours of each element.
 
     Returns
     -------

@@ -32,8 +32,8 @@ _PathLike = str | PathLike[str]
 class ExtrapolationMonitor:
     """Follows the spread of an ensemble during a run, and acts if it is too large.
 
-    Attach it to any ASE dynamics. Without `stop` and `rollback` it changes nothing: the run is the same, to the last
-    bit, with and without it.
+    Attach it to any ASE dynamics. Without `stop` and `rollback` the monitor changes nothing: the run is the same, to
+    the last bit, with and without it.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class ExtrapolationMonitor:
         Act after this many checks in a row in a band, so that a single peak has no effect.
     every : int
         Evaluate member forces at every n-th call only. In between, only the criteria that need no more than member
-        energies are evaluated; when one of them leaves the trusted band, all are.
+        energies are evaluated; when one of these leaves the trusted band, all are evaluated.
     log : path, optional
         Table of all checks, for ``numpy.loadtxt`` or `read_log`.
     save : path, optional
@@ -61,9 +61,9 @@ class ExtrapolationMonitor:
         Also save up to this many checked frames from before each flag.
     min_distance : float
         Leave out frames whose flagged environments are this near to saved ones (see
-        `NoveltyFilter`); 0 saves all. In liquid ethylammonium nitrate at 300 K a hydrogen atom is
-        0.1 from itself after about 4 fs, and about 0.3 from the most similar one in an unrelated
-        frame (nitrogen: 25 fs and 0.12).
+        `NoveltyFilter`); 0 saves all. In liquid ethylammonium nitrate at 300 K, the environment
+        of a hydrogen atom is at a distance of 0.1 from itself after about 4 fs, and of about 0.3 from the
+        most similar one in an unrelated frame (nitrogen: 25 fs and 0.12).
     max_saved : int
         At most this many frames in the file.
     fingerprint : callable, optional
@@ -78,7 +78,7 @@ class ExtrapolationMonitor:
         Like `stop`, and also restore the last trusted positions, cell and momenta.
     function : callable, optional
         Called with the `Event` of every flagged check (after patience), after all other actions;
-        ``event.saved`` tells whether it is a frame worth labelling.
+        ``event.saved`` tells whether the frame is worth labelling.
     calculator : optional
         The ensemble, where it is not ``atoms.calc`` itself (a sum with a dispersion term, say).
     dyn : optional
@@ -87,10 +87,10 @@ class ExtrapolationMonitor:
         Continue the `log` and `save` files of an earlier part of this run. Otherwise existing files are renamed to
         ``name.1``, ``name.2`` and so on; none is overwritten.
     first_step : int, optional
-        Steps done in earlier parts of the run, before the dynamics began to count. With `append`
-        it is found by comparing energy and spreads of the first structure with the rows of the log;
-        give it where that cannot work, as for a frame between two checks. Rows from there on are
-        dropped, since they are computed again; the old log is kept as ``name.1``.
+        Number of steps in earlier parts of the run, before the dynamics began to count. With `append`,
+        the monitor finds this number by comparing energy and spreads of the first structure with the
+        rows of the log. Give the number where this cannot work, as for a frame between two checks. Rows
+        from this step on are dropped, since they are computed again; the old log is kept as ``name.1``.
 
     Attributes
     ----------
@@ -106,8 +106,8 @@ class ExtrapolationMonitor:
     ------
     MonitorError
         If the model has a single member or no calibration where one is needed, if the run cannot be stopped from
-        inside, if a log cannot be continued, or if a frame or row cannot be written during the run. It is kept in
-        memory then; call `flush` when there is room again.
+        inside, if a log cannot be continued, or if a frame or row cannot be written during the run. The frame or
+        row is then kept in memory; call `flush` when there is room again.
     OutputError
         If `log` or `save` cannot be written to, or another run writes it.
     ConfigError
@@ -212,7 +212,7 @@ class ExtrapolationMonitor:
 
     @property
     def n_saved(self) -> int:
-        """Frames in the `save` file, earlier parts of a resumed run included."""
+        """Frames in the `save` file, including those of earlier parts of a resumed run."""
         return 0 if self._saver is None else self._saver.n_saved
 
     def flush(self) -> None:
@@ -237,13 +237,13 @@ class ExtrapolationMonitor:
         return plot_table(self.criteria, self.records, path)
 
     def _prepared_log(self) -> Log:
-        """The log; once a calculator is there, thresholds are resolved and files opened."""
+        """The log. The first call needs a calculator; it resolves the thresholds and opens the files."""
         if self._log is not None:
             return self._log
         model = predicting(self._model(self._target.images[0]))
         if self._calculator is None and self._target.shared_calculator:
-            # Images that share a calculator take turns with its pair list; asking it in between
-            # would change the order of summation, and so the last bits of the run.
+            # Images that share a calculator also share its pair list. Calls in between would change
+            # the order of summation, and so the last bits of the run.
             self._calculator = deepcopy(model)
         n_members = getattr(getattr(model, "potential", None), "n_members", None)
         if n_members is not None and n_members < 2:
@@ -288,7 +288,7 @@ class ExtrapolationMonitor:
         ]
 
     def _placed(self, log: Log, checks: list[Check]) -> list[Check]:
-        """The first checks of this part of the run with their step among the earlier parts."""
+        """The first checks of this part of the run, with the steps of earlier parts added."""
         rows = [self._row(i, found, log, 0) for i, found in enumerate(checks)]
         self._steps_before = log.resume(
             rows, self._done(), self._first_step, len(self._target.images[0])

@@ -89,15 +89,15 @@ class Check:
     Attributes
     ----------
     step : int
-        Step of the dynamics, those of earlier parts of a resumed run included.
+        Step of the dynamics, including the steps of earlier parts of a resumed run.
     image : int or None
         Number of the image for NEB.
     prediction : PredictionLike
         Means, members and spreads of the model.
     readings : tuple of Reading
-        Of the criteria that were due.
+        Readings of the criteria that were due.
     complete : bool
-        Whether all criteria were.
+        Whether all criteria were due.
     """
 
     step: int
@@ -113,7 +113,7 @@ class Check:
 
     @property
     def trusted(self) -> bool:
-        """Whether every criterion was evaluated and none objected."""
+        """Whether every criterion was evaluated and is in the trusted band."""
         return self.complete and self.band == Band.TRUSTED
 
     def value(self, criterion: str) -> float:
@@ -123,7 +123,7 @@ class Check:
 
 @dataclass
 class Streaks:
-    """How often in a row each criterion has been in a band or a worse one."""
+    """Number of checks in a row that each criterion has been in a band or a worse one."""
 
     patience: int
     flagged: dict[str, int] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class Streaks:
     acted: Band = Band.TRUSTED
 
     def update(self, readings: Sequence[Reading]) -> tuple[Reading, ...]:
-        """Count these readings; returns those that have lasted for `patience` checks."""
+        """Count these readings; returns those flagged for `patience` checks in a row or more."""
         for reading in readings:
             for counts, reached in (
                 (self.flagged, reading.band >= Band.CANDIDATE),
@@ -149,7 +149,7 @@ class Streaks:
         return Band.CANDIDATE if lasting else Band.TRUSTED
 
     def stop(self, lasting: Sequence[Reading]) -> bool:
-        """Whether one of them has been in its worst band for long enough."""
+        """Whether one of these criteria has been in its worst band for long enough."""
         return any(self.last[r.criterion] >= self.patience for r in lasting)
 
 

@@ -1,7 +1,7 @@
 """Restarts: which row of a log belongs to the structure that a run begins with.
 
-A trajectory may be behind the log (frames every 20 steps, checks every 10), so that the run does not go on at the last
-row. Energy and spreads depend on the positions alone: a row with the same values belongs to the same structure,
+A trajectory may be behind the log (frames every 20 steps, checks every 10), so that the run does not continue at the
+last row. Energy and spreads depend on the positions alone: a row with the same values belongs to the same structure,
 whatever velocities, thermostat or optimiser the run continues with.
 """
 
@@ -27,7 +27,7 @@ Records = Mapping[str, np.ndarray]
 
 
 def matching_step(present: Sequence[Row], records: Records, atoms: int) -> int | None:
-    """The step whose rows are those of the present structures.
+    """The step whose rows belong to the present structures.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def matching_step(present: Sequence[Row], records: Records, atoms: int) -> int |
     Returns
     -------
     int or None
-        The latest step that matches best; None if none does within the noise.
+        The latest of the steps that match best; None if no step matches within the noise.
     """
     worst: dict[float, float] | None = None
     for row in present:

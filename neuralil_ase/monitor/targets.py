@@ -151,7 +151,7 @@ def target_of(system: Any, dynamics: Any = None) -> Target:
 
 
 def check_stoppable(target: Target) -> None:
-    """Refuse to promise a stop that ASE would not honour."""
+    """Raise a MonitorError if ASE could not stop this run from inside."""
     if target.dynamics is None:
         raise MonitorError(
             "stop and rollback need the dynamics: give it in place of the atoms, or as dyn=."

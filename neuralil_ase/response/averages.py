@@ -1,6 +1,7 @@
 """Error bars of averages along a run, by reweighting. No further runs are needed.
 
-A run at temperature T samples exp(-V/kT), V the mean potential. A run with member m would have given the average
+A run at temperature T samples exp(-V/kT), where V is the mean potential. A run with member m would have given
+the average
 
     ⟨a⟩_m = ⟨a w_m⟩ / ⟨w_m⟩,    w_m = exp(-(V_m - V)/kT)                      (direct)
     ⟨a⟩_m ≈ ⟨a⟩ - [⟨a (V_m - V)⟩ - ⟨a⟩ ⟨V_m - V⟩] / kT                        (second cumulant)

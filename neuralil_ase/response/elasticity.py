@@ -29,7 +29,7 @@ class ElasticConstants:
     clamped
         Ions follow the cell, shape (6, 6).
     relaxed
-        Ions relax in the strained cell, shape (6, 6). These constants are measured, and strain fits give them.
+        Ions relax in the strained cell, shape (6, 6). Experiments and strain fits give these constants.
     """
 
     clamped: Estimate
@@ -136,7 +136,7 @@ def internal_strain(constants: ForceConstants, coupling: np.ndarray) -> np.ndarr
     """dr/dε of ions that relax in the strained cell, without their motion with the cell: (3 N, 3, 3), in Å."""
     hessian = constants.sparse().toarray()
     n = constants.n_atoms
-    # A common translation has no stiffness. An artificial one of usual size makes the matrix regular.
+    # A common translation has no stiffness. An artificial stiffness of usual size makes the matrix invertible.
     translations = np.tile(np.eye(3), (n, 1)) / np.sqrt(n)
     regular = hessian + np.abs(hessian).max() * translations @ translations.T
     return -np.linalg.solve(regular, coupling.reshape(3 * n, 9)).reshape(3 * n, 3, 3)

@@ -143,7 +143,7 @@ class Phonons:
         return self._dos(self.energies(self._mesh(mesh)).value)
 
     def member_dos(self, mesh: Sequence[int] = (20, 20, 20)) -> list[RawDOSData]:
-        """The same of every member."""
+        """Density of states of every member."""
         return [self._dos(member) for member in self.energies(self._mesh(mesh)).members]
 
     def helmholtz_energy(self, temperature: float, mesh: Sequence[int] = (10, 10, 10)) -> Estimate:

