@@ -32,6 +32,7 @@ def _architecture(potential: Potential) -> str:
         "elements": " ".join(potential.elements),
         "members": config.n_members,
         "cutoff": f"{descriptor.r_cut:g} Å",
+        "radial scaling": descriptor.radial_scaling or "",
         "descriptor": f"{descriptor.n_features} features, n_max {descriptor.n_max}, {products} cross terms",
         "network": f"{network.kind}, widths {_words(network.widths)}, {network.activation}",
         "heads": _words(network.head_widths),
