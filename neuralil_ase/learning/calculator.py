@@ -78,8 +78,8 @@ class LearningCalculator(Calculator):
         Spot checks: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
         more, and so on. The frame is held out from training and tests updates and error bars. If its error is more than
         twice the tolerance, the frame is learnt, and a warning is logged. While a quarter of the frames is held out,
-        checks need 20 times as many evaluations. On the way to a minimum, a frame is labelled after 50 trusted
-        evaluations in a row, and learnt. 0 means never.
+        checks need 20 times as many evaluations. On the way to a minimum, a frame is labelled and learnt after 50
+        trusted evaluations in a row, unless it is near a learnt one. 0 means never.
     progress
         Show evaluations, queries, the present error bar and the last error on the standard error.
 
@@ -234,9 +234,9 @@ class LearningCalculator(Calculator):
             self._descent = None
 
     @property
-    def largest_bar(self) -> float:
-        """Largest error bar of a force on a movable atom of the present structure, in eV/Å."""
-        return self._decision.bar
+    def error(self) -> float:
+        """Error of a force on a movable atom to expect in the present structure, in eV/Å; see :class:`Decision`."""
+        return self._decision.error
 
     def confirm(self, fmax: float, reason: str) -> None:
         """Hold the teacher's results for the present structure, for :class:`Confirmed`; it is asked once."""
@@ -295,12 +295,16 @@ class LearningCalculator(Calculator):
             prediction = model.prediction(atoms, "forces")
         except PredictionError as error:
             return Decision("unsure", str(error))
-        found = decide(atoms, prediction, self.learner.tolerance, self._descent, self.criteria)
+        moved = np.inf
+        if self._descent is not None:
+            moved = self.learner.moved(atoms, movable(atoms))
+        tolerance = self.learner.tolerance
+        found = decide(atoms, prediction, tolerance, self._descent, self.criteria, moved)
         if found.kind is None:
             reach = REACH if self._descent is None else REACH_OF_OPTIMISER
             far = self.learner.too_far(atoms, movable(atoms), reach)
             found = found if far is None else found._replace(kind="unsure", reason=far)
-        if found.kind is None and self._is_check_due():
+        if found.kind is None and self._is_check_due(found.is_near):
             return found._replace(kind="check", reason="a spot check of a trusted frame")
         return found
 
@@ -358,11 +362,11 @@ class LearningCalculator(Calculator):
         assert model is not None
         return results_of_model(model.prediction(atoms, "forces"))
 
-    def _is_check_due(self) -> bool:
+    def _is_check_due(self, is_near: bool) -> bool:
         """Whether this trusted frame is labelled as a spot check."""
         row = self._trusted_in_a_row + 1
         if self.check_every and self._descent is not None:
-            return row >= CHECK_OF_OPTIMISER
+            return row >= CHECK_OF_OPTIMISER and not is_near
         if not self.check_every or row < self._next_check:
             return False
         held_out = sum(record.held_out for record in self.records)

@@ -110,8 +110,8 @@ class Confirmed(Optimizable):
         if all(calculator.is_confirmed for calculator in self._calculators):
             return False
         largest = self.gradient_norm(gradient)
-        bar = max(calculator.largest_bar for calculator in self._calculators)
-        return largest < max(DEEP * fmax, fmax - bar)
+        error = max(calculator.error for calculator in self._calculators)
+        return largest < max(DEEP * fmax, fmax - error)
 
     def _asked(self, fmax: float) -> np.ndarray:
         """The gradient by the teacher. If it does not confirm the minimum: by the model, if that was asked for."""

@@ -14,6 +14,10 @@ from neuralil_ase.prediction import Prediction
 NEAR, DOWNHILL = 5.0, 0.7
 """Error bar that is allowed on the way to a minimum: this multiple of fmax, or this fraction of the largest force if
 that is more. A step then has roughly the direction that the teacher would give it."""
+NEAR_BY, SHARE = 0.1, 0.25
+"""Within this distance in Å of a learnt frame, the error is taken as this share of the error bar on the way to a
+minimum. Error bars come from frames that are farther away. In relaxations of clusters, errors near learnt frames were
+0.1 to 0.2 of them."""
 
 
 class Descent(NamedTuple):
@@ -50,6 +54,8 @@ class Decision(NamedTuple):
         The prediction with uncertainty "forces"; None if there is none.
     bar, allowed
         Largest error bar of the force on a movable atom, and the largest one that is tolerated here, in eV/Å.
+    is_near
+        Whether the structure is near a learnt frame on the way to a minimum, so that its error is smaller than the bar.
     """
 
     kind: Kind | None
@@ -57,6 +63,12 @@ class Decision(NamedTuple):
     prediction: Prediction | None = None
     bar: float = np.inf
     allowed: float = np.nan
+    is_near: bool = False
+
+    @property
+    def error(self) -> float:
+        """Error of a force to expect, in eV/Å: the largest error bar, or a share of it near a learnt frame."""
+        return self.bar * (SHARE if self.is_near else 1.0)
 
 
 def decide(
@@ -65,6 +77,7 @@ def decide(
     tolerance: float,
     descent: Descent | None = None,
     criteria: Sequence[Criterion] = (),
+    moved: float = np.inf,
 ) -> Decision:
     """Compare the error bars of a prediction with the tolerance.
 
@@ -81,20 +94,24 @@ def decide(
         not confirmed one, or 0.7 times the largest force.
     criteria
         Further criteria; one above its threshold is enough to ask the teacher.
+    moved
+        Largest displacement in Å of an atom from the nearest learnt frame. Within 0.1 Å, error bars may be four times
+        as large on the way to a minimum.
     """
     moving = movable(atoms)
     bar = float(prediction.forces_error_bar[moving].max(initial=0))
-    allowed = tolerance
+    allowed, is_near = tolerance, descent is not None and moved <= NEAR_BY
     if descent is not None:
         allowed = descent.allowed(largest_force(atoms, prediction))
+        allowed /= SHARE if is_near else 1.0
     all_criteria: list[Criterion] = [*criteria]
     if moving.size:
         all_criteria.insert(0, MaxForceErrorBar(low=allowed, indices=moving.tolist()))
     for criterion in all_criteria:
         reading = criterion.resolved(prediction.calibration).read(atoms, prediction)
         if reading.band != Band.TRUSTED:
-            return Decision("unsure", reading.describe(atoms), prediction, bar, allowed)
-    return Decision(None, "", prediction, bar, allowed)
+            return Decision("unsure", reading.describe(atoms), prediction, bar, allowed, is_near)
+    return Decision(None, "", prediction, bar, allowed, is_near)
 
 
 def movable(atoms: Atoms) -> np.ndarray:

@@ -152,6 +152,11 @@ class Learner:
         """Whether a new model is being trained in the background."""
         return self._pending is not None
 
+    def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
+        """Largest displacement in Å of these atoms, or lattice vectors, from the nearest labelled frame of the same
+        atoms; infinite if there is none."""
+        return self._pupil.moved(atoms, indices, with_cell=True)
+
     def too_far(self, atoms: Atoms, indices: np.ndarray, reach: float) -> str | None:
         """The reason why a young model must not be trusted here; None if it may be trusted.
 

@@ -145,6 +145,9 @@ class _Seat:
     def records(self) -> list[Record]:
         return self._walkers.learner.records
 
+    def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
+        return self._walkers.learner.moved(atoms, indices)
+
     def too_far(self, atoms: Atoms, indices: np.ndarray, reach: float) -> str | None:
         return self._walkers.learner.too_far(atoms, indices, reach)
 

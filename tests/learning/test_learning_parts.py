@@ -97,6 +97,17 @@ def test_a_minimum_that_was_not_confirmed_needs_a_better_model() -> None:
     assert Descent(0.05, 9).allowed(1.0) == pytest.approx(0.7)  # far from it nothing changes
 
 
+def test_near_a_learnt_frame_errors_are_smaller_than_their_bars() -> None:
+    """On the way to a minimum; in MD, where nothing confirms the end, error bars count everywhere."""
+    sure = prediction(np.full(4, 0.3), np.zeros((4, 3)))
+    descent = Descent(0.05)
+    assert decide(ATOMS, sure, 0.1, descent, moved=0.2).kind == "unsure"
+    near = decide(ATOMS, sure, 0.1, descent, moved=0.05)
+    assert near.kind is None
+    assert (near.allowed, near.error) == pytest.approx((4 * 0.25, near.bar / 4))
+    assert decide(ATOMS, sure, 0.1, moved=0.05).kind == "unsure"
+
+
 def record(errors: np.ndarray, spreads: np.ndarray) -> Record:
     symbols = ["Cu"] * len(errors)
     return Record("", "unsure", symbols=symbols, errors=errors.tolist(), spreads=spreads.tolist())
