@@ -18,7 +18,7 @@ from neuralil_ase.errors import (
     TeacherError,
     UncertaintyError,
 )
-from neuralil_ase.learning.decision import Decision, Descent, decide, movable
+from neuralil_ase.learning.decision import SHARE, Decision, Descent, decide, movable
 from neuralil_ase.learning.learner import Learner
 from neuralil_ase.learning.records import Kind, Record
 from neuralil_ase.learning.report import Evaluation, draw, progress_text, summary_text
@@ -79,7 +79,7 @@ class LearningCalculator(Calculator):
         more, and so on. The frame is held out from training and tests updates and error bars. If its error is more than
         twice the tolerance, the frame is learnt, and a warning is logged. While a quarter of the frames is held out,
         checks need 20 times as many evaluations. On the way to a minimum, a frame is labelled and learnt after 50
-        trusted evaluations in a row, unless it is near a learnt one. 0 means never.
+        trusted evaluations in a row, or 200 near a learnt one. 0 means never.
     progress
         Show evaluations, queries, the present error bar and the last error on the standard error.
 
@@ -366,7 +366,7 @@ class LearningCalculator(Calculator):
         """Whether this trusted frame is labelled as a spot check."""
         row = self._trusted_in_a_row + 1
         if self.check_every and self._descent is not None:
-            return row >= CHECK_OF_OPTIMISER and not is_near
+            return row >= CHECK_OF_OPTIMISER / (SHARE if is_near else 1)
         if not self.check_every or row < self._next_check:
             return False
         held_out = sum(record.held_out for record in self.records)
