@@ -170,14 +170,14 @@ class NeuralILCalculator(Calculator):
     ) -> Prediction:
         """The prediction for a structure: means, members and spreads.
 
-        For the last structure it costs nothing, if that was evaluated with at least this uncertainty.
+        For the last structure this costs nothing if the structure was evaluated with at least this uncertainty.
 
         Parameters
         ----------
         atoms
             The structure; by default the one evaluated last.
         uncertainty
-            The uncertainty for this call; by default that of the calculator.
+            The uncertainty for this call; by default the setting of the calculator.
 
         Returns
         -------
@@ -226,10 +226,10 @@ class NeuralILCalculator(Calculator):
         atoms
             The structure; by default the one evaluated last.
         members
-            Whether to return the derivatives of each member; otherwise those of the mean energy.
+            Whether to return the derivatives of each member, instead of the derivatives of the mean energy.
         displacements, strain
             For third derivatives: the result is then differentiated by t, where atom i moves to
-            r_i + t displacements[i], shape (N, 3), in Å, or all vectors to (1 + t strain) r, shape (3, 3).
+            r_i + t displacements[i], shape (N, 3), in Å, or all vectors r become (1 + t strain) r, shape (3, 3).
 
         Returns
         -------
@@ -257,13 +257,13 @@ class NeuralILCalculator(Calculator):
         energies : ndarray, shape (N,)
             Atomic energies of the mean in eV, without the energy reference.
         virials : ndarray, shape (N, 3, 3)
-            W_k = Σ_i r_ik ⊗ dU_i/dr_ik in eV, r_ik = r_k - r_i: nine components, with the neighbour k. Their sum is
-            dE/dε; ``stresses`` has six, with the centre i.
+            W_k = Σ_i r_ik ⊗ dU_i/dr_ik in eV, r_ik = r_k - r_i: nine components, assigned to the neighbour k. Their sum
+            is dE/dε. ``stresses`` has six components, assigned to the centre i.
         """
         return self._predictor.neighbor_virials(self._system(atoms))
 
     def members(self) -> "list[NeuralILCalculator]":
-        """One calculator for each member, in this precision. They share parameters and pair list with this one.
+        """One calculator for each member, in the same precision. They share parameters and pair list with this one.
 
         The mean of their energies, forces and all other derivatives is the result of this calculator.
         """

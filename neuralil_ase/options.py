@@ -1,4 +1,4 @@
-"""The settings of a training run as options of the command line, with the help that their docstring gives."""
+"""The settings of a training run as options of the command line, with help texts from their docstring."""
 
 import argparse
 import inspect

@@ -13,6 +13,7 @@ from ase.build import add_adsorbate, fcc111
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.optimize import BFGS
+from ase.optimize.optimize import Optimizer
 
 from neuralil_ase import Confirmed, Learner, LearningCalculator
 
@@ -39,10 +40,10 @@ class Counting(EMT):
         super().calculate(*args, **kwargs)
 
 
-def relaxed(atoms: Atoms, system: Atoms | Confirmed) -> tuple[float, int]:
+def relaxed(atoms: Atoms, optimizer: Optimizer) -> tuple[float, int]:
     """Energy in eV, and the number of calls of the teacher."""
     before = Counting.calls
-    BFGS(system, logfile=None).run(fmax=FMAX)
+    optimizer.run(fmax=FMAX)
     return atoms.get_potential_energy(), Counting.calls - before
 
 
@@ -51,10 +52,10 @@ with tempfile.TemporaryDirectory() as folder:  # keep yours: it is what was lear
     for site in ("fcc", "hcp"):
         alone = slab(site)
         alone.calc = Counting()
-        energy, calls = relaxed(alone, alone)
+        energy, calls = relaxed(alone, BFGS(alone, logfile=None))
         learning = slab(site)
         learning.calc = LearningCalculator(learner=learner)
-        found, asked = relaxed(learning, Confirmed(learning))
+        found, asked = relaxed(learning, Confirmed(learning).optimizer(BFGS, logfile=None))
         print(f"O on Cu(111), {site}: BFGS alone {energy:.4f} eV in {calls} calls; "
               f"learning {found:.4f} eV in {asked} calls")  # fmt: skip
     print(learning.calc.summary())

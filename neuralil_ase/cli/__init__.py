@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv
-        Words of the command line; by default those of the process.
+        Words of the command line; by default the arguments of this process.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def _run(words: list[str]) -> int:
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser; only the command that the words name gets its options, so that help loads nothing heavy."""
+    """The parser. Only the command that ``words`` names gets its options, so that help loads no heavy modules."""
     parser = argparse.ArgumentParser(
         "neuralil-ase",
         description="Train, evaluate and inspect NeuralIL potentials.",
@@ -150,7 +150,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _check_outputs(options: argparse.Namespace, output: str | None) -> None:
-    """Before the work: that a file can be written, and is none of those that are read."""
+    """Check before the work that the output can be written and is not one of the inputs."""
     from neuralil_ase.files.outputs import check_can_write, check_is_no_input
 
     if output:

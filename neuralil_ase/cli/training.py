@@ -48,7 +48,7 @@ def run_train(options: argparse.Namespace) -> int:
 def add_cross_validate_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``cross-validate``."""
     parser.epilog = (
-        "Frames are dealt to the folds in turn (with --split-by, group by group). The same command goes on after an "
+        "Frames are assigned to the folds in turn (with --split-by, group by group). The same command goes on after an "
         "interruption. Example: neuralil-ase cross-validate data.extxyz -o folds.jsonl --folds 5 --workers 2"
     )
     add_data(parser, "data to train on and to evaluate on")
@@ -97,7 +97,7 @@ def _add_shared(parser: argparse.ArgumentParser, workers: str) -> None:
 
 @contextmanager
 def _shared(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The arguments that both calls share; workers stop at the end."""
+    """The arguments that both commands share. The workers stop at the end of the context."""
     from neuralil_ase.farm import processes
     from neuralil_ase.options import given_options
     from neuralil_ase.training.settings import read_settings

@@ -39,8 +39,8 @@ HELD_OUT, RARELY = 0.25, 20
 """If more than this fraction of the frames is held out, spot checks are this many times rarer. Otherwise 42 of 107
 queries in 20,000 steps of liquid EAN would be spot checks."""
 CHECK_OF_OPTIMISER = 50
-"""On the way to a minimum, a label is due after so many trusted evaluations in a row. Most relaxations end before. A
-soft one may take hundreds of steps where all error bars are too small."""
+"""On the way to a minimum, a label is due after this many trusted evaluations in a row. Most relaxations end earlier. A
+relaxation of a soft structure may take hundreds of steps in a region where all error bars are too small."""
 FIT = 0.1
 """Force error that training must reach on the latest frames, as a fraction of fmax or of the allowed error bar."""
 OnQuery = Literal["teacher", "model"]
@@ -226,7 +226,7 @@ class LearningCalculator(Calculator):
 
     @contextmanager
     def descending(self, descent: Descent) -> Iterator[None]:
-        """On the way to a minimum that the teacher confirms: larger error bars are allowed (:class:`Confirmed`)."""
+        """Context in which larger error bars are allowed, on the way to a minimum (:class:`Confirmed`)."""
         self._descent = descent
         try:
             yield
@@ -235,11 +235,11 @@ class LearningCalculator(Calculator):
 
     @property
     def error(self) -> float:
-        """Error of a force on a movable atom to expect in the present structure, in eV/Å; see :class:`Decision`."""
+        """Largest expected force error on a movable atom in the present structure, in eV/Å; see :class:`Decision`."""
         return self._decision.error
 
     def confirm(self, fmax: float, reason: str) -> None:
-        """Hold the teacher's results for the present structure, for :class:`Confirmed`; it is asked once."""
+        """Set the results to the teacher's, for :class:`Confirmed`. The teacher is asked once for each structure."""
         assert self.atoms is not None
         if self._labelled is None:
             decision = self._decision._replace(kind="confirm", reason=reason)
@@ -247,11 +247,11 @@ class LearningCalculator(Calculator):
             self.history[-1] = self.history[-1]._replace(asked=label is not None)
         if self._labelled is not None:
             self.results = self._of_teacher(self._labelled)
-        else:  # another frame was labelled instead, and the model may say something else now
+        else:  # another frame was labelled instead, and the model may have changed
             self.results = self._learnt(self.atoms)
 
     def go_on(self) -> None:
-        """Go on after the teacher did not confirm a minimum: with the results that ``on_query`` asks for."""
+        """Continue after the teacher did not confirm a minimum, with the results that ``on_query`` selects."""
         assert self.atoms is not None
         if self.on_query == "model":
             self.results, self.is_confirmed = self._learnt(self.atoms), False
@@ -260,7 +260,7 @@ class LearningCalculator(Calculator):
         """Results of the model or the teacher; None if another frame was labelled instead."""
         self._decision = self._decide(atoms)
         if self._decision.kind is not None and self.learner.is_training:
-            self.learner.settle()  # training in the background may already add what is missing
+            self.learner.settle()  # after training in the background, the model may be certain
             self._decision = self._decide(atoms)
         if self._decision.kind is not None:
             return self._asked(atoms, self._decision.kind, self._decision)
@@ -329,7 +329,7 @@ class LearningCalculator(Calculator):
 
     def _label(self, atoms: Atoms, kind: Kind, decision: Decision, target: float) -> Atoms | None:
         """Ask the teacher; None if another frame was labelled instead."""
-        # Each spot check doubles the wait for the next one. Any other query resets it.
+        # Each spot check doubles the wait for the next one. Any other query resets the wait.
         self._trusted_in_a_row = 0
         self._next_check = 2 * self._next_check if kind == "check" else self.check_every
         request = Request(

@@ -1,23 +1,26 @@
-"""What an optimiser moves when the teacher confirms its end."""
+"""``Confirmed``: the object that an optimiser moves if the teacher is to confirm the minimum."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.optimize.optimize import Optimizer
 from ase.utils.abc import Optimizable
 
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.learning.calculator import LearningCalculator
 from neuralil_ase.learning.decision import Descent
+from neuralil_ase.model.potential import Potential
 
 DEEP = 0.5
 """The teacher is asked when the largest force of the model is below this multiple of fmax, or below fmax by more than
-its error bar. Just below fmax, the teacher's force is as often above it as below."""
+its expected error. If it is just below fmax, the teacher's force is above fmax as often as below."""
 
 USUAL = 0.05
-"""The default fmax of ASE's optimisers in eV/Å, until the optimiser says its own."""
+"""The default fmax of ASE's optimisers in eV/Å, used until the optimiser gives its own value."""
 
 
 class Confirmed(Optimizable):
@@ -25,13 +28,17 @@ class Confirmed(Optimizable):
 
     >>> from ase.optimize import BFGS
     >>> from neuralil_ase import Confirmed
-    >>> BFGS(Confirmed(atoms)).run(fmax=0.05)  # doctest: +SKIP
+    >>> Confirmed(atoms).optimizer(BFGS).run(fmax=0.05)  # doctest: +SKIP
 
-    The optimiser descends on the model, whose error bars may be larger than the tolerance on the way: five times fmax,
-    or 0.7 times the largest force of the structure. When the largest force of the model is clearly below fmax, the
-    teacher is asked, and only its own results end the optimisation. If its forces are larger, the model learns them,
-    the optimiser goes on, and error bars near the minimum must be half as large from then on, down to fmax. "Force" is
-    all that the optimiser compares with fmax; a filter includes the cell.
+    The optimiser uses the forces of the model. On the way to the minimum, error bars may be larger than the tolerance:
+    five times fmax, or 0.7 times the largest force of the structure, whichever is larger. When the largest force of the
+    model is clearly below fmax, the teacher is asked, and only the teacher's own results end the optimisation. If the
+    teacher's forces are larger than fmax, the model learns them and the optimiser continues. From then on, error bars
+    near the minimum must be half as large, down to fmax. "Force" means everything that the optimiser compares with
+    fmax; with a filter, this includes the cell.
+
+    Every label changes the energy surface. ``BFGS(Confirmed(atoms))`` works, too, but estimates curvatures from forces
+    of two surfaces. It takes several times as many steps, and sometimes comes to a halt.
 
     Parameters
     ----------
@@ -42,7 +49,7 @@ class Confirmed(Optimizable):
     Raises
     ------
     ConfigError
-        If there is nothing that an optimiser of ASE can move, no LearningCalculator, or one that images share.
+        If ``atoms`` is nothing that an optimiser of ASE can move, has no LearningCalculator, or if images share one.
     """
 
     def __init__(self, atoms: Any) -> None:
@@ -55,6 +62,34 @@ class Confirmed(Optimizable):
         self._fmax: float | None = None
         self._refused = 0
         self._calculators = _calculators_of(atoms)
+
+    def optimizer(self, kind: type[Optimizer], **options: Any) -> Optimizer:
+        """An optimiser that begins anew from the present structure whenever the model has learnt.
+
+        Parameters
+        ----------
+        kind
+            Class of an optimiser of ASE, as BFGS.
+        options
+            Its other arguments, as ``logfile`` and ``trajectory``.
+        """
+        calculators = self._calculators
+        used: list[Potential | None] = [None] * len(calculators)
+
+        class Renewed(kind):  # type: ignore[misc, valid-type]  # the class is given at run time
+            def step(self, *arguments: Any, **named: Any) -> Any:
+                present = [calculator.potential for calculator in calculators]
+                if any(a is not b for a, b in zip(used, present, strict=True)):
+                    self.__dict__.update(deepcopy(fresh))
+                    used[:] = present
+                return super().step(*arguments, **named)
+
+        Renewed.__name__ = Renewed.__qualname__ = kind.__name__  # for the log
+        optimizer: Optimizer = Renewed(self, **options)
+        anything: Any = self
+        common = vars(Optimizer(anything, logfile=None))
+        fresh = deepcopy({k: v for k, v in vars(optimizer).items() if k not in common})
+        return optimizer
 
     def ndofs(self) -> int:
         """Number of degrees of freedom."""
@@ -74,7 +109,7 @@ class Confirmed(Optimizable):
             return float(self._inner.get_value())
 
     def get_gradient(self) -> np.ndarray:
-        """Minus the forces, flat: those of the teacher if it has just been asked."""
+        """Minus the forces, flat; these are the teacher's if the teacher has just been asked."""
         with self._descending():
             gradient = self._inner.get_gradient()
         if self._fmax is None or not self._is_due(gradient, self._fmax):
@@ -98,7 +133,7 @@ class Confirmed(Optimizable):
         yield from self._inner.iterimages()
 
     def _descending(self) -> ExitStack:
-        """With the error bars that are allowed on the way down."""
+        """Context in which the larger error bars for the way to the minimum are allowed."""
         descent = Descent(self._fmax or USUAL, self._refused)
         with ExitStack() as stack:
             for calculator in self._calculators:
@@ -106,7 +141,7 @@ class Confirmed(Optimizable):
             return stack.pop_all()
 
     def _is_due(self, gradient: np.ndarray, fmax: float) -> bool:
-        """Whether the teacher should say if this is the minimum."""
+        """Whether the teacher is to be asked if this is the minimum."""
         if all(calculator.is_confirmed for calculator in self._calculators):
             return False
         largest = self.gradient_norm(gradient)
@@ -114,7 +149,7 @@ class Confirmed(Optimizable):
         return largest < max(DEEP * fmax, fmax - error)
 
     def _asked(self, fmax: float) -> np.ndarray:
-        """The gradient by the teacher. If it does not confirm the minimum: by the model, if that was asked for."""
+        """The gradient by the teacher; or by the model, if the minimum is not confirmed and ``on_query`` is "model"."""
         largest = self.gradient_norm(self._inner.get_gradient())
         reason = f"largest force {largest:.4f} eV/Å, to be below {fmax:g}"
         for calculator in self._calculators:
@@ -129,7 +164,7 @@ class Confirmed(Optimizable):
 
 
 def _calculators_of(atoms: Any) -> list[LearningCalculator]:
-    """Those of the atoms, of the atoms behind filters, or of the moving images of a band."""
+    """The learning calculators of the atoms, of the atoms behind filters, or of the moving images of a band."""
     while not isinstance(atoms, Atoms) and hasattr(atoms, "atoms"):
         atoms = atoms.atoms
     images = atoms.images[1:-1] if hasattr(atoms, "images") else [atoms]

@@ -12,21 +12,21 @@ from neuralil_ase.monitor.patience import Band
 from neuralil_ase.prediction import Prediction
 
 NEAR, DOWNHILL = 5.0, 0.7
-"""Error bar that is allowed on the way to a minimum: this multiple of fmax, or this fraction of the largest force if
-that is more. A step then has roughly the direction that the teacher would give it."""
+"""Largest error bar that is allowed on the way to a minimum: this multiple of fmax, or this fraction of the largest
+force, whichever is larger. A step then has roughly the same direction as with the forces of the teacher."""
 NEAR_BY, SHARE = 0.1, 0.25
-"""Within this distance in Å of a learnt frame, the error is taken as this share of the error bar on the way to a
-minimum. Error bars come from frames that are farther away. In relaxations of clusters, errors near learnt frames were
-0.1 to 0.2 of them."""
+"""On the way to a minimum, within this distance in Å of a learnt frame, the error is taken as this fraction of the
+error bar. Error bars come from frames that are farther away. In relaxations of clusters, errors near learnt frames were
+0.1 to 0.2 of the error bars."""
 
 
 class Descent(NamedTuple):
-    """On the way to a minimum that the teacher confirms.
+    """The state of an optimisation whose minimum the teacher confirms.
 
     Attributes
     ----------
     fmax
-        What the optimiser compares the forces with, in eV/Å.
+        The value with which the optimiser compares the forces, in eV/Å.
     refused
         How often the teacher has not confirmed the minimum of the model. Each time, error bars near the minimum must be
         half as large, down to fmax: the model was not good enough there.
@@ -36,7 +36,7 @@ class Descent(NamedTuple):
     refused: int = 0
 
     def allowed(self, largest_force: float) -> float:
-        """Largest error bar in eV/Å that is trusted where the largest force is this."""
+        """Largest error bar in eV/Å that is trusted in a structure with this largest force."""
         near = max(NEAR / 2**self.refused, 1.0)
         return max(near * self.fmax, DOWNHILL * largest_force)
 
@@ -53,7 +53,7 @@ class Decision(NamedTuple):
     prediction
         The prediction with uncertainty "forces"; None if there is none.
     bar, allowed
-        Largest error bar of the force on a movable atom, and the largest one that is tolerated here, in eV/Å.
+        Largest error bar of the force on a movable atom, and the largest error bar that is tolerated here, in eV/Å.
     is_near
         Whether the structure is near a learnt frame on the way to a minimum, so that its error is smaller than the bar.
     """
@@ -67,7 +67,7 @@ class Decision(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Error of a force to expect, in eV/Å: the largest error bar, or a share of it near a learnt frame."""
+        """Expected error of a force in eV/Å: the largest error bar, or a fraction of it near a learnt frame."""
         return self.bar * (SHARE if self.is_near else 1.0)
 
 
@@ -90,8 +90,8 @@ def decide(
     tolerance
         Largest error bar of a force that is trusted, in eV/Å; not used with ``descent``.
     descent
-        On the way to a minimum that the teacher confirms: error bars may be five times fmax, less after the teacher has
-        not confirmed one, or 0.7 times the largest force.
+        Given on the way to a minimum that the teacher confirms. Error bars may then be five times fmax (less after the
+        teacher has not confirmed a minimum) or 0.7 times the largest force, whichever is larger.
     criteria
         Further criteria; one above its threshold is enough to ask the teacher.
     moved
@@ -116,7 +116,7 @@ def decide(
 
 def movable(atoms: Atoms) -> np.ndarray:
     """Indices of the atoms that can move in spite of the constraints."""
-    # Irregular forces: a constraint on the centre of mass leaves every single one of them non-zero.
+    # Random forces: a constraint on the centre of mass then leaves none of them exactly zero.
     forces = np.random.default_rng(0).normal(size=(len(atoms), 3))
     return np.flatnonzero(np.abs(constrained(atoms, forces)).sum(axis=1) > 1e-12)
 

@@ -75,8 +75,8 @@ class Desk:
         tolerance
             The present tolerance in eV/Å, for the records; None without a model.
         check
-            Called with the labelled frames before they are recorded. If it raises a TeacherError, they are moved to
-            another folder.
+            Called with the labelled frames before they are recorded. If it raises a TeacherError, the labels are moved
+            to another folder.
 
         Raises
         ------

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 RELATIVE_TOLERANCE, LEAST_TOLERANCE = 0.4, 0.05
 """Default tolerance: this fraction of the root mean square force, but at least this value in eV/Å."""
 GROWN = 10
-"""Number of learnt frames from which only error bars decide whether a model that began from nothing is trusted."""
+"""From this number of learnt frames on, error bars alone decide whether a model that began from nothing is trusted."""
 RATTLE = 0.05
 """Å: standard deviation of each coordinate of a rattled frame."""
 TEACHER = "taught_by"
@@ -188,7 +188,7 @@ class Learner:
             pending.result()
 
     def catch_up(self) -> None:
-        """Learn, once, labels on disk or in ``data`` that the model has not learnt, for instance after a kill."""
+        """Learn labels on disk or in ``data`` that the model has not learnt, as after a kill. Done only once."""
         with self._lock:
             if self._caught_up:
                 return

@@ -1,8 +1,9 @@
 """The pupil: a potential that is trained further, in seconds, whenever there are new labels.
 
-It begins from nothing, with an architecture chosen from the first frames, or from a given potential. If a new element
-appears, it begins again with all frames. In every update, the linear part of the energy is first fitted again to all
-frames, which learns most of a new one at once and takes its uncertainty from the spread. The networks learn the rest.
+Training begins from nothing, with an architecture chosen from the first frames, or from a given potential. If a new
+element appears, training begins again with all frames. Every update first fits the linear part of the energy again to
+all frames. This fit learns most of a new frame at once, and the spread decreases accordingly. The networks learn the
+rest.
 """
 
 import logging
@@ -96,7 +97,7 @@ class Pupil:
     potential
         The present potential; None before the first lesson.
     linear_frames
-        As above, after the latest fit.
+        Number of frames that scaled the unknowns in the latest fit; None if the potential keeps its linear part.
     """
 
     def __init__(

@@ -174,7 +174,7 @@ class Folder:
         Raises
         ------
         DataError
-            If it cannot be read.
+            If the label cannot be read.
         """
         try:
             found = read(self.file(name), format="extxyz")
@@ -192,14 +192,14 @@ class Folder:
         Raises
         ------
         OutputError
-            If it cannot be written. The label is kept.
+            If the record cannot be written. The label is kept.
         """
         self._lock.check()
         append_record(self.log, (json.dumps(asdict(record)) + "\n").encode(), sync=True)
         self.records.append(record)
 
     def save(self, potential: Potential) -> None:
-        """Replace the model of before in one step."""
+        """Replace the previous model in one step."""
         self._lock.check()
         save_potential(potential, self.model)
 
@@ -219,7 +219,7 @@ class Folder:
 
 
 def _read_records(path: Path) -> list[Record]:
-    """The records of earlier runs. Half a line, left by a kill, is moved to another file."""
+    """The records of earlier runs. An incomplete last line, left by a killed run, is moved to another file."""
     if not path.exists():
         return []
     content = path.read_bytes()

@@ -158,7 +158,7 @@ def _draw_errors(axes: "Axes", records: Sequence[Record]) -> None:
 
 
 def _label(axis: "Axis") -> None:
-    """Plain numbers at 1, 2 and 5, so that labels of less than a decade do not overlap."""
+    """Label the axis with plain numbers at 1, 2 and 5, which do not overlap even on less than a decade."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     ticks = [first * 10.0**power for power in range(-6, 4) for first in (1, 2, 5)]

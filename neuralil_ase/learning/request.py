@@ -12,8 +12,8 @@ from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction
 
 SURPRISE = 2.0
-"""A spot check is a surprise if the error of a force exceeds the tolerated error bar by more than this factor. Two
-errors in five are larger than their error bars, and one in 135 is twice as large, if error bars are right."""
+"""A spot check is a surprise if the error of a force exceeds the tolerated error bar by more than this factor. If error
+bars are right, two errors in five are larger than their error bars, and one in 135 is more than twice as large."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Request:
     evaluation, temperature
         Number of the evaluation, and temperature in K, for the record.
     target
-        Root mean square force error in eV/Å to which the frame should be learnt.
+        Root mean square force error on the frame, in eV/Å, that training should reach.
     bar, allowed
         Largest error bar of a force, and the tolerated error bar, in eV/Å.
     may_hold_out

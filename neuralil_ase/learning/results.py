@@ -21,7 +21,7 @@ def results_of_model(prediction: Prediction) -> dict[str, Any]:
 
 
 def results_of_teacher(label: Atoms, model: NeuralILCalculator) -> dict[str, Any]:
-    """The same by the teacher. If it gives no stress, the stress is that of the model."""
+    """The same results by the teacher. If the teacher gives no stress, the stress is the model's."""
     energy = float(label.get_potential_energy())
     results: dict[str, Any] = {
         "energy": energy,

@@ -1,8 +1,8 @@
-"""Error bars from the stream of labels. Every frame is predicted before it is learnt, and so is an independent test.
+"""Error bars from the stream of labels. Every frame is predicted before it is learnt: an independent test.
 
-The force error of an atom with spread s is taken as Gaussian with σ² = (scale · s)² + floor², as everywhere
-(``neuralil_ase.calibration``). The floor of an element is the residual on the learnt frames. Each recent test k gives
-the ratio of its errors to its spreads, over its atoms i of the element:
+The force error of an atom with spread s is taken as Gaussian with σ² = (scale · s)² + floor², as in
+``neuralil_ase.calibration``. The floor of an element is the residual on the learnt frames. Each recent test k gives the
+ratio of its errors to its spreads, over its atoms i of the element:
 
     r_k² = Σ_i (error_i² - floor²) / Σ_i s_i²
 
@@ -10,9 +10,10 @@ The ratios are taken as log-normal, and the scale is the root mean square of thi
 
     scale² = exp(2 μ + 2 σ²) ≤ max r_k²,    μ, σ² = weighted mean and variance of ln r_k
 
-Each further test makes the earlier ones count half: they belong to a model that knew less. The third label of a run,
-for instance, is far from what the first two, near each other, say of it. With logarithms, such a surprise does not
-outweigh what follows. The prior counts as n₀ tests before the first one.
+Each further test halves the weight of the earlier tests, because these belong to a model that knew less. For instance,
+the first two frames of a run are near each other, and the model that has learnt only these predicts the third frame
+badly. Because logarithms are averaged, such a large ratio does not outweigh the tests that follow. The prior counts as
+n₀ tests before the first one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ RECENT = 40
 PRIOR_SCALE, PRIOR_WEIGHT = 2.0, 2.0
 """Prior ratio of error to spread, and the number of tests that the prior counts as."""
 LEAST, MOST = 0.1, 10.0
-"""Smallest and largest ratio with which a test counts."""
+"""Smaller or larger ratios are replaced by these limits."""
 TINY = 1e-12
 
 Floors = Mapping[str, float]
@@ -115,7 +116,7 @@ def _scale(ratios: Sequence[float | None], prior: float) -> float:
 
 
 def _energy_scale(ratios: Sequence[float | None]) -> float:
-    """Root mean square: a ratio of energies is that of a single number, and its logarithm says little."""
+    """Root mean square of the ratios. The ratio of two single energies fluctuates, and its logarithm says little."""
     known, weights = _weighted(ratios, PRIOR_SCALE, FADING_OF_ENERGIES)
     return float(np.sqrt(weights @ np.minimum(known, MOST) ** 2))
 

@@ -23,8 +23,8 @@ ROWS = (1, 3, 11)
 EXPONENT = np.array([[1.0, 0.3949, 0.3949], [0.3949, 0.28, 0.28], [0.3949, 0.28, 0.28]])
 DISTANCE = np.array([[1.35, 2.10, 2.53], [2.10, 2.87, 3.40], [2.53, 3.40, 3.40]])
 FORCE_CONSTANT = np.array([[0.45, 0.45, 0.45], [0.45, 0.45, 0.45], [0.45, 0.45, 0.9]])
-"""Twice the published value for the heaviest pairs. EMT metals then have 0.6 to 2 times the estimate, with the
-published value 1.1 to 4 times."""
+"""For the heaviest pairs, twice the published value. The stiffness of EMT metals is then 0.6 to 2 times the estimate;
+with the published value it is 1.1 to 4 times the estimate."""
 
 
 def check_offers(teacher: Any) -> None:
@@ -33,7 +33,7 @@ def check_offers(teacher: Any) -> None:
     Raises
     ------
     TeacherError
-        If it is not an ASE calculator, or has no energy or no forces.
+        If the teacher is not an ASE calculator, or has no energy or no forces.
     """
     offered = getattr(teacher, "implemented_properties", None)
     if offered is None or not callable(getattr(teacher, "get_property", None)):
@@ -60,7 +60,7 @@ def check_units(first: Atoms, rattled: Atoms) -> None:
     Raises
     ------
     TeacherError
-        If one of the two is not the case.
+        If the forces do not belong to the energies, or the units cannot be right.
     """
     step = rattled.positions - first.positions
     forces = first.get_forces(), rattled.get_forces()

@@ -1,6 +1,6 @@
 """Graph → element-resolved power spectrum of every atom (arXiv:2106.16220, section 2).
 
-The double sum over neighbours of the original is done in O(neighbours) with the addition theorem:
+The original double sum over neighbours is computed in O(neighbours) with the addition theorem:
 c_{a,nlm} = Σ_{j∈a} g_nl(r_j) Y_lm(r_j) and p_{ab,nl} = Σ_m c_{a,nlm} c_{b,nlm}.
 
 A channel is one (n, l, m), ordered by l, then n, then m. Sums over few indices are written as products with
@@ -76,7 +76,7 @@ def _one_by_one(pull_back: Callable[[Array], tuple[Array]], cotangents: Array) -
 
 
 def _segments(config: DescriptorConfig, graph: Graph) -> Array:
-    """One number for every pair's center and neighbour element."""
+    """For every pair, one number for its center and the element of its neighbour."""
     centers = jnp.asarray(graph.centers)
     return centers * len(config.elements) + jnp.asarray(graph.types)[graph.neighbors]
 
@@ -110,7 +110,7 @@ def pair_product_derivatives(
     series = _series(config, vectors.dtype.name)
     radial_index, harmonic_index = channels(config)
     f, f_1, f_2 = (x[:, radial_index] for x in series.derivatives(jnp.sum(vectors**2, axis=-1)))
-    # Columns: the harmonics of all channels, their derivatives by x, y, z, and those of these.
+    # Columns: the harmonics of all channels, and their first and second derivatives by x, y, z.
     gradients = gradient_matrices(config.n_max)
     second = np.einsum("aij,bjk->abik", gradients, gradients)[:, :, harmonic_index]
     rows = [np.eye(gradients.shape[1])[harmonic_index], gradients[:, harmonic_index], second]

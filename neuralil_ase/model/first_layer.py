@@ -104,7 +104,7 @@ def first_layer(
 def _readers(network: NetworkConfig, n_features: int) -> tuple[_Path, ...]:
     """The dense layers that read the descriptor, in the order of their calls.
 
-    None if a residual block also passes the descriptor on unchanged. z is then the descriptor itself.
+    Empty if a residual block also passes the descriptor on unchanged. z is then the descriptor itself.
     """
     if network.kind == "core":
         return (("body", "Dense_0"),)

@@ -94,7 +94,7 @@ class Core(nn.Module):
 class ResidualBlock(nn.Module):
     """Two dense layers of the inner width, then one to the outer width, added to the (projected) input.
 
-    The input passes unchanged where it already has both widths. No normalisation at width 1.
+    The input is added without projection if it already has both widths. There is no normalisation at width 1.
     """
 
     inner: int
@@ -179,7 +179,7 @@ def build_network(config: NetworkConfig, n_elements: int) -> nn.Module:
 def member_axes(config: ModelConfig) -> dict[str, Any]:
     """The member axis of every parameter of the networks: 0, or None if all members share the parameter.
 
-    With ``shared_layers`` the element embedding and that many first layers have no member axis. vmap then evaluates
+    With ``shared_layers``, the element embedding and the shared first layers have no member axis. vmap then evaluates
     them once for the whole ensemble.
     """
     axes = {name: None if p.is_shared else 0 for name, p in parameters(config).items()}
@@ -196,7 +196,7 @@ def network_outputs(
     config, params
         The potential.
     features
-        Descriptors, shape (N, n_features), or (members, N, n_features) to keep the members' derivatives apart.
+        Descriptors, shape (N, n_features), or (members, N, n_features) for separate derivatives of each member.
     types
         Element index of every atom, shape (N,).
 
@@ -242,7 +242,7 @@ def _apply(config: ModelConfig) -> Callable[[Params, Array, ArrayLike], Any]:
     return lambda params, features, types: network.apply({"params": params}, features, types)
 
 
-# It runs once. Compiling it with optimisation would take six times as long.
+# This function runs once. Compiling it with optimisation would take six times as long.
 @partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def _init_members(config: ModelConfig, keys: Array) -> Params:
     return jax.vmap(lambda key: _init_member(config, key))(keys)

@@ -29,7 +29,7 @@ class Parameter(NamedTuple):
     is_shared
         Whether all members share the parameter.
     is_aleatoric
-        Whether it acts only on the variances that members predict of their own errors.
+        Whether the parameter acts only on the variances that members predict for their own errors.
     """
 
     shape: tuple[int, ...]

@@ -62,7 +62,7 @@ def spherical_bessel_zeros(l_max: int, count: int) -> np.ndarray:
 def exact_radial_functions(r: np.ndarray, n_max: int, r_cut: float) -> np.ndarray:
     """Evaluate g_nl(r) from its definition, in float64.
 
-    This is slow and has removable singularities. The series are fitted to it once per model.
+    This is slow and has removable singularities. The series are fitted to these values once per model.
 
     Parameters
     ----------

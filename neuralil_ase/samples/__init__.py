@@ -1,1 +1,1 @@
-"""From labelled frames to what networks learn from: what is taken from the labels, and arrays computed once."""
+"""Turns labelled frames into training samples: subtracts known parts from the labels, and computes arrays once."""

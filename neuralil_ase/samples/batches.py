@@ -59,7 +59,7 @@ class FrameArrays:
 
 @dataclass(frozen=True)
 class Labels:
-    """Targets of one frame; NaN where the data hold none.
+    """Targets of one frame; NaN for missing labels.
 
     Attributes
     ----------
@@ -246,7 +246,7 @@ def _products_and_slopes(
 
 
 def in_blocks(vectors: np.ndarray, size: int, length: float) -> list[np.ndarray]:
-    """Pair vectors in blocks of equal size. The last one is filled up with vectors of this length in Å."""
+    """Pair vectors in blocks of equal size. The last block is filled up with vectors of this length in Å."""
     n_blocks = max(1, -(-len(vectors) // size))
     padded = np.zeros((n_blocks * size, 3), vectors.dtype)
     padded[:, 0] = length

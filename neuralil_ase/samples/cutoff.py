@@ -1,7 +1,8 @@
 """Chooses cutoff and radial scaling from the distances and densities in the data, if the settings give none.
 
-Near neighbours decide most of the energy, and far ones are many. The radial scaling (1 - r²/r_cut²)^k makes far ones
-count less, so that a longer cutoff helps instead of drowning the near ones (NOTEBOOK, "Radial scaling").
+Near neighbours determine most of the energy, but far neighbours are more numerous. The radial scaling (1 - r²/r_cut²)^k
+makes far neighbours count less. A longer cutoff then helps, because far neighbours do not outweigh near ones (NOTEBOOK,
+"Radial scaling").
 """
 
 from collections.abc import Sequence
@@ -14,23 +15,24 @@ from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
 SHORTEST, LONGEST = 3.5, 6.0
 """Smallest and largest cutoff in Å that is chosen."""
 REACH, REACH_OF_COMPOUNDS = 2.2, 2.4
-"""Cutoff divided by the distance between nearest neighbours, so that it includes the second shell, for an element and
-for several. The limits below can change it."""
+"""Cutoff divided by the distance between nearest neighbours, for one element and for several. The cutoff then includes
+the second shell. The limits below can change it."""
 LEAST_REACH = 5.0
-"""Smallest cutoff in Å if that does not hold too many neighbours."""
+"""Smallest cutoff in Å, unless it would hold too many neighbours."""
 MOST_ALIKE, MOST_ALIKE_IN_COMPOUNDS = 35, 45
 """Largest number of neighbours of one element inside the cutoff. The coefficients of the density cannot resolve more.
-Force errors of copper are 82 meV/Å with 4.0 Å, 59 with 4.5 Å (32 neighbours), and 63 with 5.5 Å (59 neighbours), at
-1.7 times the cost. In SrTiO3 5.5 Å (35 oxygen atoms) is best without a scaling, 6.0 Å (41) with one."""
+Force errors of copper are 82 meV/Å with 4.0 Å, 59 with 4.5 Å (32 neighbours), and 63 with 5.5 Å (59 neighbours), at 1.7
+times the cost. In SrTiO3, the best cutoff is 5.5 Å (35 oxygen atoms) without a scaling, and 6.0 Å (41) with a
+scaling."""
 FEW = 16
 """If the largest cutoff holds no more neighbours than this, as in a small molecule, the largest cutoff is chosen."""
 RANGE, RANGE_OF_MOLECULES = 1.8, 3.0
 """Range of the scaled radial functions, r_cut / √k, divided by the distance between nearest neighbours; in general and
 for small molecules, which have few environments and many examples of each."""
 FAR = 3.0
-"""An element has a scaling only if the cutoff is more than this multiple of the distance between nearest neighbours. In
-metals (1.9), the second shell counts as much as the first: with a scaling of 1, the energies of molybdenum have errors
-of 4.4 in place of 2.8 meV/atom."""
+"""A single element has a scaling only if the cutoff is more than this multiple of the distance between nearest
+neighbours. In metals (1.9), the second shell counts as much as the first: with a scaling of 1, the energies of
+molybdenum have errors of 4.4 instead of 2.8 meV/atom."""
 STRONGEST = 5
 """Largest power of the radial scaling that is chosen."""
 SAMPLE = 64
@@ -57,7 +59,7 @@ class Surroundings(NamedTuple):
 
     @property
     def is_molecule(self) -> bool:
-        """Whether the longest cutoff holds so few neighbours that all of them count, as in a small molecule."""
+        """Whether the largest cutoff holds only few neighbours, as in a small molecule."""
         return self.neighbours <= FEW
 
     @property
@@ -82,7 +84,7 @@ def surroundings(frames: Sequence[Frame], elements: tuple[str, ...]) -> Surround
 
 
 class Sight(NamedTuple):
-    """How far atoms see, and how much less far neighbours count.
+    """The cutoff, and how much less far neighbours count.
 
     Attributes
     ----------
@@ -91,7 +93,7 @@ class Sight(NamedTuple):
     scaled_range
         Range of the scaled radial functions in Å; infinite without a scaling.
     is_molecule
-        Whether it is a small molecule, all of which an atom sees.
+        Whether the data are of a small molecule, all of which lies within the cutoff.
     """
 
     r_cut: float
@@ -104,13 +106,13 @@ class Sight(NamedTuple):
 
 
 def sight_for(found: Surroundings) -> Sight:
-    """Cutoff and range from the nearest distance; the cutoff is smaller where one element is dense."""
+    """Cutoff and range from the nearest distance; the cutoff is smaller if one element is dense."""
     if found.is_molecule:
         return Sight(LONGEST, RANGE_OF_MOLECULES * found.nearest, is_molecule=True)
     reach, most = REACH, MOST_ALIKE
     if found.is_compound:
         reach, most = REACH_OF_COMPOUNDS, MOST_ALIKE_IN_COMPOUNDS
-    # The radius that holds so many neighbours at the mean density; a count would jump from shell to shell.
+    # The radius that holds this many neighbours at the mean density; a count would jump from shell to shell.
     crowded = LONGEST * np.cbrt(most / max(found.alike, 1e-9))
     r_cut = rounded(min(max(reach * found.nearest, LEAST_REACH), float(crowded)))
     is_scaled = found.is_compound or r_cut > FAR * found.nearest

@@ -22,7 +22,7 @@ from neuralil_ase.samples.normalisation import factor_of
 
 @dataclass(frozen=True)
 class Unknowns:
-    """What is solved for: weights of (p - mean) * factor for each element of the centre, then a bias for each element.
+    """The unknowns of a fit: weights of (p - mean) * factor by element of the centre, then a bias for each element.
 
     Without a bias, the mean is 0.
     """
@@ -33,7 +33,7 @@ class Unknowns:
 
     @classmethod
     def of(cls, packer: Packer, samples: Sequence[Sample], alone: Sequence[int]) -> "Unknowns":
-        """From the atoms of these samples; ``alone`` are the elements without a bias."""
+        """Make the unknowns from the atoms of these samples; ``alone`` are the elements without a bias."""
         some = some_of(samples)
         features = packer.features(some)
         types = np.concatenate([sample.types for sample in some])
@@ -55,7 +55,7 @@ class Unknowns:
         return self.mean.size + self.n_elements
 
     def linear(self, solutions: np.ndarray) -> Linear:
-        """In terms of the features themselves; solutions of shape (M, U)."""
+        """Convert solutions, shape (M, U), to weights of the features themselves."""
         n_elements = len(self.mean)
         weights = solutions[:, :-n_elements].reshape(-1, *self.mean.shape) * self.factor
         bias = solutions[:, -n_elements:] * self.has_bias - (weights * self.mean).sum(axis=-1)
@@ -63,7 +63,7 @@ class Unknowns:
 
 
 class Sums(NamedTuple):
-    """Of one kind of label: Σ a aᵀ, Σ a y, Σ y² and the sum of weights, for labels y and their rows a."""
+    """Sums over one kind of label: Σ a aᵀ, Σ a y, Σ y² and the sum of weights, for labels y and their rows a."""
 
     gram: np.ndarray
     right: np.ndarray
@@ -72,7 +72,7 @@ class Sums(NamedTuple):
 
     @classmethod
     def of(cls, rows: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> "Sums":
-        """Rows of shape (labels, U)."""
+        """Compute the sums from rows of shape (labels, U)."""
         weighted = rows * weights[:, None]
         square = float((weights * labels**2).sum())
         return cls(rows.T @ weighted, weighted.T @ labels, square, float(weights.sum()))
@@ -92,7 +92,7 @@ class Sums(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a fit needs besides its equations."""
+    """The numbers that a fit needs besides its equations."""
 
     energy_weight: float
     penalty: float
@@ -101,7 +101,7 @@ class Choice(NamedTuple):
     def matrix(self, gram: np.ndarray) -> np.ndarray:
         """Matrix of the normal equations, with the penalties."""
         penalties = np.full(len(gram), self.penalty)
-        # A fixed composition determines only the sum of biases. The others stay near zero.
+        # A fixed composition determines only the sum of biases. A small penalty keeps all else near zero.
         penalties[-self.n_elements :] = 1e-6 * self.energy_weight
         return gram + np.diag(penalties)
 
@@ -120,7 +120,7 @@ class Equations:
         return cls(*(Sums(np.zeros((size, size)), np.zeros(size), 0.0, 0.0) for _ in range(3)))
 
     def plus(self, other: "Equations", factor: float = 1.0) -> "Equations":
-        """With ``factor`` times the sums of others."""
+        """These sums plus ``factor`` times the other sums."""
         return Equations(
             self.energies.combined(other.energies, factor),
             self.forces.combined(other.forces, factor),
@@ -128,7 +128,7 @@ class Equations:
         )
 
     def solve(self, choice: Choice) -> np.ndarray:
-        """The unknowns with the least weighted sum of squares; the last ones are those of the bias."""
+        """The unknowns with the least weighted sum of squares; the biases come last."""
         sums = self.sums(choice)
         return cho_solve(cho_factor(choice.matrix(sums.gram)), sums.right)
 
@@ -140,9 +140,9 @@ class Equations:
         seed: int,
         more_penalty: float = 1.0,
     ) -> np.ndarray:
-        """Unknowns from their posterior distribution, shape (M, U), whose mean is the solution.
+        """Draw unknowns, shape (M, U), from their posterior distribution. The mean over members is the solution.
 
-        ``variance`` is that of the labels around a linear function, for labels of weight 1. The mean has
+        ``variance`` is the variance of labels of weight 1 around a linear function. The mean is computed with
         ``more_penalty`` times the penalty of the distribution.
         """
         sums = self.sums(choice)
@@ -213,16 +213,17 @@ def _without_bias(values: np.ndarray, n_elements: int) -> np.ndarray:
 def _rows(
     descriptor: DescriptorConfig, slots: tuple[int, ...], batch: Batch
 ) -> tuple[Array, Array, Array]:
-    """Features (N, F), and what a unit weight of each feature gives for centres of each element.
+    """Features (N, F), and the forces and virials for a unit weight of each feature and centres of each element.
 
-    These are forces, (elements, N, 3, F), and virials, (B, elements, 6, F).
+    Shapes: forces (elements, N, 3, F), virials (B, elements, 6, F).
     """
     spectrum = partial(power_spectrum, descriptor, only_forward=True)
     features, along = jax.linearize(spectrum, jnp.asarray(batch.density))
     n_atoms, n_slots, _, n_channels = batch.slopes.shape
     n_elements, n_frames = len(slots), len(batch.energy)
     atoms = jnp.arange(n_atoms)
-    neighbours = jnp.asarray(batch.reverse) // n_slots  # an empty slot is its own, with slope 0
+    # For an empty slot, the neighbour is the atom itself, with slope 0.
+    neighbours = jnp.asarray(batch.reverse) // n_slots
     x, y = VOIGT
 
     def add_slot(

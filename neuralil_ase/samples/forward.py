@@ -104,7 +104,7 @@ def predict(
 
 
 def _aleatoric_variances(config: ModelConfig, params: Params, batch: Batch) -> Array:
-    """σ²_E and σ²_F of every atom, (M, N, 2). Gradients reach only the layers that predict them.
+    """σ²_E and σ²_F of every atom, (M, N, 2). Gradients reach only the layers that predict these variances.
 
     The layers that lead to the energy do not learn from this likelihood: forces would become worse ("faithful"
     regression, Stirn et al., arXiv:2212.09184).

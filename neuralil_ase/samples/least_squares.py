@@ -1,11 +1,11 @@
 """Fits the linear part of the energy by least squares.
 
-Energies, forces and stresses are linear in its weights, and the best weights are the solution of one system of
+Energies, forces and stresses are linear in the weights, and the best weights are the solution of one system of
 equations, as in SNAP (Thompson et al., J. Comput. Phys. 285, 316 (2015)). A linear function of smooth invariants
-changes little outside the data, where a network may do anything.
+changes little outside the data, where a network may give any value.
 
-The labels determine the weights only in part. Each member gets its own, drawn from their posterior distribution
-(Bayesian linear regression), so that members agree where the data determine the energy and differ where they do not.
+The labels determine the weights only in part. Each member gets its own weights, drawn from their posterior distribution
+(Bayesian linear regression). The members therefore agree where the data determine the energy, and differ elsewhere.
 Weights that all members share would hide how uncertain the linear part is far from the data.
 """
 
@@ -21,7 +21,7 @@ from neuralil_ase.samples.equations import Choice, Equations, Sums, Unknowns, eq
 from neuralil_ase.samples.linear import Linear
 
 FOLDS = 5
-"""Groups of frames for the cross-validation that chooses the two numbers below."""
+"""Groups of frames for the cross-validation that chooses the weight of energies and the penalty."""
 FEWEST = 3
 """Smallest number of frames for a fit."""
 ENERGY_WEIGHTS = tuple(10.0**k for k in range(2, 7))
@@ -33,24 +33,24 @@ MOST_FRAMES = 500
 MOST_UNKNOWNS = 3000
 """Largest number of unknowns. All sums of a fit of this size need 3 GB."""
 BEFORE_NETWORKS = 100.0
-"""Factor for the penalty of a linear part whose rest is learnt by networks from many frames. They make up for what a
-larger penalty costs, and the largest errors become smaller (NOTEBOOK, "A linear part")."""
+"""Factor for the penalty of the linear part if networks then learn the rest from many frames. The networks make up for
+the accuracy that a larger penalty costs, and the largest errors become smaller (NOTEBOOK, "A linear part")."""
 logger = logging.getLogger(__name__)
 
 
 class LinearFit:
-    """The equations for the linear part, which can grow.
+    """The equations for the linear part. Samples can be added later.
 
-    The weight of energies against forces and the penalty of large weights are those with the smallest product of the
-    root mean square errors of energies and forces in a cross-validation of the first samples. Stresses count as much as
-    the forces of their frame.
+    A cross-validation of the first samples chooses the weight of energies against forces and the penalty of large
+    weights: the pair with the smallest product of the root mean square errors of energies and forces. Stresses count as
+    much as the forces of their frame.
 
     Parameters
     ----------
     packer, samples
         The first samples. Their descriptors determine how the unknowns are scaled.
     alone
-        Elements of which isolated atoms are known. They get no bias: the linear part of an isolated atom is 0.
+        Elements whose isolated atoms are known. They get no bias: the linear part of an isolated atom is 0.
     progress
         Show a progress bar.
     """
@@ -87,8 +87,8 @@ class LinearFit:
         n_members, seed
             Number of members, and the seed of their deviations.
         more_penalty
-            Factor for the penalty of the mean. Deviations are those of the penalty that predicts best, so that they
-            do not become too small where the labels say little.
+            Factor for the penalty with which the mean is computed. The deviations are drawn with the penalty that
+            predicts best, so that they do not become too small where the labels say little.
 
         Returns
         -------
@@ -118,7 +118,7 @@ class LinearFit:
 
 
 def some_labelled(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples for a fit: those with labels, or every other, third … one if they are very many."""
+    """The samples with labels; if there are more than ``MOST_FRAMES``, only every second, third … of them."""
     labelled = [sample for sample in samples if _has_labels(sample.labels)]
     return labelled[:: max(1, -(-len(labelled) // MOST_FRAMES))]
 
@@ -146,8 +146,8 @@ def _score(solutions: Sequence[np.ndarray], folds: Sequence[Equations]) -> float
 def _variance(choice: Choice, others: Sequence[Equations], folds: Sequence[Equations]) -> float:
     """Variance of labels of weight 1 around a linear function.
 
-    It is the one with which held-out squared errors are as large as the posterior predicts them: the variance times 1 +
-    aᵀ A⁻¹ a, with the matrix A of the other folds and the row a of the label.
+    With this variance, the sum of the held-out squared errors is as large as the posterior predicts. The prediction for
+    a label with row a is the variance times 1 + aᵀ A⁻¹ a, where A is the matrix of the other folds.
     """
     squares = expected = 0.0
     for rest, fold in zip(others, folds, strict=True):
@@ -163,7 +163,7 @@ def _variance(choice: Choice, others: Sequence[Equations], folds: Sequence[Equat
 def _best_choice(
     others: Sequence[Equations], folds: Sequence[Equations], n_elements: int
 ) -> tuple[Choice, float]:
-    """The choice with the smallest score, and that score: one number is varied after the other, twice."""
+    """The choice with the smallest score, and this score. The two numbers are varied in turn, twice."""
     scores: dict[Choice, float] = {}
     best = Choice(ENERGY_WEIGHTS[2], PENALTIES[2], n_elements)
     for field, values in 2 * (("penalty", PENALTIES), ("energy_weight", ENERGY_WEIGHTS)):

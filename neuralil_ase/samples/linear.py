@@ -1,6 +1,7 @@
 """The part of the energy that is linear in the descriptor, with one set of weights for each element of the centre.
 
-It is fitted before the networks are trained (``least_squares``), and they learn what it leaves of the labels.
+The linear part is fitted before the networks are trained (``least_squares``). The networks learn the rest of the
+labels.
 """
 
 from dataclasses import replace
@@ -35,7 +36,7 @@ class Linear(NamedTuple):
     bias: np.ndarray
 
     def of_member(self, member: int) -> "Linear":
-        """That of one member, with a member axis of length 1."""
+        """The linear part of one member, with a member axis of length 1."""
         return Linear(self.weights[member : member + 1], self.bias[member : member + 1])
 
 
@@ -48,7 +49,7 @@ def linear_of(potential: Potential) -> Linear | None:
 
 
 def with_linear(potential: Potential, linear: Linear | None) -> Potential:
-    """The potential with this linear part in place of its own; None for a potential without one."""
+    """The potential with this linear part in place of its own; None removes the linear part."""
     flat = {
         k: v for k, v in flatten(potential.params).items() if k not in (LINEAR_WEIGHTS, LINEAR_BIAS)
     }
@@ -64,7 +65,7 @@ def with_linear(potential: Potential, linear: Linear | None) -> Potential:
 
 
 def without_linear(config: ModelConfig) -> ModelConfig:
-    """The architecture of what the networks learn."""
+    """The architecture without the linear part."""
     return replace(config, network=replace(config.network, linear=False))
 
 

@@ -17,7 +17,8 @@ from neuralil_ase.model.potential import Params, flatten, unflatten
 
 ALEATORIC_FACTOR = 10.0
 """Factor between the last layers of the variances and the argument of softplus, which gives σ². An error of 0.05 eV/Å
-needs -6 there, an energy -9. With a learning rate of 2e-3 a weight does not move that far in a usual run."""
+needs an argument of -6, an energy -9. With a learning rate of 2e-3, a weight does not change by so much in a usual
+run."""
 
 
 FEATURE_EXPONENT = 0.5
@@ -47,7 +48,7 @@ class Scaling(NamedTuple):
 
 
 def scaling_of(features: np.ndarray, force_rms: float) -> Scaling:
-    """Give the feature that varies most unit variance; energies are in units of the typical force times 1 Å.
+    """Scale the feature that varies most to unit variance; energies are in units of the typical force times 1 Å.
 
     Parameters
     ----------
@@ -123,7 +124,7 @@ def inlets(config: ModelConfig) -> list[str]:
     Raises
     ------
     ConfigError
-        If the raw descriptor also bypasses them, so that it cannot be normalised.
+        If the raw descriptor also bypasses these layers, so that it cannot be normalised.
     """
     network = config.network
     if network.kind == "core":
@@ -144,7 +145,7 @@ def _outlets(config: ModelConfig, scaling: Scaling) -> dict[str, float]:
     energy = "energy_denormalizer" if is_published else "denormalizer"
     outlets = {f"network/body/{energy}/{leaf}": scaling.energy for leaf in ("kernel", "bias")}
     if config.is_heteroscedastic:
-        # In the published architecture they have no bias.
+        # In the published architecture, these layers have no bias.
         leaves = ("kernel",) if is_published else ("kernel", "bias")
         for name in ALEATORIC:
             outlets |= {f"network/body/{name}_denormalizer/{x}": ALEATORIC_FACTOR for x in leaves}

@@ -20,9 +20,10 @@ def energy_reference(
 ) -> np.ndarray:
     """Energy of every element in eV: the least-squares fit to the energies per atom.
 
-    The compositions may leave the fit open, as in data of one composition. The fit closest to the energies of the
-    isolated atoms is then taken, after all of these have been shifted by the same energy. Without isolated atoms, all
-    elements begin with the same energy. What the network has to learn is therefore small in any case.
+    The compositions may not determine the fit, for instance if all frames have the same composition. The fit closest to
+    the energies of the isolated atoms is then used, after all of these have been shifted by the same energy. Without
+    isolated atoms, all elements begin with the same energy. The energy that the network has to learn is therefore
+    always small.
 
     Returns
     -------
@@ -41,7 +42,7 @@ def energy_reference(
     reference = np.array([(isolated_atoms or {}).get(symbol, 0.0) for symbol in elements])
     present = counts.sum(axis=0) > 0
     if not known[present].all():
-        # First the elements without an isolated atom: they get what the others leave.
+        # First fit the elements without an isolated atom to the energy that the others do not explain.
         reference = _closest(fractions, energies, reference, present & ~known)
     return _closest(fractions, energies, reference, present)
 

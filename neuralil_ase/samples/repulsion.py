@@ -1,4 +1,4 @@
-"""The repulsion of close atoms: its range, chosen from the data, and what it takes from the labels."""
+"""The repulsion of close atoms: its range, chosen from the data, and the part that is subtracted from the labels."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -17,11 +17,12 @@ from neuralil_ase.prediction import to_voigt
 from neuralil_ase.samples.batches import in_blocks
 
 CLOSE = 0.85
-"""Distance over the sum of the covalent radii below which atoms repel each other in any case.
+"""Distance, divided by the sum of the covalent radii, below which atoms always repel each other.
 
-Atoms of hot metals come this close, and a network alone errs most where they come closer than in the data. From 0.7 to
-0.85, the RMSE of held-out forces falls from 65 to 44 meV/Å in copper and from 245 to 205 in molybdenum (folds with the
-closest contacts). With 1 it falls to 19 in copper, but energies of surfaces err by 10 meV/atom."""
+Atoms of hot metals come this close. A network alone has the largest errors where atoms come closer than in the data.
+With 0.85 instead of 0.7, the RMSE of held-out forces falls from 65 to 44 meV/Å in copper and from 245 to 205 in
+molybdenum (folds with the closest contacts). With 1 it falls to 19 in copper, but energies of surfaces have errors of
+10 meV/atom."""
 
 ZBL_BLOCK = 256
 """Close pairs evaluated together. The number is the same for all frames, so that the function is compiled once."""
@@ -33,7 +34,7 @@ def zbl_radii(
     """Distance in Å below which each pair of elements is repelled, in the order of ``np.triu_indices``.
 
     It is the shortest distance in the data or ``CLOSE`` times the sum of the covalent radii, whichever is larger. For a
-    pair that never comes inside the cutoff it is that sum.
+    pair of elements that never comes inside the cutoff, it is the sum of the covalent radii.
     """
     n = len(elements)
     radii = covalent_radii[[atomic_numbers[symbol] for symbol in elements]]

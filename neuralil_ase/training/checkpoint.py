@@ -55,7 +55,7 @@ class Checkpoint:
         return cls("", [np.asarray(leaf) for leaf in jax.tree.leaves(arrays)], record)
 
     def like(self, template: Any) -> Any:
-        """The arrays as a pytree of this structure.
+        """The arrays as a pytree with the structure of ``template``.
 
         Raises
         ------
@@ -137,7 +137,7 @@ def check_same_run(
     record
         Settings, data and start of that run.
     settings, data, start
-        Those of now; the data are given by their fingerprints.
+        Settings, data and start of the present run; the data are given by their fingerprints.
     free
         Names of settings that may differ.
     otherwise
@@ -146,7 +146,7 @@ def check_same_run(
     Raises
     ------
     TrainingError
-        If one of them differs. The message says which.
+        If settings, data or start differ. The message says which.
     """
     _check_same_start(path, record.get("start"), start, otherwise)
     before = record["settings"]

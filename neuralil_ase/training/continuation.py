@@ -29,7 +29,7 @@ from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start
 
 SPARE = 1.2
-"""Slots for the neighbours of an element, divided by the number that the frames need at that time."""
+"""Number of slots for the neighbours of an element, divided by the number that is needed when the slots are made."""
 ROUND = 8
 """The number of slots is a multiple of this, so that similar systems share compiled functions."""
 
@@ -56,19 +56,21 @@ class Continuation:
     Parameters
     ----------
     potential
-        Its architecture and energy reference are kept in all updates.
+        The potential to train. All updates keep its architecture, and its energy reference until :meth:`move_reference`
+        is called.
     settings
         Only the settings of the loss and of the optimiser, ``batch_size``, ``seed`` and ``memory_budget`` are used.
     steps
-        Steps of one update: a whole cycle of the learning rate.
+        Number of steps of one update, which is a whole cycle of the learning rate.
     """
 
     def __init__(self, potential: Potential, settings: TrainingSettings, steps: int) -> None:
         self.config, self.reference = without_linear(potential.config), potential.energy_reference
         self._linear = linear_of(potential)
         self._fit: LinearFit | None = None
-        self._fitted = (0, 0)  # frames that scale the unknowns, and all frames in the fit
-        # A decay that follows the number of frames would be another function to compile at every update.
+        # Number of frames that scale the unknowns, and number of all frames in the fit.
+        self._fitted = (0, 0)
+        # A weight decay that depends on the number of frames would need another compilation at every update.
         self.settings, self.steps = settings.with_frames(1), steps
         self._frames: list[Frame] = []
         self._samples: list[Sample] = []
@@ -104,7 +106,7 @@ class Continuation:
     def fit_linear(self, potential: Potential, learnt: Sequence[int], first: int) -> Potential:
         """Fit the linear part again to the labels of these frames. The networks stay as they are.
 
-        If no linear part can be fitted, the potential is returned as it is.
+        If no linear part can be fitted, the potential is returned unchanged.
 
         Parameters
         ----------
@@ -113,8 +115,8 @@ class Continuation:
         learnt
             Numbers of the frames.
         first
-            The fit begins with so many of them, which scale its unknowns. The result does not depend on whether the
-            others are added now or were added by earlier calls.
+            The fit begins with this many of the frames, which determine how the unknowns are scaled. The result does
+            not depend on whether the other frames are added in this call or were added by earlier calls.
         """
         claim_jax()
         if self._fit is None or self._fitted[0] != first:
@@ -134,7 +136,7 @@ class Continuation:
         return [self._whole(self._frames[k], self._samples[k]) for k in numbers]
 
     def use_linear(self, linear: Linear | None) -> None:
-        """Subtract this linear part from the labels, in place of the one before."""
+        """Subtract this linear part from the labels, instead of the previous one."""
         self._linear = linear
         self._samples = [
             self._left(self._whole(f, s)) for f, s in zip(self._frames, self._samples, strict=True)
@@ -211,7 +213,7 @@ class Continuation:
         return replace(sample, labels=labels)
 
     def _left(self, sample: Sample) -> Sample:
-        """What the linear part leaves of the labels."""
+        """The sample with the linear part subtracted from its labels."""
         return (
             sample if self._linear is None else what_is_left(self._packer(), self._linear, sample)
         )

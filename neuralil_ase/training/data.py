@@ -1,4 +1,4 @@
-"""From the data that a user gives to checked frames, and to the frames to train on and to validate on."""
+"""Reads and checks the data that a user gives, and divides the frames into training and validation frames."""
 
 import logging
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def load_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list
 
 
 def read_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
-    """All frames of the data but those with absurd forces, and all frames of the validation files.
+    """All frames of the data except frames with absurd forces, and all frames of the validation files.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def divide(
 def without_isolated_atoms(
     frames: Sequence[Frame], settings: TrainingSettings
 ) -> tuple[list[Frame], list[Frame]]:
-    """The frames of several atoms, and those of isolated atoms."""
+    """The frames of several atoms, and the frames of isolated atoms."""
     radius = max(LONGEST, settings.r_cut)
     alone = [is_isolated_atom(frame, radius) for frame in frames]
     pairs = [*zip(frames, alone, strict=True)]

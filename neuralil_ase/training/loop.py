@@ -258,7 +258,7 @@ def _gradient(
         predicted = _predicted(objective, scaling, p, batch, objective.has_stress)
         sums = loss_sums(objective.settings, predicted, batch)
         losses = total(objective.settings, sums, norms)
-        # Only the variances learn from the likelihood, and only from it. It needs no weight.
+        # Only the variances learn from the likelihood, and they learn from nothing else. It needs no weight.
         likelihood = sums.likelihood / (norms.forces + norms.energy)
         return (losses + likelihood).sum(), (losses, sums)
 
@@ -272,7 +272,7 @@ def _add(a: Any, b: Any) -> Any:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _update(objective: Objective, n_steps: int, state: State, gradient: Params) -> State:
-    """One step of the optimiser. Only this function depends on the length of the run, and so on its schedule."""
+    """One step of the optimiser. Only this function depends on the length of the run (through the schedule)."""
     settings = objective.settings
     optimizer = build_optimizer(settings, n_steps)
     clipped = clip_members(objective.config, gradient, settings.clip_norm)

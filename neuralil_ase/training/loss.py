@@ -17,7 +17,7 @@ class Sums(NamedTuple):
     Attributes
     ----------
     energy, forces, stress
-        Sums of the loss function over the scaled residuals, without unit.
+        Sums of the loss function over the scaled residuals, dimensionless.
     likelihood
         Negative log-likelihood of energies and forces if the network predicts variances, else 0.
     energy_error, force_error

@@ -1,8 +1,9 @@
 """Trains the members of an ensemble separately, each by a worker of an executor, and joins them.
 
-A member has the same first parameters, resampled frames (bootstrap) and order of frames as in a common training. Its
-best epoch is chosen by its own validation loss; in a common training it is chosen by that of the ensemble mean. The
-result depends neither on the number of workers nor on the order in which they finish.
+A member has the same first parameters, resampled frames (bootstrap) and order of frames as in a common training. The
+best epoch of a member is chosen by its own validation loss. In a common training, the best epoch is chosen by the
+validation loss of the ensemble mean. The result depends neither on the number of workers nor on the order in which they
+finish.
 """
 
 import logging
@@ -40,7 +41,7 @@ RESUME = "Members that were finished are kept beside the output: start a new exe
 class Job:
     """The message to every worker, without the index of its member.
 
-    Jobs are the same if their tokens are, so that a worker recognises the job of its last message.
+    Jobs are equal if their tokens are equal. A worker thus recognises the job of its previous message.
     """
 
     settings: TrainingSettings = field(compare=False)
@@ -93,7 +94,7 @@ def train_members(
                 found[member] = potential if kept is None else kept.keep(member, potential)
                 bar.update(len(found))
     finally:
-        _prepared.cache_clear()  # of threads, which work in this process
+        _prepared.cache_clear()  # workers that are threads have filled it in this process
     members = [found[k] for k in sorted(found)]
     history = mean_history([potential.provenance["history"] for potential in members])
     joined = join(members, history)
@@ -118,18 +119,18 @@ def train_member(job: Job, member: int) -> Potential:
                 f"member {member}, trained apart from the others: {error}"
             ) from error
     if recorder.reason == "interrupted":
-        raise KeyboardInterrupt  # half a member is none
+        raise KeyboardInterrupt  # a partly trained member is not used
     potential = recorder.potential(run)
     return replace(potential, provenance={**potential.provenance, "history": run.history})
 
 
 _PREPARING = Lock()
-"""So that of several threads one prepares, and the others wait for it."""
+"""Lets one of several threads prepare the job, while the others wait."""
 
 
 @lru_cache(maxsize=1)
 def _prepared(job: Job) -> Task:
-    """Each process prepares a job once, however many members it trains. The last job's arrays stay in a worker."""
+    """Prepare a job once per process, for all members that it trains. A worker keeps the arrays of the last job."""
     return prepare(job.settings, job.train, job.validation, job.start)
 
 
@@ -139,7 +140,7 @@ def join(members: Sequence[Potential], history: History) -> Potential:
     Raises
     ------
     ProcessError
-        If they differ in their architecture.
+        If the members differ in their architecture.
     """
     first = members[0]
     if any(potential.config != first.config for potential in members):
@@ -197,7 +198,7 @@ class _Kept:
         if not self._resume and self._folder.exists():
             aside = self._folder.rename(free_name(self._folder))
             logger.info("%s of an earlier run is kept as %s", self._folder, aside.name)
-        self._resume = True  # from now on, what lies there is ours
+        self._resume = True  # from now on, the members in the folder belong to this run
         make_folder(self._folder)
         record = {**potential.provenance, "run": self._record}
         save_potential(replace(potential, provenance=record), self._path(member))
@@ -220,12 +221,13 @@ def all_answers(
     name: str,
     advice: str,
 ) -> Iterator[tuple[int, Any]]:
-    """Yield the number and the answer of every message as they come.
+    """Yield the number and the answer of every message, in the order in which the answers arrive.
 
     Raises
     ------
     ProcessError
-        In the end, if workers died. It names the missing numbers (``name`` is what they count) and gives the advice.
+        In the end, if workers died. The message names the missing numbers (``name`` says what is numbered) and gives
+        the advice.
     """
     lost: dict[int, str] = {}
     for number, answer in answers_of(executor, function, messages):

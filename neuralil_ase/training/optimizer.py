@@ -13,8 +13,7 @@ from neuralil_ase.model.potential import Params, flatten, unflatten
 from neuralil_ase.training.settings import TrainingSettings
 
 MUON_RMS = 0.5
-"""Root mean square of a Muon update in units of the learning rate, whatever the shape
-of the matrix; Adam's is about 1."""
+"""Root mean square of a Muon update in units of the learning rate, for any shape of the matrix; about 1 for Adam."""
 
 
 def build_optimizer(settings: TrainingSettings, n_steps: int) -> optax.GradientTransformation:
@@ -95,7 +94,7 @@ def _factor(squares: list[Array], limit: float) -> Array:
 
 
 def _matrix_axes(params: Params) -> Any:
-    """Weight matrices, behind the member axis, for Muon; None for parameters that Adam updates."""
+    """For Muon: the two axes of every weight matrix, after the member axis; None for parameters that Adam updates."""
     return jax.tree.map(
         lambda leaf, chosen: (
             optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if chosen else None

@@ -52,7 +52,7 @@ class Output:
     OutputError
         If the files cannot be written, or another run writes them.
     ConfigError
-        If one of them is an input, or the model would replace a file that is no model.
+        If one of the files is an input, or the model would replace a file that is not a model.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Output:
         Raises
         ------
         OutputError
-            If the file cannot be written. An existing file then has its name back.
+            If the file cannot be written. An existing file then gets its name back.
         """
         is_ours = path in self._written or not path.is_file()
         backup = None if is_ours else set_aside(path)
@@ -325,7 +325,7 @@ def _errors(record: Mapping[str, Any], prefix: str) -> dict[str, str]:
 
 
 def plain(value: Any) -> Any:
-    """Tuples to lists, as JSON would."""
+    """Convert tuples to lists, as JSON does."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -48,7 +48,7 @@ class Task:
     Attributes
     ----------
     config, settings
-        Architecture of what is trained (without the linear part) and options.
+        Architecture of the networks (without the linear part), and settings of the run.
     reference
         Energy of every element in eV, shape (elements,).
     linear
@@ -114,8 +114,8 @@ def prepare(
 ) -> Task:
     """Find elements, cutoff, neighbour counts, repulsion radii and energy reference, and precompute arrays.
 
-    With ``start``, elements and radii are those of ``start``, and the settings must have its architecture. The energy
-    reference is also kept, unless the data have another zero of energy.
+    With ``start``, the elements, repulsion radii and energy reference are taken from ``start``, and the settings must
+    have its architecture. The energy reference is shifted if the energies of the data have another zero.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def prepare(
         if start is None
         else without_linear(start.potential.config)
     )
-    inlets(config)  # refuses what cannot be trained, before the long work
+    inlets(config)  # raises an error, before the long work, if the network cannot be trained
     slots = _slots(pairs, types, elements)
     samples = _samples(config, settings, frames, types, pairs, reference, slots, progress)
     samples = _weighted(samples, [frame.weight for frame in frames], n_train)
@@ -184,7 +184,7 @@ def prepare(
 
 
 def _apart(train: Sequence[Frame], settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
-    """Frames of isolated atoms, and the others."""
+    """Frames of isolated atoms, and all other frames."""
     radius = max(LONGEST, settings.r_cut)
     atoms = [frame for frame in train if is_isolated_atom(frame, radius)]
     names = {frame.source for frame in atoms}
@@ -243,7 +243,7 @@ def model_config(
     pairs: Iterable[Pairs],
     types: Sequence[np.ndarray],
 ) -> ModelConfig:
-    """The architecture that the settings ask for, with repulsion radii from the first pairs, as many as ``types``."""
+    """The architecture given by the settings. Repulsion radii come from the first ``len(types)`` items of ``pairs``."""
     if settings.network == "heteroscedastic":
         raise ConfigError(
             "the network 'heteroscedastic' is the published architecture of deep ensembles. It can be trained from an "
@@ -275,7 +275,7 @@ def model_config(
 
 
 class Neighbourhoods:
-    """The pairs of frames, one after another. They are computed once, or every time if they exceed the memory budget.
+    """Yields the pairs of one frame after another. Pairs that fit in the memory budget are computed only once.
 
     Parameters
     ----------

@@ -26,8 +26,9 @@ DECAY_OF_ONE_MOLECULE = 40.0
 LEAST_DECAY, MOST_DECAY = 0.1, 2.0
 """Default weight decay times the number of training frames, in general and for a small molecule, and the limits of the
 decay. Weight decay acts as a prior, which should count less with more data. Best values: 2 for 36 cells of a liquid
-(with 0.5 forces are 2 % worse), 0.5 to 2 for 72 cells of a perovskite, 0.1 for 360 frames of a molecule (with 2 forces
-are a third worse). For 200 frames of a metal, a smaller decay makes most frames better and the largest errors worse."""
+(with 0.5, forces are 2 % worse), 0.5 to 2 for 72 cells of a perovskite, 0.1 for 360 frames of a molecule (with 2,
+forces are a third worse). For 200 frames of a metal, a smaller decay makes most frames better and the largest errors
+worse."""
 
 WIDTHS = (64, 32, 16, 16, 16)
 WIDTHS_OF_MOLECULES = (128, 64, 32, 16)
@@ -37,12 +38,14 @@ many examples of each: wider layers make the forces of acetylacetone 11 % better
 RADIAL_SPACING = 0.9
 """Cutoff in Å divided by the default largest radial index, if there are many elements."""
 FINEST_SPACING = 0.6
-"""The same as long as the descriptor stays short. With 120 features instead of 56, the errors of held-out forces of
-copper fall from 16 to 12 meV/Å. For a liquid of four elements, more than its 470 features made errors larger."""
+"""The same quotient, as long as the descriptor stays short. With 120 features instead of 56, the errors of held-out
+forces of copper fall from 16 to 12 meV/Å. For a liquid of four elements with 470 features, more features made errors
+larger."""
 FEWEST_RADIAL = 4
-"""Smallest radial index that the length of the descriptor leads to."""
+"""The limit on the length of the descriptor does not reduce the largest radial index below this value."""
 SHORT_DESCRIPTOR, LONG_DESCRIPTOR = 170, 700
-"""Largest number of features of a short descriptor, and of any but that of a small molecule."""
+"""Largest number of features of a short descriptor, and of any descriptor. The second limit does not hold for small
+molecules."""
 
 
 @dataclass(frozen=True)
@@ -112,15 +115,15 @@ class TrainingSettings:
         Short-range repulsion: "zbl" below the distances in the data, or "none".
     linear
         Add a linear function of the descriptor to the energy, fitted by least squares before the networks are trained
-        on what it leaves. It is left out where held-out frames do not gain. By default small molecules have none.
+        on the rest. It is left out if held-out frames do not gain. By default small molecules have none.
     loss
         Loss function of each residual.
     force_scale
         Force residual in eV/Å at which the losses "log-cosh" and "huber" turn from quadratic to linear.
     energy_scale
-        Energy residual in eV/atom at which they turn from quadratic to linear.
+        Energy residual in eV/atom at which the losses "log-cosh" and "huber" turn from quadratic to linear.
     stress_scale
-        Stress residual in eV/Å³ at which they turn from quadratic to linear.
+        Stress residual in eV/Å³ at which the losses "log-cosh" and "huber" turn from quadratic to linear.
     force_weight
         Weight of the forces in the loss. Residuals are divided by their scale first.
     energy_weight
@@ -261,7 +264,7 @@ class TrainingSettings:
             of_one = DECAY_OF_ONE_MOLECULE if is_molecule else DECAY_OF_ONE_FRAME
             decay = min(max(of_one / n_frames, LEAST_DECAY), MOST_DECAY)
         widths = self.widths or (WIDTHS_OF_MOLECULES if is_molecule else WIDTHS)
-        # The few environments of a molecule are learnt better without: held-out forces 13 instead of 18 meV/Å.
+        # The few environments of a molecule are learnt better without it: held-out forces 13 instead of 18 meV/Å.
         linear = not is_molecule if self.linear is None else self.linear
         return replace(self, epochs=epochs, weight_decay=decay, widths=widths, linear=linear)
 

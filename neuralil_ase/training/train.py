@@ -84,23 +84,24 @@ def train(
     settings
         All settings; the defaults train well.
     start_from
-        Model file or potential to start from, for instance when frames were added to its data, or with frames of a more
-        expensive method. The run begins with the predictions of this potential and keeps its architecture and repulsion
-        radii. The energy reference is also kept, unless the energies of the data have
-        another zero. Learning rate and schedule start again. Hold out the same frames as before (``split_by``,
-        ``validation_files``): on frames that the old run has learnt, errors and error bars are too small.
+        Model file or potential to start from, for instance if frames were added to its data, or to learn frames of a
+        more expensive method. The run begins with the predictions of this potential and keeps its architecture and
+        repulsion radii. The energy reference is also kept, unless the energies of the data have another zero. Learning
+        rate and schedule start again. Hold out the same frames as before (``split_by``, ``validation_files``): on
+        frames that the old run has learnt, errors and error bars are too small.
     resume
         Continue from the checkpoint beside ``output``, if there is one. The result is the same as without interruption.
     progress
         Show a progress bar on the standard error. If that is not a terminal, write a line every ten seconds.
     report
-        At the end, evaluate training and validation frames, calibrate the spreads on the validation frames, store both
-        in the model and draw pictures.
+        At the end, evaluate training and validation frames, calibrate the spreads on the validation frames, store the
+        results in the model and draw pictures.
     executor
-        A ``concurrent.futures.Executor`` whose workers train one member each. This process joins, evaluates and
-        calibrates them. Each member keeps its own best epoch; the result depends neither on the number of workers nor
-        on their order. Finished members are kept in ``<output>.members``, and ``resume`` trains only the missing ones.
-        The log is written at the end. In process pools use the start method "spawn", and one or two cores per worker.
+        A ``concurrent.futures.Executor`` whose workers train one member each. This process joins the members, and
+        evaluates and calibrates the ensemble. Each member keeps its own best epoch; the result depends neither on the
+        number of workers nor on their order. Finished members are kept in ``<output>.members``, and ``resume`` trains
+        only the missing ones. The log is written at the end. In process pools use the start method "spawn", and one or
+        two cores per worker.
     **options
         Single settings, which take precedence over ``settings``; see :class:`TrainingSettings`.
 

@@ -21,7 +21,7 @@ from neuralil_ase.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 OTHER_ZERO = 0.05
-"""Smallest shift, in eV/atom, that counts as another zero of energy. The network learns smaller ones."""
+"""Smallest shift, in eV/atom, that counts as another zero of energy. The network learns smaller shifts."""
 OWN_PREDICTION = 1e-6
 """Energy errors below this, in eV/atom, show that the labels are predictions of the start itself."""
 LEFT_BY_SHIFT = 0.3
@@ -32,9 +32,9 @@ LEFT_BY_SHIFT = 0.3
 class Start:
     """The potential that a run begins with.
 
-    The run keeps its architecture and repulsion radii, and also its energy reference unless the energies of the data
-    have another zero (:func:`reference_for`). Its parameters are the first ones of the run, so that the run begins with
-    its forces (to float32 rounding).
+    The run keeps the architecture and repulsion radii of this potential. It also keeps the energy reference, unless the
+    energies of the data have another zero (:func:`reference_for`). The parameters of the potential are the initial
+    parameters of the run. The run therefore begins with the forces of the potential (to float32 rounding).
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ def start_of(model: str | Path | Potential) -> Start:
     ModelFileError
         If the file cannot be read.
     ConfigError
-        If it has a trained pair term, as some published potentials have.
+        If the potential has a trained pair term, as some published potentials have.
     """
     if isinstance(model, Potential):
         start = Start(model, "a potential in memory")
@@ -102,7 +102,7 @@ def settings_from(
     start
         The potential to start from.
     settings
-        All settings. Those that differ from the defaults also count as given.
+        All settings. Settings that differ from the defaults also count as given.
     given
         Options that were given explicitly; only their names matter.
 
@@ -133,7 +133,7 @@ def check_elements(start: Start, frames: Sequence[Frame]) -> None:
     Raises
     ------
     DataError
-        If it does not. The message names the first such frame.
+        If an element is unknown. The message names the first such frame.
     """
     known = set(start.potential.elements)
     for frame in frames:
@@ -149,8 +149,9 @@ def reference_for(start: Start, frames: Sequence[Frame]) -> np.ndarray:
     """Energy of every element in eV: the reference of the start, shifted if the energies have another zero.
 
     Another code, functional or pseudopotential shifts all energies by a constant per element, which the networks should
-    not have to learn. The shift is the least-squares fit to the energy errors per atom of the start. It is applied only
-    if it is large and explains nearly all of the errors; errors of the potential itself are not of that kind.
+    not have to learn. The shift is the least-squares fit to the energy errors per atom of the start. The shift is
+    applied only if it is large and explains nearly all of the errors. It would not explain the errors of the potential
+    itself.
     """
     reference, elements = start.potential.energy_reference, start.potential.elements
     known = [frame for frame in frames if frame.energy is not None]

@@ -129,8 +129,10 @@ def relaxed(atoms: Atoms, calc: Any, with_cell: bool) -> tuple[int, bool]:
     atoms.calc = calc
     system: Any = FrechetCellFilter(atoms) if with_cell else atoms
     if isinstance(calc, LearningCalculator):
-        system = Confirmed(system)
-    converged = BFGS(system, logfile=None).run(fmax=FMAX, steps=MAX_STEPS)
+        optimizer = Confirmed(system).optimizer(BFGS, logfile=None)
+    else:
+        optimizer = BFGS(system, logfile=None)
+    converged = optimizer.run(fmax=FMAX, steps=MAX_STEPS)
     return CALLS[0] - before, bool(converged)
 
 

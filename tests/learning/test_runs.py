@@ -15,7 +15,7 @@ from ase.io import read
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
-from ase.optimize import BFGS, FIRE
+from ase.optimize import BFGS, FIRE, LBFGS, MDMin
 from pupils import SMALL, Teacher, crystal
 
 from neuralil_ase import (
@@ -109,6 +109,35 @@ def test_an_optimisation_ends_where_the_teachers_own_would(folder: Path, on_quer
     assert found.get_potential_energy() == pytest.approx(plain.get_potential_energy(), abs=0.01)
     assert len(teacher.asked) < len(alone.asked)
     assert atoms.calc.records[-1].kind == "confirm"
+
+
+def test_an_optimiser_forgets_what_it_knew_of_the_model_before(folder: Path) -> None:
+    """BFGS would take the difference of two models for a curvature."""
+    atoms = slab()
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL)
+    steps: list[tuple[Any, bool]] = []
+
+    class Recording(BFGS):
+        def step(self, *arguments: Any) -> None:
+            steps.append((atoms.calc.potential, self.pos0 is None))
+            super().step(*arguments)
+
+    optimizer = Confirmed(atoms).optimizer(Recording, logfile=None)
+    assert isinstance(optimizer, BFGS)
+    assert optimizer.run(fmax=0.1, steps=200)
+    models = [None, *(model for model, _ in steps)]
+    assert len({id(model) for model in models}) > 2
+    for before, (model, is_new) in zip(models, steps, strict=False):
+        assert is_new == (model is not before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [LBFGS, MDMin])
+def test_other_optimisers_forget_as_well(folder: Path, kind: type) -> None:
+    atoms = crystal(rattle=0.1)
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL)
+    assert Confirmed(atoms).optimizer(kind, logfile=None).run(fmax=0.1, steps=200)
+    assert np.linalg.norm(truth(atoms).get_forces(), axis=1).max() < 0.1
 
 
 def test_a_cell_is_relaxed_to_the_teachers_stress(folder: Path) -> None:
