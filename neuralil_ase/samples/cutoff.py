@@ -14,12 +14,12 @@ from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
 
 SHORTEST, LONGEST = 3.5, 6.0
 """Smallest and largest cutoff in Å that is chosen."""
-REACH, REACH_OF_COMPOUNDS = 2.2, 2.4
-"""Cutoff divided by the distance between nearest neighbours, for one element and for several. The cutoff then includes
-the second shell. The limits below can change it."""
+REACH, REACH_IF_UNEVEN = 2.2, 2.4
+"""Cutoff divided by the distance between nearest neighbours, in general and if some bonds are much shorter than others.
+The cutoff then includes the second shell. The limits below can change it."""
 LEAST_REACH = 5.0
 """Smallest cutoff in Å, unless it would hold too many neighbours."""
-MOST_ALIKE, MOST_ALIKE_IN_COMPOUNDS = 35, 45
+MOST_ALIKE, MOST_ALIKE_IF_UNEVEN = 35, 45
 """Largest number of neighbours of one element inside the cutoff. The coefficients of the density cannot resolve more.
 Force errors of copper are 82 meV/Å with 4.0 Å, 59 with 4.5 Å (32 neighbours), and 63 with 5.5 Å (59 neighbours), at 1.7
 times the cost. In SrTiO3, the best cutoff is 5.5 Å (35 oxygen atoms) without a scaling, and 6.0 Å (41) with a
@@ -29,10 +29,12 @@ FEW = 16
 RANGE, RANGE_OF_MOLECULES = 1.8, 3.0
 """Range of the scaled radial functions, r_cut / √k, divided by the distance between nearest neighbours; in general and
 for small molecules, which have few environments and many examples of each."""
+UNEVEN = 0.85
+"""Bonds are uneven if those of one element are shorter than those of another by more than this factor, as in SrTiO3."""
 FAR = 3.0
-"""A single element has a scaling only if the cutoff is more than this multiple of the distance between nearest
-neighbours. In metals (1.9), the second shell counts as much as the first: with a scaling of 1, the energies of
-molybdenum have errors of 4.4 instead of 2.8 meV/atom."""
+"""There is a scaling only if the cutoff is more than this multiple of the shortest bonds. In metals (1.9), the second
+shell counts as much as the first: with a scaling of 1, the energies of molybdenum have errors of 4.4 instead of 2.8
+meV/atom."""
 STRONGEST = 5
 """Largest power of the radial scaling that is chosen."""
 SAMPLE = 64
@@ -47,6 +49,8 @@ class Surroundings(NamedTuple):
     nearest
         Median distance in Å from an atom to its nearest neighbour, for the element where it is largest. The distance of
         an atom counts as half the largest cutoff at most.
+    shortest
+        The same for the element where it is smallest.
     alike
         Mean number of neighbours of one element within the largest cutoff, for the element where it is largest.
     neighbours
@@ -54,6 +58,7 @@ class Surroundings(NamedTuple):
     """
 
     nearest: float
+    shortest: float
     alike: float
     neighbours: float
 
@@ -63,9 +68,9 @@ class Surroundings(NamedTuple):
         return self.neighbours <= FEW
 
     @property
-    def is_compound(self) -> bool:
-        """Whether there are neighbours of several elements."""
-        return self.alike < 0.99 * self.neighbours
+    def is_uneven(self) -> bool:
+        """Whether some bonds are much shorter than others."""
+        return self.shortest < UNEVEN * self.nearest
 
 
 def surroundings(frames: Sequence[Frame], elements: tuple[str, ...]) -> Surroundings:
@@ -80,7 +85,9 @@ def surroundings(frames: Sequence[Frame], elements: tuple[str, ...]) -> Surround
     all_types, all_nearest = np.concatenate(types), np.concatenate(nearest)
     by_element = np.sum(counts, axis=0) / len(all_types)
     medians = [np.median(all_nearest[all_types == k]) for k in np.unique(all_types)]
-    return Surroundings(float(max(medians)), float(by_element.max()), float(by_element.sum()))
+    return Surroundings(
+        float(max(medians)), float(min(medians)), float(by_element.max()), float(by_element.sum())
+    )
 
 
 class Sight(NamedTuple):
@@ -110,13 +117,12 @@ def sight_for(found: Surroundings) -> Sight:
     if found.is_molecule:
         return Sight(LONGEST, RANGE_OF_MOLECULES * found.nearest, is_molecule=True)
     reach, most = REACH, MOST_ALIKE
-    if found.is_compound:
-        reach, most = REACH_OF_COMPOUNDS, MOST_ALIKE_IN_COMPOUNDS
+    if found.is_uneven:
+        reach, most = REACH_IF_UNEVEN, MOST_ALIKE_IF_UNEVEN
     # The radius that holds this many neighbours at the mean density; a count would jump from shell to shell.
     crowded = LONGEST * np.cbrt(most / max(found.alike, 1e-9))
     r_cut = rounded(min(max(reach * found.nearest, LEAST_REACH), float(crowded)))
-    is_scaled = found.is_compound or r_cut > FAR * found.nearest
-    return Sight(r_cut, RANGE * found.nearest if is_scaled else np.inf)
+    return Sight(r_cut, RANGE * found.nearest if r_cut > FAR * found.shortest else np.inf)
 
 
 def rounded(radius: float) -> float:

@@ -99,28 +99,30 @@ def test_the_help_says_how_long_a_run_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nearest", "alike", "neighbours", "r_cut"),
+    ("nearest", "shortest", "alike", "neighbours", "r_cut"),
     [
-        (1.2, 8.0, 14.0, 6.0),  # a small molecule: all of it
-        (0.74, 50.0, 94.0, 5.0),  # a molecular liquid
-        (1.5, 159.0, 159.0, 3.5),  # diamond
-        (2.4, 76.0, 76.0, 4.5),  # a dense metal
-        (2.6, 58.0, 58.0, 5.0),  # a bcc metal
-        (2.3, 42.0, 42.0, 5.0),  # silicon
-        (2.5, 41.0, 68.0, 6.0),  # a perovskite
-        (2.6, 57.0, 76.0, 5.5),  # an alloy
-        (3.0, 20.0, 20.0, 6.0),  # a thin gas
+        (1.2, 1.0, 8.0, 14.0, 6.0),  # a small molecule: all of it
+        (1.2, 1.0, 50.0, 94.0, 5.0),  # a molecular liquid
+        (1.5, 1.5, 159.0, 159.0, 3.5),  # diamond
+        (2.4, 2.4, 76.0, 76.0, 4.5),  # a dense metal
+        (2.6, 2.6, 58.0, 58.0, 5.0),  # a bcc metal
+        (2.3, 2.3, 42.0, 42.0, 5.0),  # silicon
+        (2.5, 1.9, 41.0, 68.0, 6.0),  # a perovskite
+        (2.6, 2.5, 57.0, 76.0, 5.0),  # an alloy
+        (3.0, 3.0, 20.0, 20.0, 6.0),  # a thin gas
     ],
 )
 def test_without_a_cutoff_distances_and_densities_choose_it(
-    nearest: float, alike: float, neighbours: float, r_cut: float
+    nearest: float, shortest: float, alike: float, neighbours: float, r_cut: float
 ) -> None:
-    assert sight_for(Surroundings(nearest, alike, neighbours)).r_cut == r_cut
+    assert sight_for(Surroundings(nearest, shortest, alike, neighbours)).r_cut == r_cut
 
 
 def test_only_matter_with_short_bonds_is_scaled() -> None:
-    liquid, metal = Surroundings(1.2, 50.0, 94.0), Surroundings(2.4, 76.0, 76.0)
-    assert sight_for(liquid).scaling(5.0) > sight_for(metal).scaling(4.5) == 0
+    liquid, perovskite = Surroundings(1.2, 1.0, 50.0, 94.0), Surroundings(2.5, 1.9, 41.0, 68.0)
+    metal, alloy = Surroundings(2.4, 2.4, 76.0, 76.0), Surroundings(2.6, 2.5, 57.0, 76.0)
+    assert sight_for(liquid).scaling(5.0) > sight_for(perovskite).scaling(6.0) > 0
+    assert sight_for(metal).scaling(4.5) == sight_for(alloy).scaling(5.0) == 0
 
 
 @pytest.mark.parametrize(
@@ -157,8 +159,8 @@ def test_radial_functions_follow_the_cutoff(elements: tuple[str, ...], n_max: li
 
 
 def test_small_molecules_have_wider_layers_and_less_decay() -> None:
-    assert Surroundings(1.1, 6.0, 14.0).is_molecule
-    assert not Surroundings(1.1, 40.0, 90.0).is_molecule
+    assert Surroundings(1.1, 1.0, 6.0, 14.0).is_molecule
+    assert not Surroundings(1.1, 1.0, 40.0, 90.0).is_molecule
     molecule, usual = (TrainingSettings().with_frames(300, kind) for kind in (True, False))
     assert molecule.widths[0] > usual.widths[0]
     assert molecule.weight_decay < usual.weight_decay

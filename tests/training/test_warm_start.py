@@ -330,8 +330,11 @@ def test_settings_that_differ_from_the_defaults_count_as_given(tmp_path: Path) -
 
 def test_the_same_architecture_may_be_repeated() -> None:
     reference = dict(zip(("Au", "Cu"), old().energy_reference.tolist(), strict=True))
-    linear = old().config.network.linear
-    chosen = TINY.updated({"isolated_atoms": reference, "linear": linear})
+    fixed = {
+        "linear": old().config.network.linear,
+        "radial_scaling": old().config.descriptor.radial_scaling,
+    }
+    chosen = TINY.updated({"isolated_atoms": reference, **fixed})
     kept = settings_from(Start(old(), "old"), chosen, {"members": 2})
     assert kept == chosen
 
