@@ -38,7 +38,7 @@ REACH, REACH_OF_OPTIMISER = 0.06, 0.15
 HELD_OUT, RARELY = 0.25, 20
 """If more than this fraction of the frames is held out, spot checks are this many times rarer. Otherwise 42 of 107
 queries in 20,000 steps of liquid EAN would be spot checks."""
-CHECK_OF_OPTIMISER = 50
+CHECK_OF_OPTIMISER = 100
 """On the way to a minimum, a label is due after this many trusted evaluations in a row. Most relaxations end earlier. A
 relaxation of a soft structure may take hundreds of steps in a region where all error bars are too small."""
 FIT = 0.1
@@ -78,8 +78,8 @@ class LearningCalculator(Calculator):
         Spot checks: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
         more, and so on. The frame is held out from training and tests updates and error bars. If its error is more than
         twice the tolerance, the frame is learnt, and a warning is logged. While a quarter of the frames is held out,
-        checks need 20 times as many evaluations. On the way to a minimum, a frame is labelled and learnt after 50
-        trusted evaluations in a row, or 200 near a learnt one. 0 means never.
+        checks need 20 times as many evaluations. On the way to a minimum, a frame is labelled and learnt after 100
+        trusted evaluations in a row, or 400 near a learnt one. 0 means never.
     progress
         Show evaluations, queries, the present error bar and the last error on the standard error.
 
