@@ -153,9 +153,9 @@ class Learner:
         return self._pending is not None
 
     def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
-        """Largest displacement in Å of these atoms, or lattice vectors, from the nearest labelled frame of the same
+        """Largest displacement in Å of these atoms, or lattice vectors, from the nearest learnt frame of the same
         atoms; infinite if there is none."""
-        return self._pupil.moved(atoms, indices, with_cell=True)
+        return self._pupil.moved(atoms, indices, from_learnt=True)
 
     def too_far(self, atoms: Atoms, indices: np.ndarray, reach: float) -> str | None:
         """The reason why a young model must not be trusted here; None if it may be trusted.

@@ -106,7 +106,7 @@ class Pupil:
         self.potential = potential
         self.settings = settings
         self._frames: list[Frame] = []
-        self._by_symbols: dict[str, list[Frame]] = {}
+        self._by_symbols: dict[str, list[int]] = {}
         self._held: set[int] = set()
         self._continuation: Continuation | None = None
         self._compositions: set[str] = set()
@@ -121,8 +121,8 @@ class Pupil:
         (frame,) = frames_from_atoms([atoms])
         if held_out and self._knows(frame):
             self._held.add(len(self._frames))
+        self._by_symbols.setdefault(" ".join(frame.symbols), []).append(len(self._frames))
         self._frames.append(frame)
-        self._by_symbols.setdefault(" ".join(frame.symbols), []).append(frame)
         if self._continuation is not None and self._knows(frame):
             self._continuation.add(frame)
         else:
@@ -185,19 +185,21 @@ class Pupil:
         self.potential = replace(potential, calibration=calibration, provenance=provenance)
         return self.potential
 
-    def moved(self, atoms: Atoms, indices: np.ndarray, with_cell: bool = False) -> float:
+    def moved(self, atoms: Atoms, indices: np.ndarray, from_learnt: bool = False) -> float:
         """Largest displacement in Å of these atoms from the nearest labelled frame of the same atoms.
 
-        It is infinite if there is no such frame. ``with_cell`` includes the displacement of the lattice vectors.
+        It is infinite if there is no such frame. With ``from_learnt``, frames that are held out do not count, and the
+        displacement of the lattice vectors does.
         """
-        same = self._by_symbols.get(" ".join(atoms.get_chemical_symbols()), [])
+        numbers = self._by_symbols.get(" ".join(atoms.get_chemical_symbols()), [])
+        same = [self._frames[k] for k in numbers if not (from_learnt and k in self._held)]
         if not same or not len(indices):
             return np.inf if not same else 0.0
         vectors = np.stack([atoms.positions[indices] - f.positions[indices] for f in same])
         cell = atoms.cell.complete().array
         shifts = np.round(vectors @ np.linalg.inv(cell)) * atoms.pbc
         moved = np.linalg.norm(vectors - shifts @ cell, axis=2).max(axis=1)
-        if with_cell:
+        if from_learnt:
             strained = np.stack([atoms.cell.array - f.cell for f in same])
             moved = np.maximum(moved, np.linalg.norm(strained, axis=2).max(axis=1))
         return float(moved.min())

@@ -70,7 +70,7 @@ class Teaching(Protocol):
         """All queries so far."""
 
     def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
-        """Largest displacement in Å of these atoms from the nearest labelled frame; infinite if there is none."""
+        """Largest displacement in Å of these atoms from the nearest learnt frame; infinite if there is none."""
 
     def too_far(self, atoms: Atoms, indices: np.ndarray, reach: float) -> str | None:
         """The reason why a young model must not be trusted here; None if it may be trusted."""

@@ -80,8 +80,8 @@ class Labels:
 class Sample:
     """One frame, ready for training.
 
-    ``arrays`` and ``pairs`` are None where they exceed the memory budget. They are then computed for each microbatch
-    that needs them. The mean of ``weight`` over the training frames is 1.
+    ``arrays`` is None if they exceed the memory budget. They are then computed for each microbatch that needs them,
+    from ``pairs``, or from ``frame`` if ``pairs`` is None. The mean of ``weight`` over the training frames is 1.
     """
 
     frame: Frame

@@ -72,7 +72,6 @@ class Continuation:
         self._fitted = (0, 0)
         # A weight decay that depends on the number of frames would need another compilation at every update.
         self.settings, self.steps = settings.with_frames(1), steps
-        self._frames: list[Frame] = []
         self._samples: list[Sample] = []
         self._slots: tuple[int, ...] = (0,) * len(potential.elements)
         self._sizes: tuple[int, int] = (0, 0)
@@ -94,7 +93,6 @@ class Continuation:
         self._make_room(neighbour_counts(pairs, types, len(elements)).max(axis=0), len(types))
         labels = make_labels(self.config, frame, types, pairs, self.reference)
         sample = Sample(frame, types, pairs, frame.volume or 1.0, labels, None)
-        self._frames.append(frame)
         self._samples.append(self._left(self._with_arrays(sample)))
         return len(self._samples) - 1
 
@@ -133,14 +131,12 @@ class Continuation:
 
     def _wholes(self, numbers: Sequence[int]) -> list[Sample]:
         """Samples with labels from which no linear part is subtracted."""
-        return [self._whole(self._frames[k], self._samples[k]) for k in numbers]
+        return [self._whole(self._samples[k]) for k in numbers]
 
     def use_linear(self, linear: Linear | None) -> None:
         """Subtract this linear part from the labels, instead of the previous one."""
         self._linear = linear
-        self._samples = [
-            self._left(self._whole(f, s)) for f, s in zip(self._frames, self._samples, strict=True)
-        ]
+        self._samples = [self._left(self._whole(sample)) for sample in self._samples]
 
     def update(
         self, potential: Potential, learnt: Sequence[int], chances: np.ndarray, seed: int
@@ -206,10 +202,10 @@ class Continuation:
         )
         return Trainer(task, self.steps)
 
-    def _whole(self, frame: Frame, sample: Sample) -> Sample:
+    def _whole(self, sample: Sample) -> Sample:
         """The sample with labels from which no linear part is subtracted."""
         assert sample.pairs is not None
-        labels = make_labels(self.config, frame, sample.types, sample.pairs, self.reference)
+        labels = make_labels(self.config, sample.frame, sample.types, sample.pairs, self.reference)
         return replace(sample, labels=labels)
 
     def _left(self, sample: Sample) -> Sample:

@@ -317,6 +317,21 @@ def test_the_linear_part_of_a_given_model_stays() -> None:
         assert linear_of(pupil.potential) is None
 
 
+def test_a_frame_that_is_held_out_is_not_near() -> None:
+    """It has taught nothing; neither has a frame with another cell."""
+    pupil = Pupil(first_potential(frames_from_atoms([asked(0)]), SMALL), SMALL, None)
+    pupil.add(asked(0), held_out=False)
+    pupil.add(asked(1), held_out=True)
+    every = np.arange(16)
+    assert pupil.moved(crystal(1), every) == 0
+    learnt = np.linalg.norm(crystal(1).positions - crystal(0).positions, axis=1).max()
+    assert pupil.moved(crystal(1), every, from_learnt=True) == pytest.approx(learnt)
+    strained = crystal(0)
+    strained.set_cell(1.02 * strained.cell)  # the atoms stay
+    assert pupil.moved(strained, every) == 0
+    assert pupil.moved(strained, every, from_learnt=True) == pytest.approx(0.02 * 7.3)
+
+
 def asked(seed: int) -> Atoms:
     atoms = crystal(seed)
     atoms.calc = EMT()
