@@ -8,7 +8,7 @@ from ase import Atoms
 
 from neuralil_ase.learning.records import Kind
 from neuralil_ase.monitor.criteria import Criterion, MaxForceErrorBar
-from neuralil_ase.monitor.patience import Band
+from neuralil_ase.monitor.readings import Band
 from neuralil_ase.prediction import Prediction
 
 NEAR, DOWNHILL = 5.0, 0.7

@@ -13,15 +13,18 @@ from neuralil_ase.monitor.criteria import (
     MaxForceErrorBar,
     MaxForceSpread,
     MeanForceSpread,
-    RelativeCriterion,
-    RelativeForceSpread,
 )
-from neuralil_ase.monitor.distances import ShortestDistance, shortest_distances
 from neuralil_ase.monitor.frames import annotate
 from neuralil_ase.monitor.log import read_log
 from neuralil_ase.monitor.novelty import NoveltyFilter, sorted_distances
 from neuralil_ase.monitor.observer import ExtrapolationMonitor
-from neuralil_ase.monitor.patience import Band, Check, Reading
+from neuralil_ase.monitor.readings import Band, Check, Reading
+from neuralil_ase.monitor.relative import (
+    RelativeCriterion,
+    RelativeForceSpread,
+    ShortestDistance,
+    shortest_distances,
+)
 from neuralil_ase.monitor.targets import PredictingCalculator, PredictionLike
 
 __all__ = [

@@ -1,19 +1,51 @@
-"""The actions for a flagged frame, except saving it. Only `RollBack` changes the run."""
+"""When the monitor acts, and its actions, except saving frames. Only `RollBack` changes the run."""
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
 
 from neuralil_ase.errors import MonitorError
-from neuralil_ase.monitor.patience import Band, Reading
+from neuralil_ase.monitor.readings import Band, Reading
 
 
 class ExtrapolationWarning(UserWarning):
     """The uncertainty of the model is above a threshold."""
+
+
+@dataclass
+class Streaks:
+    """Number of checks in a row that each criterion has been in a band or a worse one."""
+
+    patience: int
+    flagged: dict[str, int] = field(default_factory=dict)
+    high: dict[str, int] = field(default_factory=dict)
+    last: dict[str, int] = field(default_factory=dict)
+    acted: Band = Band.TRUSTED
+
+    def update(self, readings: Sequence[Reading]) -> tuple[Reading, ...]:
+        """Count these readings; returns those flagged for `patience` checks in a row or more."""
+        for reading in readings:
+            for counts, reached in (
+                (self.flagged, reading.band >= Band.CANDIDATE),
+                (self.high, reading.band == Band.HIGH),
+                (self.last, reading.in_last_band),
+            ):
+                counts[reading.criterion] = counts.get(reading.criterion, 0) + 1 if reached else 0
+        return tuple(r for r in readings if self.flagged[r.criterion] >= self.patience)
+
+    def band(self, lasting: Sequence[Reading]) -> Band:
+        """The band to act on."""
+        if any(self.high[r.criterion] >= self.patience for r in lasting):
+            return Band.HIGH
+        return Band.CANDIDATE if lasting else Band.TRUSTED
+
+    def stop(self, lasting: Sequence[Reading]) -> bool:
+        """Whether one of these criteria has been in its worst band for long enough."""
+        return any(self.last[r.criterion] >= self.patience for r in lasting)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ A criterion reads one number from a structure and its prediction, and names the 
 that is not finite counts as high, so that an exploded frame is never trusted.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from numbers import Integral, Real
@@ -15,9 +15,9 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 
-from neuralil_ase.calibration import USUAL_QUANTILE, Calibration
+from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import ConfigError, MonitorError
-from neuralil_ase.monitor.patience import Reading
+from neuralil_ase.monitor.readings import Band, Check, Reading
 from neuralil_ase.monitor.targets import PredictionLike
 from neuralil_ase.prediction import Uncertainty
 
@@ -299,68 +299,44 @@ class EnergySpreadPerAtom(Criterion):
         return self.reading(prediction.energy_std / len(atoms))
 
 
-@dataclass(frozen=True)
-class RelativeCriterion(Criterion):
-    """Base of criteria that divide by usual values. By default, these values come from the model's calibration."""
+def checked(
+    criteria: Sequence[Criterion], calculator: Any, atoms: Atoms, with_forces: bool
+) -> Check | None:
+    """Evaluate the criteria that are due; None if there are none. The caller sets step and image.
 
-    usual: Mapping[str, float] | None = None
-
-    def resolved(self, calibration: Calibration | None) -> Self:
-        """As in the base class; also fills in ``usual``."""
-        found = super().resolved(calibration)
-        if self.usual is not None:
-            return found
-        return replace(found, usual=self.taken_from(calibration, self.usual_values))
-
-    def usual_values(self, calibration: Calibration) -> dict[str, float]:
-        """What is usual for a model with this calibration. Errors become a MonitorError, as in :meth:`bands`."""
-        raise NotImplementedError(f"{type(self).__name__} has no usual_values()")
-
-
-@dataclass(frozen=True)
-class RelativeForceSpread(RelativeCriterion):
-    """Largest force spread in units of the usual spread of the element; one threshold is valid for all elements.
-
-    Parameters
-    ----------
-    usual : mapping of str to float, optional
-        Usual force spread of each element, eV/Å, e.g. ``{"H": 0.15, "N": 0.3}``. Without it, the `quantile` of the
-        spreads on held-out data, which the model's calibration holds.
-    quantile : float
-        Which of the stored quantiles; only used without `usual`.
-    low : float or None
-        1 by default: the usual spread itself. None takes the model's own ``relative_thresholds``, which belong to the
-        stored spreads and the default `quantile`.
+    Without `with_forces` only the criteria that need no member forces are due. When one of these leaves the trusted
+    band, all are evaluated, so that a flagged frame always has its force spread.
     """
+    due = [c for c in criteria if with_forces or c.needs == "energy"]
+    if not due:
+        return None
+    needs: Uncertainty = "forces" if any(c.needs == "forces" for c in due) else "energy"
+    result = _check(due, calculator, atoms, needs, complete=len(due) == len(criteria))
+    if needs == "energy" and result.band > Band.TRUSTED:
+        return _check(criteria, calculator, atoms, "forces", complete=True)
+    return result
 
-    low: float | None = 1.0
-    quantile: float = USUAL_QUANTILE
 
-    kind = "relative_force_std"
-    needs = "forces"
+def one_member() -> MonitorError:
+    """The error for a model without a spread."""
+    return MonitorError(
+        "the model has a single member, so it has no spread to watch. Use an ensemble of two or "
+        "more members (train with several, or import a committee)."
+    )
 
-    def values(self, atoms: Atoms, prediction: PredictionLike) -> np.ndarray:
-        """(N,) force spread divided by the usual spread of the element."""
-        usual = self.usual or {}
-        missing = sorted(set(atoms.symbols) - set(usual))
-        if missing:
-            raise MonitorError(
-                f"{self.name}: no usual spread for {', '.join(missing)}; give usual={{element: eV/Å}} for every "
-                "element of the structure."
-            )
-        return prediction.forces_std / np.array([usual[symbol] for symbol in atoms.symbols])
 
-    def bands(self, calibration: Calibration) -> tuple[float, float | None]:
-        """The model's own thresholds. They apply only without `usual` and with the default `quantile`."""
-        if self.usual is not None or self.quantile != USUAL_QUANTILE:
-            return super().bands(calibration)
-        thresholds = entry(calibration, "relative_thresholds")
-        return thresholds["low"], thresholds["high"]
-
-    def usual_values(self, calibration: Calibration) -> dict[str, float]:
-        """The stored quantile of every element's spreads, eV/Å."""
-        table = entry(calibration, "force_std_quantiles")
-        return {element: _pick(stored, self.quantile, element) for element, stored in table.items()}
+def _check(
+    criteria: Sequence[Criterion],
+    calculator: Any,
+    atoms: Atoms,
+    needs: Uncertainty,
+    complete: bool,
+) -> Check:
+    prediction = calculator.prediction(atoms, uncertainty=needs)
+    if len(prediction.member_energies) < 2:
+        raise one_member()
+    readings = tuple(criterion.read(atoms, prediction) for criterion in criteria)
+    return Check(0, None, prediction, readings, complete)
 
 
 def names_column(name: str) -> bool:
@@ -374,13 +350,3 @@ def entry(calibration: Calibration, name: str) -> Any:
     if not found:
         raise KeyError(name)
     return found
-
-
-def _pick(quantiles: Mapping[str, float], wanted: float, element: str) -> float:
-    for key, value in quantiles.items():
-        if abs(float(key) - wanted) < 1e-9:
-            return value
-    stored = ", ".join(quantiles)
-    raise MonitorError(
-        f"The calibration holds no {wanted} quantile for {element}, but {stored}; choose one of these with quantile=."
-    )

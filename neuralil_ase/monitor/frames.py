@@ -16,7 +16,7 @@ from neuralil_ase.files.owned import OwnedFile
 from neuralil_ase.monitor.actions import Event
 from neuralil_ase.monitor.log import waiting
 from neuralil_ase.monitor.novelty import NoveltyFilter
-from neuralil_ase.monitor.patience import Band
+from neuralil_ase.monitor.readings import Band
 from neuralil_ase.monitor.targets import PredictionLike
 
 _RESULTS = ("energy", "energies", "forces", "stress")

@@ -12,7 +12,7 @@ import numpy as np
 from ase import Atoms
 
 from neuralil_ase.errors import ConfigError, MonitorError
-from neuralil_ase.monitor.distances import close_pairs
+from neuralil_ase.monitor.relative import close_pairs
 
 Fingerprint = Callable[[Atoms], np.ndarray]
 

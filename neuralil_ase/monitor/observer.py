@@ -14,12 +14,12 @@ from ase import Atoms
 
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.files.owned import OwnedFile
-from neuralil_ase.monitor.actions import Attempts, Event, RollBack, call, warn
-from neuralil_ase.monitor.criteria import Criterion, MaxForceSpread
+from neuralil_ase.monitor.actions import Attempts, Event, RollBack, Streaks, call, warn
+from neuralil_ase.monitor.criteria import Criterion, MaxForceSpread, checked, one_member
 from neuralil_ase.monitor.frames import FrameSaver, annotate
 from neuralil_ase.monitor.log import Log, column_names
 from neuralil_ase.monitor.novelty import Fingerprint, NoveltyFilter, fingerprint_of
-from neuralil_ase.monitor.patience import Band, Check, Streaks, checked, one_member
+from neuralil_ase.monitor.readings import Band, Check
 from neuralil_ase.monitor.report import plot_table, summary_text
 from neuralil_ase.monitor.targets import calibration_of, check_stoppable, predicting, target_of
 

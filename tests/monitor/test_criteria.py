@@ -29,7 +29,7 @@ from neuralil_ase.monitor import (
     ShortestDistance,
     shortest_distances,
 )
-from neuralil_ase.monitor.patience import Streaks
+from neuralil_ase.monitor.actions import Streaks
 
 ETHANOL = molecule("CH3CH2OH")
 

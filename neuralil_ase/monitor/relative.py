@@ -1,18 +1,83 @@
-"""Distances: a criterion for exploded and collapsed frames, and the shortest distances of training data for it."""
+"""Criteria in units of what is usual for an element or a pair, and the shortest distances of training data for them."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
-from neuralil_ase.calibration import Calibration
+from neuralil_ase.calibration import USUAL_QUANTILE, Calibration
 from neuralil_ase.engine import neighbors
 from neuralil_ase.engine.neighbors import NeighborList, Pairs
 from neuralil_ase.errors import ConfigError, MonitorError
-from neuralil_ase.monitor.criteria import RelativeCriterion, entry
+from neuralil_ase.monitor.criteria import Criterion, entry
 from neuralil_ase.monitor.targets import PredictionLike
+
+
+@dataclass(frozen=True)
+class RelativeCriterion(Criterion):
+    """Base of criteria that divide by usual values. By default, these values come from the model's calibration."""
+
+    usual: Mapping[str, float] | None = None
+
+    def resolved(self, calibration: Calibration | None) -> Self:
+        """As in the base class; also fills in ``usual``."""
+        found = super().resolved(calibration)
+        if self.usual is not None:
+            return found
+        return replace(found, usual=self.taken_from(calibration, self.usual_values))
+
+    def usual_values(self, calibration: Calibration) -> dict[str, float]:
+        """What is usual for a model with this calibration. Errors become a MonitorError, as in :meth:`bands`."""
+        raise NotImplementedError(f"{type(self).__name__} has no usual_values()")
+
+
+@dataclass(frozen=True)
+class RelativeForceSpread(RelativeCriterion):
+    """Largest force spread in units of the usual spread of the element; one threshold is valid for all elements.
+
+    Parameters
+    ----------
+    usual : mapping of str to float, optional
+        Usual force spread of each element, eV/Å, e.g. ``{"H": 0.15, "N": 0.3}``. Without it, the `quantile` of the
+        spreads on held-out data, which the model's calibration holds.
+    quantile : float
+        Which of the stored quantiles; only used without `usual`.
+    low : float or None
+        1 by default: the usual spread itself. None takes the model's own ``relative_thresholds``, which belong to the
+        stored spreads and the default `quantile`.
+    """
+
+    low: float | None = 1.0
+    quantile: float = USUAL_QUANTILE
+
+    kind = "relative_force_std"
+    needs = "forces"
+
+    def values(self, atoms: Atoms, prediction: PredictionLike) -> np.ndarray:
+        """(N,) force spread divided by the usual spread of the element."""
+        usual = self.usual or {}
+        missing = sorted(set(atoms.symbols) - set(usual))
+        if missing:
+            raise MonitorError(
+                f"{self.name}: no usual spread for {', '.join(missing)}; give usual={{element: eV/Å}} for every "
+                "element of the structure."
+            )
+        return prediction.forces_std / np.array([usual[symbol] for symbol in atoms.symbols])
+
+    def bands(self, calibration: Calibration) -> tuple[float, float | None]:
+        """The model's own thresholds. They apply only without `usual` and with the default `quantile`."""
+        if self.usual is not None or self.quantile != USUAL_QUANTILE:
+            return super().bands(calibration)
+        thresholds = entry(calibration, "relative_thresholds")
+        return thresholds["low"], thresholds["high"]
+
+    def usual_values(self, calibration: Calibration) -> dict[str, float]:
+        """The stored quantile of every element's spreads, eV/Å."""
+        table = entry(calibration, "force_std_quantiles")
+        return {element: _pick(stored, self.quantile, element) for element, stored in table.items()}
 
 
 @dataclass(frozen=True)
@@ -141,3 +206,13 @@ def shortest_distances(frames: Iterable[Atoms], cutoff: float = 3.0) -> dict[str
         for b in sorted(elements)
         if a <= b
     }
+
+
+def _pick(quantiles: Mapping[str, float], wanted: float, element: str) -> float:
+    for key, value in quantiles.items():
+        if abs(float(key) - wanted) < 1e-9:
+            return value
+    stored = ", ".join(quantiles)
+    raise MonitorError(
+        f"The calibration holds no {wanted} quantile for {element}, but {stored}; choose one of these with quantile=."
+    )
