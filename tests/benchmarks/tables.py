@@ -25,22 +25,18 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io import read
+from table_sets import DATA_SETS, Split, rmse, score_peer
 
 from neuralil_ase import NeuralILCalculator, train
 from neuralil_ase.evaluation.calibration import calibration_report
 from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.evaluation.evaluate import evaluate
 
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared"
-FOLDS = 5
 OURS = "NeuralIL"
 PUBLISHED = {
     "acetylacetone": {
@@ -50,61 +46,6 @@ PUBLISHED = {
     }
 }
 """RMSE in meV for a molecule, and in meV/Å."""
-Split = tuple[list[Atoms], list[Atoms]]
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """Files of one set: with test files, or a key that says "test" of a frame, one split; otherwise folds."""
-
-    train: tuple[Path, ...]
-    test: Path | None = None
-    key: str | None = None
-
-    @property
-    def is_there(self) -> bool:
-        """Whether its files are."""
-        return all(path.is_file() for path in (*self.train, *filter(None, [self.test])))
-
-    def splits(self) -> list[Split]:
-        """Structures to train on, and to test on."""
-        structures = [atoms for path in self.train for atoms in read(path, ":")]
-        if self.test is not None:
-            return [(structures, read(self.test, ":"))]
-        if self.key is not None:
-            is_test = [atoms.info[self.key] == "test" for atoms in structures]
-            parts = [
-                [a for a, t in zip(structures, is_test, strict=True) if t == wanted]
-                for wanted in (False, True)
-            ]
-            return [(parts[0], parts[1])]
-        return [
-            ([atoms for i, atoms in enumerate(structures) if i % FOLDS != k], structures[k::FOLDS])
-            for k in range(FOLDS)
-        ]
-
-
-def _data_sets() -> dict[str, DataSet]:
-    tables, original = SHARED / "tables", SHARED / "original"
-    found = {
-        element: DataSet(
-            (tables / f"mlearn_{element}_train.extxyz.xz",),
-            tables / f"mlearn_{element}_test.extxyz.xz",
-        )
-        for element in ("Ni", "Cu", "Si", "Mo", "Ge", "Li")
-    }
-    found["acetylacetone"] = DataSet(
-        (tables / "acac_train_300K.extxyz.xz", tables / "acac_isolated_atoms.extxyz"),
-        tables / "acac_test_MD_300K.extxyz.xz",
-    )
-    found["EAN"] = DataSet((original / "ean_dft_50.extxyz",))
-    found["SrTiO3"] = DataSet((original / "sto_dft_100.extxyz",))
-    own = ROOT / "md_examples" / "ean_gfn1" / "ean_gfn1.extxyz.xz"
-    found["EAN GFN1"] = DataSet((own,), key="split")
-    return found
-
-
-DATA_SETS = _data_sets()
 
 
 def score(structures: Split, options: dict[str, Any], model: Path) -> dict[str, Any]:
@@ -120,32 +61,9 @@ def score(structures: Split, options: dict[str, Any], model: Path) -> dict[str, 
         "train_cpu_s": result.potential.provenance["cpu_seconds"],
         "step_us_per_atom": round(step_cost(calculator, structures[1]), 2),
         "r_cut": result.potential.r_cut,
-        "molecule_rmse_meV": _rmse(1e3 * comparison.energy_errors),
+        "molecule_rmse_meV": rmse(1e3 * comparison.energy_errors),
         "card": evaluation.card,
         "calibration": calibration,
-    }
-
-
-def score_peer(calculator: Any, structures: list[Atoms]) -> dict[str, Any]:
-    """Errors of a calculator that is there, on the test frames."""
-    sizes = np.array([len(atoms) for atoms in structures])
-    energies, forces, seconds = [], [], 0.0
-    for atoms in structures:
-        labelled = atoms.get_potential_energy(), atoms.get_forces()
-        copy = atoms.copy()
-        copy.calc = calculator
-        began = time.process_time()
-        energies.append(copy.get_potential_energy() - labelled[0])
-        forces.append(copy.get_forces() - labelled[1])
-        seconds += time.process_time() - began
-    per_atom = np.array(energies) / sizes
-    return {
-        "frames": [0, 0, len(structures)],
-        "step_us_per_atom": round(1e6 * seconds / int(sizes.sum()), 2),
-        "card": {
-            "energy_meV_per_atom": _errors(per_atom),
-            "force_meV_per_A": _errors(np.concatenate(forces)),
-        },
     }
 
 
@@ -257,14 +175,6 @@ def _at(entry: Any, path: tuple[str, ...]) -> Any:
 
 def _cell(value: float, form: str) -> str:
     return f"{value:{form}}" if np.isfinite(value) else ""
-
-
-def _errors(errors: np.ndarray) -> dict[str, float]:
-    return {"mae": 1e3 * float(np.abs(errors).mean()), "rmse": 1e3 * _rmse(errors)}
-
-
-def _rmse(errors: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(errors**2)))
 
 
 def main(arguments: list[str] | None = None) -> None:

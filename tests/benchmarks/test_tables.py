@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import table_sets
 import tables
 from ase import Atoms
 from ase.build import bulk
@@ -29,7 +30,7 @@ def rattled(count: int) -> list[Atoms]:
 
 def test_folds_hold_every_frame_out_once(tmp_path: Path) -> None:
     write(tmp_path / "all.extxyz", rattled(12))
-    splits = tables.DataSet((tmp_path / "all.extxyz",)).splits()
+    splits = table_sets.DataSet((tmp_path / "all.extxyz",)).splits()
     held_out = [[atoms.info["number"] for atoms in test] for _, test in splits]
     assert sorted(number for numbers in held_out for number in numbers) == list(range(12))
     for (train, _), test in zip(splits, held_out, strict=True):
@@ -41,13 +42,13 @@ def test_a_key_of_the_frames_can_name_the_test_frames(tmp_path: Path) -> None:
     for k, atoms in enumerate(frames):
         atoms.info["split"] = ("train", "valid", "test")[k % 3]
     write(tmp_path / "all.extxyz", frames)
-    ((train, test),) = tables.DataSet((tmp_path / "all.extxyz",), key="split").splits()
+    ((train, test),) = table_sets.DataSet((tmp_path / "all.extxyz",), key="split").splits()
     assert [atoms.info["number"] for atoms in test] == [2, 5]
     assert [atoms.info["number"] for atoms in train] == [0, 1, 3, 4, 6]
 
 
 def test_a_peer_that_made_the_labels_has_no_error() -> None:
-    card = tables.score_peer(EMT(), rattled(3))["card"]
+    card = table_sets.score_peer(EMT(), rattled(3))["card"]
     assert card["energy_meV_per_atom"]["rmse"] < 1e-6
     assert card["force_meV_per_A"]["rmse"] < 1e-6
 
@@ -55,7 +56,7 @@ def test_a_peer_that_made_the_labels_has_no_error() -> None:
 def test_a_set_that_is_absent_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(tables.DATA_SETS, "Cu", tables.DataSet((tmp_path / "none.extxyz",)))
+    monkeypatch.setitem(tables.DATA_SETS, "Cu", table_sets.DataSet((tmp_path / "none.extxyz",)))
     tables.main(["-o", str(tmp_path / "out.jsonl"), "--only", "Cu"])
     assert f"Cu is skipped: its files are not in {tmp_path}" in capsys.readouterr().out
 
