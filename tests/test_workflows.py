@@ -1,0 +1,106 @@
+"""The settings of GitHub and pre-commit: nothing runs them here, and a mistake in them is only seen after a push."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+GITHUB = ROOT / ".github"
+PRE_COMMIT = ROOT / ".pre-commit-config.yaml"
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+SETTINGS = [*sorted(GITHUB.rglob("*.yml")), PRE_COMMIT]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def parsed(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def every(key: str, tree: Any) -> Iterator[Any]:
+    """The values of this key, wherever it stands."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            if name == key:
+                yield value
+            yield from every(key, value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from every(key, value)
+
+
+def triggers(workflow: dict[Any, Any]) -> dict[str, Any]:
+    """What starts the workflow, with its settings. YAML 1.1 reads the key ``on`` as true."""
+    return {name: settings or {} for name, settings in workflow[True].items()}
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=name_of)
+def test_the_file_is_yaml_with_something_in_it(path: Path) -> None:
+    assert isinstance(parsed(path), dict)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=name_of)
+def test_a_workflow_says_when_it_runs_what_and_what_it_may(path: Path) -> None:
+    workflow = parsed(path)
+    assert triggers(workflow)
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert ("uses" in job) != ("steps" in job)
+        needed = job.get("needs", [])
+        needed = [needed] if isinstance(needed, str) else needed
+        assert set(needed) <= set(workflow["jobs"])
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=name_of)
+def test_actions_are_here_or_pinned_by_a_commit(path: Path) -> None:
+    """Who can move a tag could change what runs with the rights of this repository. The comment names the version."""
+    uses = list(every("uses", parsed(path)))
+    assert uses
+    for used in uses:
+        if used.startswith("./"):
+            assert (ROOT / used).is_file(), used
+        else:
+            assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", used), used
+            line = next(x for x in path.read_text(encoding="utf-8").splitlines() if used in x)
+            assert re.search(r" # v\d+\.\d+\.\d+$", line), line
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=name_of)
+def test_files_that_a_workflow_names_exist(path: Path) -> None:
+    workflow = parsed(path)
+    for pattern in [x for found in every("paths", triggers(workflow)) for x in found]:
+        assert any(ROOT.glob(pattern)), pattern
+    for command in every("run", workflow):
+        for file in re.findall(r"(?<![\w./-])[\w.-]+/[\w./-]+\.(?:py|md|txt|toml)\b", command):
+            assert (ROOT / file).is_file(), file
+
+
+def test_every_hook_that_names_files_finds_some() -> None:
+    files = [name_of(path) for path in (ROOT / "neuralil_ase").rglob("*")]
+    for hook in every("hooks", parsed(PRE_COMMIT)):
+        for pattern in every("files", hook):
+            assert any(re.search(pattern, file) for file in files), pattern
+
+
+def test_the_lowest_versions_are_the_bounds_of_the_package() -> None:
+    """And so the lower bounds are tested."""
+    bounds = dict(
+        re.findall(r'"([\w-]+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    )
+    text = (GITHUB / "constraints-lowest.txt").read_text(encoding="utf-8")
+    lowest = dict(re.findall(r"^([\w-]+)==([\d.]+)", text, re.MULTILINE))
+    assert set(lowest) - set(bounds) == {"jaxlib", "pyparsing"}  # which others bring
+    for name in set(lowest) & set(bounds):
+        assert numbers(lowest[name]) == numbers(bounds[name]), name
+
+
+def numbers(version: str) -> list[int]:
+    """6.100 and 6.100.0 are the same."""
+    found = [int(part) for part in version.split(".")]
+    return found + [0] * (3 - len(found))
