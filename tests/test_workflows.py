@@ -50,8 +50,11 @@ def test_a_workflow_says_when_it_runs_what_and_what_it_may(path: Path) -> None:
     workflow = parsed(path)
     assert triggers(workflow)
     assert workflow["permissions"] == {"contents": "read"}
+    # Called workflows have the limits of their own file, and must not share a group with the one that calls them.
+    assert workflow["concurrency"]["group"] == f"{path.stem}-${{{{ github.ref }}}}"
     for job in workflow["jobs"].values():
         assert ("uses" in job) != ("steps" in job)
+        assert ("timeout-minutes" in job) == ("steps" in job)
         needed = job.get("needs", [])
         needed = [needed] if isinstance(needed, str) else needed
         assert set(needed) <= set(workflow["jobs"])
@@ -79,6 +82,23 @@ def test_files_that_a_workflow_names_exist(path: Path) -> None:
     for command in every("run", workflow):
         for file in re.findall(r"(?<![\w./-])[\w.-]+/[\w./-]+\.(?:py|md|txt|toml)\b", command):
             assert (ROOT / file).is_file(), file
+
+
+def test_actions_are_kept_current() -> None:
+    (update,) = parsed(GITHUB / "dependabot.yml")["updates"]
+    assert (update["package-ecosystem"], update["directory"]) == ("github-actions", "/")
+
+
+def test_tests_and_hooks_are_run_as_the_pages_say() -> None:
+    """The commands of the README and of CONTRIBUTING.md."""
+    commands = {path.stem: " ".join(every("run", parsed(path))) for path in WORKFLOWS}
+    assert "python -m pytest -m slow -n 2" in (GITHUB / "CONTRIBUTING.md").read_text("utf-8")
+    assert "python -m pytest -m slow -n 2" in commands["slow"]
+    assert "pre-commit run --all-files" in commands["tests"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"<!-- test command -->\s*```bash\n(.*)\n", readme)
+    for part in line.split(" && ")[:-1]:  # CI has more processors for the tests themselves
+        assert part in commands["tests"]
 
 
 def test_every_hook_that_names_files_finds_some() -> None:
