@@ -108,6 +108,20 @@ def test_every_hook_that_names_files_finds_some() -> None:
             assert any(re.search(pattern, file) for file in files), pattern
 
 
+def test_the_hook_and_the_package_want_the_same_ruff() -> None:
+    """Otherwise the hook changes what the test command then complains of."""
+    (pinned,) = (
+        repo["rev"].removeprefix("v")
+        for repo in parsed(PRE_COMMIT)["repos"]
+        if "ruff" in repo["repo"]
+    )
+    bounds = re.search(r'"ruff>=([\d.]+),<([\d.]+)"', (ROOT / "pyproject.toml").read_text("utf-8"))
+    assert bounds
+    lowest, above = map(numbers, bounds.groups())
+    assert lowest <= numbers(pinned) < above
+    assert lowest[:2] == numbers(pinned)[:2]  # minor versions differ in what they want
+
+
 def test_the_lowest_versions_are_the_bounds_of_the_package() -> None:
     """And so the lower bounds are tested."""
     bounds = dict(

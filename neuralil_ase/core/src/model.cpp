@@ -71,7 +71,8 @@ Model<T>::Model(const ModelFile& file, const Config& config, const std::vector<d
   view_.n_members = config.n_members;
   view_.reference = reference_.data();
   const double tolerance = sizeof(T) == sizeof(float) ? 1e-7 : 1e-12;  // descriptors.SERIES_TOLERANCE
-  const std::vector<double> series = radial_series(int(config.n_max), config.r_cut, int(config.radial_scaling), tolerance);
+  const std::vector<double> series =
+      radial_series(int(config.n_max), config.r_cut, int(config.radial_scaling), tolerance);
   series_.assign(series.begin(), series.end());
   const Int n_radial = (config.n_max + 1) * (config.n_max + 2) / 2;
   view_.radial = {series_.data(), int(Int(series_.size()) / n_radial), T(1 / (config.r_cut * config.r_cut))};
