@@ -1,6 +1,7 @@
-"""The settings of GitHub and pre-commit: nothing runs them here, and a mistake in them is only seen after a push."""
+"""The settings of GitHub, pre-commit and pip. Nothing here runs them; mistakes would only show after a push."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,15 @@ def test_the_lowest_versions_are_the_bounds_of_the_package() -> None:
     assert set(lowest) - set(bounds) == {"jaxlib", "pyparsing"}  # which others bring
     for name in set(lowest) & set(bounds):
         assert numbers(lowest[name]) == numbers(bounds[name]), name
+
+
+def test_all_is_every_extra_but_the_tools() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    (everything,) = extras["all"]
+    names = re.fullmatch(r"neuralil-ase\[(.*)\]", everything)
+    assert names
+    assert set(names[1].split(",")) == set(extras) - {"test", "all"}
 
 
 def numbers(version: str) -> list[int]:
