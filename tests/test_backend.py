@@ -21,7 +21,7 @@ needs_core = pytest.mark.skipif(
 
 def test_where_a_library_can_be_built_it_is_there_and_fits_the_package() -> None:
     """Otherwise a stale or missing library lets every test of it be skipped; install the package again then."""
-    built = any(native._FOLDER.glob("libneuralil.*"))
+    built = any(native.FOLDER.glob("libneuralil.*"))
     if not built and shutil.which("c++") is None:
         pytest.skip("no C++ compiler on this machine, and no library")
     assert native.missing_reason() is None
@@ -83,7 +83,7 @@ def test_the_compiled_core_runs_without_jax(tmp_path: Path) -> None:
     if backend.device() != "cpu":
         pytest.skip("JAX computes on an accelerator here")
     assert one_step(tmp_path, JAX_PLATFORMS="cpu") == "compiled []"
-    if not backend._may_find_accelerator():
+    if not backend.may_find_accelerator():
         assert one_step(tmp_path) == "compiled []"
 
 

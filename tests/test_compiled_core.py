@@ -474,7 +474,7 @@ def _forces(predictor: Predictor, system: System) -> np.ndarray:
 @pytest.fixture
 def empty_folder(monkeypatch, tmp_path):
     """Where the library is looked for, afresh."""
-    monkeypatch.setattr(native, "_FOLDER", tmp_path)
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
     native.compiled_library.cache_clear()
     yield tmp_path
     native.compiled_library.cache_clear()

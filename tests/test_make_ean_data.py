@@ -109,7 +109,7 @@ def test_the_soft_field_has_the_gradient_of_its_energy():
     symbols = [symbol for ion in ions for symbol in ion.symbols]
     start = np.random.default_rng(0).uniform(0.0, 7.0, 90)
     for edge in (None, 7.0):
-        soft = boxes._SoftField(ions, symbols, edge)
+        soft = boxes.SoftField(ions, symbols, edge)
         _, gradient = soft(start)
         for k in (0, 13, 47, 88):
             step = np.zeros(90)
@@ -267,7 +267,7 @@ def test_lost_labels_are_counted(monkeypatch, labelled_box):
     frames = [atoms.copy() for atoms in labelled_box[0][:2]]
     label = sampling.labelled
     monkeypatch.setattr(sampling, "sampled", lambda task, outcome: frames)
-    monkeypatch.setattr(sampling, "_derived", lambda frames, task: [])
+    monkeypatch.setattr(sampling, "derived", lambda frames, task: [])
 
     def failing(frame: Atoms) -> Atoms:
         if frame is frames[0]:
@@ -292,7 +292,7 @@ def test_a_broken_trajectory_is_noted_and_tried_again(monkeypatch):
             raise sampling.BrokenTrajectory("bond C4-C7 broke")
         yield frame
 
-    monkeypatch.setattr(sampling, "_sample", breaking)
+    monkeypatch.setattr(sampling, "trajectory", breaking)
     outcome = sampling.Outcome(7)
     assert len(sampling.sampled(task(), outcome)) == 2
     assert outcome.broken_runs == ["attempt 0, after 1 frames: BrokenTrajectory: bond C4-C7 broke"]
@@ -314,7 +314,7 @@ def test_a_structure_the_model_refuses_counts_as_a_broken_run(monkeypatch):
         raise sampling.StructureError("positions are not finite")
         yield
 
-    monkeypatch.setattr(sampling, "_sample", refused)
+    monkeypatch.setattr(sampling, "trajectory", refused)
     outcome = sampling.Outcome(7)
     assert sampling.sampled(task(), outcome) == []
     assert len(outcome.broken_runs) == sampling.ATTEMPTS

@@ -205,7 +205,7 @@ def test_float32_is_close_to_float64(level: str) -> None:
 
 def test_matrix_products_round_nothing_that_the_user_did_not_ask_for() -> None:
     """By default JAX rounds float32 to TF32 on GPUs; what would run there is read from the lowered function."""
-    function = jitted(ensemble().config, "forces")._jitted
+    function = jitted(ensemble().config, "forces")
     graph = Graph(
         np.ones((8, 3), np.float32),
         np.zeros(8, np.int32),

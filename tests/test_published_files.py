@@ -227,14 +227,14 @@ def test_payloads_of_reduce_do_not_run(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_admitted_globals_cannot_be_changed(tmp_path: Path) -> None:
     """BUILD on a global would set attributes that outlive the import."""
-    for module, name in published_pickle._GLOBALS:
+    for module, name in published_pickle.GLOBALS:
         build = stack_global(module, name)[: -len(pickle.TUPLE1 + pickle.REDUCE) - 1]
         build = build.split(pickle.STACK_GLOBAL)[0] + pickle.STACK_GLOBAL
         text = pickle.SHORT_BINUNICODE + b"\x01x"
         state = b"N" + pickle.EMPTY_DICT + text + text + pickle.SETITEM + pickle.TUPLE2
         with pytest.raises(ModelFileError, match="was refused"):
             import_published(write(tmp_path, build + state + pickle.BUILD + b"."))
-    assert not any(hasattr(stand_in, "x") for stand_in in published_pickle._GLOBALS.values())
+    assert not any(hasattr(stand_in, "x") for stand_in in published_pickle.GLOBALS.values())
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def pack(n_pairs: int, edge: float, *, periodic: bool, seed: int, attempts: int 
     rng = np.random.default_rng(seed)
     ions = [ethylammonium()] * n_pairs + [nitrate()] * n_pairs
     symbols = [symbol for ion in ions for symbol in ion.symbols]
-    field = _SoftField(ions, symbols, edge if periodic else None)
+    field = SoftField(ions, symbols, edge if periodic else None)
     steps = {"maxiter": 500 if periodic else 1000}  # ions of a cluster have to move farther
     for _ in range(attempts):
         start = np.vstack(
@@ -172,7 +172,7 @@ def pack(n_pairs: int, edge: float, *, periodic: bool, seed: int, attempts: int 
     )
 
 
-class _SoftField:
+class SoftField:
     """Energy (eV) and gradient of the auxiliary potential; `edge` is None without a cell."""
 
     def __init__(self, ions: list[Ion], symbols: list[str], edge: float | None) -> None:

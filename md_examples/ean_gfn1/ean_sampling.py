@@ -149,7 +149,7 @@ def advance(atoms: Atoms, ps: float, temperature: float, rng: np.random.Generato
         check_whole(atoms)
 
 
-def _sample(task: Task, attempt: int) -> Iterator[Atoms]:
+def trajectory(task: Task, attempt: int) -> Iterator[Atoms]:
     """Equilibrate, then yield the frames one by one."""
     rng = np.random.default_rng([task.seed, 2, attempt])
     atoms = _built(task, attempt)
@@ -189,7 +189,7 @@ def _bare(atoms: Atoms, task: Task, config_type: str) -> Atoms:
     return frame
 
 
-def _derived(frames: list[Atoms], task: Task) -> list[Atoms]:
+def derived(frames: list[Atoms], task: Task) -> list[Atoms]:
     """A rattled frame and one of another volume, from the first and the middle frame of a box."""
     if task.kind != "box" or not frames:
         return []
@@ -230,7 +230,7 @@ def sampled(task: Task, outcome: Outcome) -> list[Atoms]:
     for attempt in range(ATTEMPTS):
         frames: list[Atoms] = []
         try:
-            for frame in _sample(task, attempt):
+            for frame in trajectory(task, attempt):
                 frames.append(frame)
             return frames
         except SAMPLER_FAILED as error:
@@ -245,7 +245,7 @@ def run_task(task: Task) -> tuple[list[Atoms], Outcome]:
     outcome = Outcome(task.seed)
     frames = sampled(task, outcome)
     kept = []
-    for frame in [*frames, *_derived(frames, task)]:
+    for frame in [*frames, *derived(frames, task)]:
         try:
             result = labelled(frame)
         except CalculationFailed:

@@ -23,7 +23,7 @@ def device() -> str:
 
     Without a plugin for an accelerator the answer is "cpu", and JAX is not loaded.
     """
-    if "jax" not in sys.modules and not _may_find_accelerator():
+    if "jax" not in sys.modules and not may_find_accelerator():
         return "cpu"
     from neuralil_ase.engine import jax_backend
 
@@ -31,7 +31,7 @@ def device() -> str:
 
 
 @lru_cache(maxsize=1)
-def _may_find_accelerator() -> bool:
+def may_find_accelerator() -> bool:
     """Whether JAX may find an accelerator. Checks the variables, packages and entry points that JAX itself uses."""
     wanted = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME")
     if wanted:

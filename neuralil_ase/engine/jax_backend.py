@@ -137,6 +137,10 @@ class Jitted:
     def __call__(self, params: Params, graph: Graph) -> Derivatives:
         return self._jitted(params, graph)
 
+    def lower(self, params: Params, graph: Graph) -> jax.stages.Lowered:
+        """What XLA would compile for these arguments; ``as_text()`` of it can be read."""
+        return self._jitted.lower(params, graph)
+
 
 @lru_cache(maxsize=64)
 def jitted(config: ModelConfig, uncertainty: Uncertainty) -> Jitted:

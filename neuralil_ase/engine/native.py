@@ -15,7 +15,9 @@ import numpy as np
 from neuralil_ase.errors import ModelFileError, StructureError
 from neuralil_ase.model.config import ModelConfig
 
-_FOLDER = Path(__file__).parents[1] / "core"
+FOLDER = Path(__file__).parents[1] / "core"
+"""Where the library is looked for."""
+
 _API_VERSION = 1
 _BAD_FILE, _UNSUPPORTED, _BAD_GRAPH, _NO_MEMORY = 1, 2, 3, 4
 _NAMES = {"x86-64-v4": "AVX-512", "x86-64-v3": "AVX2", "x86-64": "SSE2"}
@@ -51,10 +53,10 @@ class _Executor(ctypes.Structure):
 def compiled_library() -> ctypes.CDLL | str:
     """The library for this machine, or why there is none."""
     path = next(
-        (path for path in _FOLDER.glob("libneuralil.*") if path.suffix in (".so", ".dylib")), None
+        (path for path in FOLDER.glob("libneuralil.*") if path.suffix in (".so", ".dylib")), None
     )
     if path is None:
-        return f"it was not built when neuralil_ase was installed (nothing in {_FOLDER})"
+        return f"it was not built when neuralil_ase was installed (nothing in {FOLDER})"
     try:
         loaded = ctypes.CDLL(str(path))
         if (found := loaded.neuralil_api_version()) != _API_VERSION:
@@ -371,6 +373,15 @@ class _Info(ctypes.Structure):
         ("precision", c_int),
         ("description", c_char_p),
     )
+
+
+STRUCTURES: dict[str, type[ctypes.Structure]] = {
+    "neuralil_graph": _Graph,
+    "neuralil_results": _Results,
+    "neuralil_executor": _Executor,
+    "neuralil_info": _Info,
+}
+"""The structures of core/include/neuralil.h, as they are declared here."""
 
 
 def _declare(library: ctypes.CDLL) -> None:

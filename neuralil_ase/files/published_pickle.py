@@ -130,7 +130,7 @@ def _from_device(function: Any, _args: Any, state: Any, _aval: Any) -> PickledAr
 
 
 _NEW_ARRAY = _Global("numpy.core.multiarray._reconstruct", lambda *_: PickledArray())
-_GLOBALS: dict[tuple[str, str], Any] = {
+GLOBALS: dict[tuple[str, str], Any] = {
     ("neuralil.model", "NeuralILModelInfo"): _Record,
     ("neuralil.deep_ensembles.model", "HeteroscedasticNeuralILModelInfo"): _Record,
     ("datetime", "datetime"): _Global("datetime.datetime", datetime),
@@ -142,6 +142,7 @@ _GLOBALS: dict[tuple[str, str], Any] = {
         "jax._src.device_array.reconstruct_device_array", _from_device
     ),
 }
+"""All that a published file may name, and what is made of it."""
 
 
 class _Machine:
@@ -209,12 +210,12 @@ class _Machine:
     def find_global(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise pickle.UnpicklingError("it asks for a global without a name")
-        if (module, name) not in _GLOBALS:
+        if (module, name) not in GLOBALS:
             raise pickle.UnpicklingError(
                 f"it asks for {module[:80]}.{name[:80]}, which no published file uses, and which may be an attempt to "
                 "run code"
             )
-        self.push(_GLOBALS[module, name])
+        self.push(GLOBALS[module, name])
 
     def make(self, _: Any) -> None:
         kind, arguments = self.take(2)

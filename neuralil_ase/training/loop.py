@@ -290,6 +290,13 @@ def _predicted(
     return predict(objective.config, objective.slots, folded, batch, with_stress)
 
 
+def compilations() -> int:
+    """Number of compiled versions of the functions of a step; constant while architecture and shapes stay the same."""
+    # Counting traces, as engine/jax_backend does, would miss what JAX compiles again without a new trace.
+    functions: tuple[Any, ...] = (_gradient, _update, _predicted)  # without the attribute, to mypy
+    return sum(function._cache_size() for function in functions)
+
+
 def fit(
     trainer: Trainer,
     run: Run,
