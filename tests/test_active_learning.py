@@ -64,14 +64,15 @@ def run(work: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def run_here(work: Path, *options: str) -> str:
     """What the script prints, in this process, where much is compiled; with a small network and no pictures of it."""
-    output = io.StringIO()
+    output, errors = io.StringIO(), io.StringIO()
     handler = signal.getsignal(signal.SIGTERM)
     small = patch.object(steps, "train", partial(train, widths=(16, 8), n_max=2, report=False))
     try:
-        with small, patch.dict(os.environ), redirect_stdout(output), redirect_stderr(io.StringIO()):
+        with small, patch.dict(os.environ), redirect_stdout(output), redirect_stderr(errors):
             script.main(["--quick", "--work", str(work), *options])
     finally:
         signal.signal(signal.SIGTERM, handler)
+    assert "\r" not in errors.getvalue()  # progress goes to a file line by line, and seldom
     return output.getvalue()
 
 

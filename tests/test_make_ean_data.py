@@ -333,7 +333,9 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(output: Path, *options: str, check: bool = False) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLES / "make_ean_data.py"), "--quick", "-o", str(output)]
-    return subprocess.run([*command, *options], check=check, capture_output=True, text=True)
+    done = subprocess.run([*command, *options], check=check, capture_output=True, text=True)
+    assert "\r" not in done.stderr  # progress goes to a pipe line by line, and seldom
+    return done
 
 
 def test_quick_writes_data_that_ase_reads_and_a_card(quick_run):
@@ -360,7 +362,7 @@ def test_a_second_run_takes_finished_seeds_and_makes_the_missing_ones(quick_run)
     before, data = kept.stat().st_mtime_ns, quick_run.read_bytes()
     lost.unlink()
     (parts / "partial-1-seed_02000.extxyz").write_text("half a frame")
-    run(quick_run, check=True)
+    assert "1 of 2 seeds are finished already" in run(quick_run, check=True).stdout
     assert kept.stat().st_mtime_ns == before
     assert json.loads(lost.read_text())["frames"] == 1
     assert quick_run.read_bytes() == data  # seeds are reproducible

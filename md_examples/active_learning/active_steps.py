@@ -176,16 +176,20 @@ def taught(target: Path, md_folder: Path, kind: str, count: int, seed: int) -> l
             chosen = most_unsure([float(a.arrays["forces_std"].mean()) for a in found], count)
         else:
             chosen = at_random(len(found), count, seed)
-        for k in tqdm(chosen, unit="label", desc=f"GFN1-xTB, {kind} frames"):
-            try:
-                frame = labelled(bare(found[k]))
-            except CalculationFailed:
-                tqdm.write("left out: GFN1-xTB found no solution for a frame")
-                continue
-            if np.abs(frame.get_forces()).max() < MAX_FORCE:
-                frames.append(frame)
-            else:
-                tqdm.write(f"left out: a force above {MAX_FORCE:g} eV/Å belongs to no liquid")
+        with Progress(len(chosen), "label", f"GFN1-xTB, {kind} frames", True) as progress:
+            for done, k in enumerate(chosen, 1):
+                try:
+                    frame = labelled(bare(found[k]))
+                except CalculationFailed:
+                    tqdm.write("left out: GFN1-xTB found no solution for a frame")
+                else:
+                    if np.abs(frame.get_forces()).max() < MAX_FORCE:
+                        frames.append(frame)
+                    else:
+                        tqdm.write(
+                            f"left out: a force above {MAX_FORCE:g} eV/Å belongs to no liquid"
+                        )
+                progress.update(done)
         write(partial, frames, format="extxyz")
 
     product(target, make)

@@ -37,6 +37,7 @@ from ean_sampling import Outcome, Schedule, Task, run_task
 from tqdm import tqdm
 
 from neuralil_ase.errors import NeuralILError
+from neuralil_ase.progress import Progress
 
 TEMPERATURES = (300.0, 400.0, 500.0, 600.0, 700.0)  # K
 CLUSTER_TEMPERATURES = (200.0, 300.0, 350.0, 400.0, 500.0)  # K; hotter ones fall apart
@@ -170,27 +171,28 @@ def _start_worker() -> None:
 
 
 def run_all(tasks: list[Task], folder: Path, processes: int) -> None:
-    """Run the tasks that are not done yet, with a progress bar."""
+    """Run the tasks that are not done yet."""
     missing = [task for task in tasks if not part_files(folder, task)[1].exists()]
-    bar = tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="seed", smoothing=0.1)
+    if len(missing) < len(tasks):
+        print(f"{len(tasks) - len(missing)} of {len(tasks)} seeds are finished already")
     lost = 0
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start_worker) as pool:
+    with (
+        ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start_worker) as pool,
+        Progress(len(missing), "seed", "EAN data", True) as progress,
+    ):
         try:
             futures = [pool.submit(work, task, folder) for task in missing]
-            for future in as_completed(futures):
+            for done, future in enumerate(as_completed(futures), 1):
                 outcome = future.result()
                 lost += outcome.scf_failures + outcome.too_large_forces
-                bar.set_postfix(lost=lost, refresh=False)
-                bar.update()
+                progress.update(done, f"{lost} labels lost")
                 for note in outcome.broken_runs:
-                    bar.write(f"seed {outcome.seed}: {note}")
+                    tqdm.write(f"seed {outcome.seed}: {note}")
         except BaseException:
             for worker in active_children():  # a seed can take long: do not wait for it
                 worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise
-        finally:
-            bar.close()
 
 
 def merge(tasks: list[Task], folder: Path, output: Path, settings: Settings) -> list[Atoms]:
