@@ -235,10 +235,31 @@ def test_uncertainty_search(tmp_path: Path) -> None:
     assert (tmp_path / "uncertainty_search.png").stat().st_size > 10_000
 
 
+def scripts() -> set[str]:
+    """Every example, in folders too. What others import and nobody starts is a part of them."""
+    texts = {path: path.read_text(encoding="utf-8") for path in EXAMPLES.rglob("*.py")}
+    imported = set(re.findall(r"^from (\w+) import", "\n".join(texts.values()), re.MULTILINE))
+    return {
+        path.relative_to(EXAMPLES).as_posix()
+        for path, text in texts.items()
+        if path.stem not in imported or "__main__" in text
+    }
+
+
 def test_the_gallery_shows_every_example() -> None:
     gallery = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    scripts = {path.name for path in EXAMPLES.glob("*.py")}
-    assert scripts == set(re.findall(r"\]\((\w+\.py)\)", gallery))
+    assert scripts() == set(re.findall(r"\]\(([\w/]+\.py)\)", gallery))
+
+
+def test_every_example_has_a_test() -> None:
+    tests = [
+        path
+        for path in Path(__file__).parent.rglob("test_*.py")
+        if path.parent.name != "benchmarks"
+    ]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in tests)
+    names = [Path(script).stem for script in scripts()]
+    assert [name for name in names if not re.search(rf'[/"]{name}(\.py)?"', text)] == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ase.io import read
 from ensembles import random_potential
-from lammps_runs import PACKAGE, liquid, lmp, needs_lammps, saved, setup_text, shipped
+from lammps_runs import EXAMPLES, PACKAGE, liquid, lmp, needs_lammps, saved, setup_text, shipped
 
 from neuralil_ase import NeuralILCalculator, cli, load_potential
 from neuralil_ase.errors import ModelFileError
@@ -121,6 +121,41 @@ def test_the_models_own_thresholds_are_used(start: Path, environment) -> None:
     (start / "model.lmp").write_text(variables(model))
     assert monitored(start, environment).returncode == 0
     assert len(read(start / "flagged.dump", ":", format="lammps-dump-text")) == 3
+
+
+def example(folder: Path, environment: dict[str, str], high: float) -> str:
+    """What the example prints for the calm liquid, with thresholds of 1e-3 and `high` eV/Å."""
+    potential = load_potential(shipped(folder))
+    bands = replace(potential.calibration, thresholds={"low": 1e-3, "high": high})
+    model = saved(replace(potential, calibration=bands), folder)
+    options = ["--model", model, "--repeat", 1, "--steps", 20, "--temperature", 300, 320]
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "lammps" / "monitored_lammps.py"), *map(str, options)],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (folder / "monitored_lammps" / "monitored_lammps.png").stat().st_size > 10_000
+    return done.stdout
+
+
+@needs_lammps
+def test_the_example_harvests_what_was_flagged(tmp_path: Path, environment) -> None:
+    printed = example(tmp_path, environment, high=50.0)
+    assert "225 atoms, 2 rank(s): the run went to its end" in printed
+    frames = read(tmp_path / "monitored_lammps" / "harvest.extxyz", ":")
+    assert 1 <= len(frames) <= 3  # checks in 20 steps
+    assert f"{len(frames)} frames to label" in printed
+    for frame in frames:
+        assert frame.info["monitor_atoms"] == frame.arrays["forces_std"].argmax()
+        assert frame.arrays["forces_std"].max() > 1e-3
+        assert frame.calc is None  # the model's own forces are no labels
+
+
+@needs_lammps
+def test_the_example_stops_at_the_upper_threshold(tmp_path: Path, environment) -> None:
+    printed = example(tmp_path, environment, high=2e-3)
+    assert "the run stopped at step 10, force spread" in printed
+    assert "0 frames to label" in printed
 
 
 @needs_lammps
