@@ -204,3 +204,34 @@ def test_the_library_does_not_print() -> None:
             and node.func.id == "print"
         ]
         assert not calls, f"{path.name} prints on lines {calls}"
+
+
+TESTS = Path(__file__).parent
+TEST_MODULES = sorted(path for path in TESTS.rglob("*.py") if path.parent.name != "benchmarks")
+PUBLIC = {"_replace", "_fields", "_asdict", "_fields_", "_exit"}
+"""Of named tuples, ctypes and os: they only look private."""
+FOREIGN = {"units", "pickle"}
+"""Modules of others that have no public name for it."""
+
+
+@pytest.mark.parametrize("path", TEST_MODULES, ids=lambda path: path.relative_to(TESTS).as_posix())
+def test_tests_use_public_names(path: Path) -> None:
+    """What a test needs is worth a name; what it takes from the inside breaks when nothing is wrong."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Attribute):
+            owner = node.value.id if isinstance(node.value, ast.Name) else ""
+            names = [node.attr] if owner not in FOREIGN | {"self"} else []
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("neuralil_ase"):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr"):
+            names = [str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)]
+        found += [
+            f"line {node.lineno}: {name}"
+            for name in names
+            if name.rpartition(".")[2].startswith("_")
+            and not name.startswith("__")
+            and name not in PUBLIC
+        ]
+    assert found == []
