@@ -1,5 +1,7 @@
 """The power spectrum and its pull-back in pure JAX against sums written out in NumPy, and against jax.vjp."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from neuralil_ase.model.config import DescriptorConfig
 from neuralil_ase.model.spectrum import channels
 from neuralil_ase.model.spectrum import power_spectrum as eager_power_spectrum
 from neuralil_ase.model.spectrum import pull_back_spectrum as eager_pull_back_spectrum
+from neuralil_ase.model.spectrum import summed_changes as eager_summed_changes
 
 ELEMENTS = ("C", "F", "H", "N", "O", "S")
 both = pytest.mark.parametrize("cross_terms", [False, True], ids=["plain", "cross"])
@@ -16,6 +19,7 @@ sizes = pytest.mark.parametrize(("n_elements", "n_max"), [(1, 0), (1, 4), (4, 3)
 
 power_spectrum = jax.jit(eager_power_spectrum, static_argnums=0)
 pull_back_spectrum = jax.jit(eager_pull_back_spectrum, static_argnums=0)
+summed_changes = jax.jit(eager_summed_changes, static_argnums=0)
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +76,27 @@ def test_pull_back_is_the_transposed_derivative(
     found = pull_back_spectrum(config, density, cotangents)
     expected = jnp.stack([pull_back(cotangent)[0] for cotangent in cotangents])
     np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-12)
+
+
+@both
+@pytest.mark.parametrize(("n_elements", "n_max"), [(1, 4), (4, 3)])
+def test_summed_changes_are_derivatives_one_after_the_other(
+    n_elements: int, n_max: int, cross_terms: bool
+) -> None:
+    """Three atoms with two changes each, all of them of one element, which differs from atom to atom."""
+    config, density, other, *_ = setting(n_elements, n_max, cross_terms)
+    neighbours = jnp.stack([density, other, density + other], axis=1)
+    rng = np.random.default_rng(0)
+    changes = jnp.asarray(rng.normal(size=(len(density), 3, 2, density.shape[-1])))
+    is_element = np.eye(n_elements)[rng.integers(n_elements, size=len(density))]
+    found = summed_changes(config, neighbours, changes, jnp.asarray(is_element))
+    for k in range(2):
+        expected = 0.0
+        for s in range(3):
+            moved = is_element[:, :, None] * changes[:, s, k, None]
+            spectrum = partial(power_spectrum, config)
+            expected += jax.jvp(spectrum, (neighbours[:, s],), (moved,))[1]
+        np.testing.assert_allclose(found[:, k], expected, rtol=1e-12, atol=1e-11)
 
 
 @both

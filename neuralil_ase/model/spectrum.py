@@ -43,6 +43,46 @@ def power_spectrum(
     return jnp.concatenate([b.reshape(len(density), -1) for b in blocks], axis=-1)
 
 
+def summed_changes(
+    config: DescriptorConfig, density: Array, changes: Array, is_element: Array
+) -> Array:
+    """Change of power spectra, summed over S atoms, when the density coefficients of one element change.
+
+    Parameters
+    ----------
+    config
+        The descriptor.
+    density
+        Coefficients of the S atoms, shape (N, S, elements, channels).
+    changes
+        K changes of the coefficients of one element, shape (N, S, K, channels).
+    is_element
+        1 for this element and 0 for the others, shape (N, elements).
+
+    Returns
+    -------
+    Array, shape (N, K, n_features)
+        Σ_s dp_s. The sum over s is part of a matrix product, which is much faster than one change after the other.
+    """
+    parts = zip(_by_order(config, density), _by_order(config, changes), strict=True)
+    n_atoms, n_changes = len(density), changes.shape[2]
+    if config.cross_terms:
+        blocks = []
+        for own, changed in parts:
+            rows = own.reshape(*own.shape[:2], -1, own.shape[-1])
+            found = jnp.einsum("nspm,nskqm->nkpq", rows, changed)
+            wide = found[..., None, :] * is_element[:, None, None, :, None]
+            square = wide.reshape(n_atoms, n_changes, rows.shape[2], rows.shape[2])
+            blocks.append(_picked_triangle(square + square.swapaxes(-1, -2)))
+        return jnp.concatenate(blocks, axis=-1)
+    by_radial = [jnp.einsum("nsapm,nskpm->nkap", own, changed) for own, changed in parts]
+    found = jnp.concatenate(by_radial, axis=-1)
+    square = found[:, :, :, None] * is_element[:, None, None, :, None]
+    first, second = np.triu_indices(len(config.elements))
+    both = (square + square.swapaxes(2, 3))[:, :, first, second]
+    return both.reshape(n_atoms, n_changes, -1)
+
+
 def pull_back_spectrum(
     config: DescriptorConfig, density: Array, cotangents: Array, *, only_forward: bool = False
 ) -> Array:
@@ -115,6 +155,14 @@ def _split_orders(config: DescriptorConfig, density: Array) -> list[Array]:
     parts = split(density, sizes, axis=2)
     shapes = [(len(density), *shape) for shape in _orders(config)]
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _by_order(config: DescriptorConfig, coefficients: Array) -> list[Array]:
+    """The coefficients of every order l, shape (..., radial functions, 2l+1)."""
+    shapes = [(count, 2 * order + 1) for order, count in enumerate(config.n_radial)]
+    parts = split(coefficients, [n * m for n, m in shapes], axis=coefficients.ndim - 1)
+    leading = coefficients.shape[:-1]
+    return [part.reshape(*leading, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _triangle(matrix: Array) -> Array:

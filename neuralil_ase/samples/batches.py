@@ -8,7 +8,7 @@ therefore grouped by element, and a microbatch needs a few batched matrix produc
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -25,6 +25,8 @@ from neuralil_ase.samples.forward import Batch
 
 MICROBATCH_ATOMS = 256
 """Atoms evaluated together. At this size the arrays of eight members stay in the caches of a CPU."""
+FRAMES_OF_SUMS = 17
+"""Frames evaluated together, if they have few atoms, where no optimiser step follows (one of them is padding)."""
 FEATURE_BLOCK = 256
 """Atoms whose descriptors are evaluated together. The number is the same for all frames, so that this compiles once."""
 PAIR_BLOCK = 1024
@@ -102,6 +104,10 @@ class Packer:
     n_atoms: int
     n_frames: int
 
+    def for_sums(self) -> "Packer":
+        """A packer for sums over all frames, where small frames need not be spread over many optimiser steps."""
+        return replace(self, n_frames=max(self.n_frames, FRAMES_OF_SUMS))
+
     def pack(self, samples: Sequence[Sample], weights: np.ndarray) -> Iterator[Batch]:
         """Yield microbatches with the samples in their order; ``weights`` has shape (members, samples)."""
         start, filled = 0, 0
@@ -172,7 +178,7 @@ class Packer:
         )
 
 
-_features = jax.jit(power_spectrum, static_argnums=0)
+_features = jax.jit(partial(power_spectrum, only_forward=True), static_argnums=0)
 
 
 def some_of(samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.lax import optimization_barrier
 from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
 
 from neuralil_ase.model.config import DescriptorConfig
-from neuralil_ase.model.spectrum import power_spectrum
+from neuralil_ase.model.spectrum import power_spectrum, summed_changes
 from neuralil_ase.prediction import VOIGT
 from neuralil_ase.samples.batches import Packer, Sample, some_of
 from neuralil_ase.samples.forward import Batch
@@ -73,9 +74,11 @@ class Sums(NamedTuple):
     @classmethod
     def of(cls, rows: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> "Sums":
         """Compute the sums from rows of shape (labels, U)."""
-        weighted = rows * weights[:, None]
         square = float((weights * labels**2).sum())
-        return cls(rows.T @ weighted, weighted.T @ labels, square, float(weights.sum()))
+        # NumPy computes the product of an array and its own transpose in half the time.
+        scaled = rows * np.sqrt(weights)[:, None]
+        right = scaled.T @ (np.sqrt(weights) * labels)
+        return cls(scaled.T @ scaled, right, square, float(weights.sum()))
 
     def combined(self, other: "Sums", factor: float) -> "Sums":
         """These sums and ``factor`` times the others."""
@@ -168,7 +171,7 @@ class Equations:
 def equations_of(packer: Packer, unknowns: Unknowns, samples: Sequence[Sample]) -> Equations:
     """The sums over some samples."""
     total = Equations.empty(unknowns.size)
-    for batch in packer.pack(samples, np.ones((1, len(samples)))):
+    for batch in packer.for_sums().pack(samples, np.ones((1, len(samples)))):
         total = total.plus(_of_batch(packer, unknowns, batch))
     return total
 
@@ -217,41 +220,46 @@ def _rows(
 
     Shapes: forces (elements, N, 3, F), virials (B, elements, 6, F).
     """
+    density, slopes = jnp.asarray(batch.density), jnp.asarray(batch.slopes)
     spectrum = partial(power_spectrum, descriptor, only_forward=True)
-    features, along = jax.linearize(spectrum, jnp.asarray(batch.density))
-    n_atoms, n_slots, _, n_channels = batch.slopes.shape
+    features, along = jax.linearize(spectrum, density)
     n_elements, n_frames = len(slots), len(batch.energy)
-    atoms = jnp.arange(n_atoms)
-    # For an empty slot, the neighbour is the atom itself, with slope 0.
-    neighbours = jnp.asarray(batch.reverse) // n_slots
-    x, y = VOIGT
+    is_element = jax.nn.one_hot(batch.types, n_elements, dtype=features.dtype)  # (N, elements)
 
-    def add_slot(
-        sums: tuple[Array, Array], slot: tuple[Array, ...]
-    ) -> tuple[tuple[Array, Array], None]:
-        forces, virials = sums
-        element, slopes, vectors, neighbour = slot
-        moved = (
-            jnp.zeros((3, n_atoms, n_elements, n_channels))
-            .at[:, :, element]
-            .set(slopes.swapaxes(0, 1))
+    # The atom as a centre: the sums over its neighbours are those of the changes of its coefficients.
+    own = jax.vmap(along, in_axes=2, out_axes=1)(_sums_over_slots(slots, slopes, batch.vectors))
+    virials = jax.ops.segment_sum(
+        own[:, 3:], batch.frame * n_elements + batch.types, n_frames * n_elements
+    )
+    # The atom as a neighbour of centres of each element.
+    n_slots = slopes.shape[1]
+    reverse = jnp.asarray(batch.reverse)
+    back = slopes.reshape(-1, *slopes.shape[2:])[reverse]  # of the pairs (j, i), (N, S, 3, C)
+    back, neighbours = optimization_barrier((back, density[reverse // n_slots]))
+    forces = []
+    for element, group in enumerate(_groups(slots)):
+        as_neighbour = summed_changes(
+            descriptor, neighbours[:, group], back[:, group], is_element
         )
-        slope = jax.vmap(along)(moved).swapaxes(0, 1)  # dp_i / dr_ij, (N, 3, F)
-        forces = forces.at[batch.types, atoms].add(slope).at[batch.types, neighbour].add(-slope)
-        tensor = vectors[:, x, None] * slope[:, y]
-        tensor = (tensor + vectors[:, y, None] * slope[:, x]) / 2
-        return (forces, virials.at[batch.frame, batch.types].add(tensor)), None
+        forces.append(is_element[:, element, None, None] * own[:, :3] - as_neighbour)
+    return features, jnp.stack(forces), virials.reshape(n_frames, n_elements, 6, -1)
 
-    start = (
-        jnp.zeros((n_elements, n_atoms, 3, features.shape[1])),
-        jnp.zeros((n_frames, n_elements, 6, features.shape[1])),
-    )
-    elements = np.repeat(np.arange(n_elements), slots)
-    of_slots = (
-        jnp.asarray(elements),
-        jnp.asarray(batch.slopes).swapaxes(0, 1),
-        jnp.asarray(batch.vectors).swapaxes(0, 1),
-        neighbours.T,
-    )
-    (forces, virials), _ = jax.lax.scan(add_slot, start, of_slots)
-    return features, forces, virials
+
+def _groups(slots: tuple[int, ...]) -> list[slice]:
+    """The slots for neighbours of each element."""
+    ends = np.cumsum(slots).tolist()
+    return [slice(end - count, end) for end, count in zip(ends, slots, strict=True)]
+
+
+def _sums_over_slots(slots: tuple[int, ...], slopes: Array, vectors: np.ndarray) -> Array:
+    """Σ_j of dc/dr_ij, and of r_ij ⊗ dc/dr_ij, symmetrised, in Voigt order: shape (N, elements, 3 + 6, C)."""
+    x, y = VOIGT
+    factors = jnp.concatenate([jnp.ones((*vectors.shape[:2], 1), slopes.dtype), vectors], axis=2)
+    sums = []
+    for group in _groups(slots):
+        # With 1 as a fourth component, one matrix product gives both.
+        found = jnp.einsum("nsx,nsyc->nxyc", factors[:, group], slopes[:, group])
+        tensor = found[:, 1:]
+        symmetric = (tensor + tensor.swapaxes(1, 2)) / 2
+        sums.append(jnp.concatenate([found[:, 0], symmetric[:, x, y]], axis=1))
+    return jnp.stack(sums, axis=1)

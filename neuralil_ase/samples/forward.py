@@ -54,6 +54,12 @@ class Batch(NamedTuple):
     volume: np.ndarray
     member_weight: np.ndarray
 
+    @property
+    def n_filled(self) -> int:
+        """Number of frames without padding, which come first. Only for arrays on the host."""
+        padding = len(self.energy) - 1
+        return int(self.frame[self.frame < padding].max(initial=-1)) + 1
+
 
 class Predicted(NamedTuple):
     """Outputs of all members.

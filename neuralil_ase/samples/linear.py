@@ -4,6 +4,7 @@ The linear part is fitted before the networks are trained (``least_squares``). T
 labels.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -69,23 +70,29 @@ def without_linear(config: ModelConfig) -> ModelConfig:
     return replace(config, network=replace(config.network, linear=False))
 
 
-def what_is_left(packer: Packer, linear: Linear, sample: Sample) -> Sample:
-    """The sample with labels from which the mean of the members' linear parts is subtracted."""
-    (batch,) = packer.pack([sample], np.ones((1, 1)))
+def what_is_left(packer: Packer, linear: Linear, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with labels from which the mean of the members' linear parts is subtracted."""
     weights, bias = linear.weights.mean(axis=0), linear.bias.mean(axis=0)
-    outputs = _evaluated(packer.config.descriptor, packer.slots, weights.astype(np.float32), batch)
-    features, forces, stress = map(np.asarray, outputs)
-    n, types = len(sample.types), sample.types
-    energies = np.einsum("nf,nf->n", features[:n], weights.T[types], dtype=np.float64)
-    labels = sample.labels
-    return replace(
-        sample,
-        labels=Labels(
-            labels.energy - float((energies + bias[types]).sum()),
-            labels.forces - forces[:n],
-            labels.stress - stress[0],
-        ),
-    )
+    remaining, left = iter(samples), []
+    for batch in packer.for_sums().pack(samples, np.ones((1, len(samples)))):
+        outputs = _evaluated(
+            packer.config.descriptor, packer.slots, weights.astype(np.float32), batch
+        )
+        features, forces, stress = map(np.asarray, outputs)
+        atomic = np.einsum("nf,nf->n", features, weights.T[batch.types], dtype=np.float64)
+        atomic += bias[batch.types]
+        start = 0
+        for k in range(batch.n_filled):
+            sample = next(remaining)
+            rows = slice(start, start + len(sample.types))
+            labels = Labels(
+                sample.labels.energy - float(atomic[rows].sum()),
+                sample.labels.forces - forces[rows],
+                sample.labels.stress - stress[k],
+            )
+            left.append(replace(sample, labels=labels))
+            start = rows.stop
+    return left
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -94,12 +101,13 @@ def _evaluated(
 ) -> tuple[Array, Array, Array]:
     """Features, forces of all atoms and stresses of all frames."""
     density = jnp.asarray(batch.density)
-    gradient = pull_back_spectrum(descriptor, density, weights.T[batch.types][None])
+    cotangents = weights.T[batch.types][None]
+    gradient = pull_back_spectrum(descriptor, density, cotangents, only_forward=True)
     pairs = pair_gradient_of(slots, gradient, batch)
     virials = virials_of(pairs, jnp.asarray(batch.vectors))[..., 0]
     stress = jax.ops.segment_sum(virials, batch.frame, len(batch.energy)) / batch.volume[:, None]
     return (
-        power_spectrum(descriptor, density),
+        power_spectrum(descriptor, density, only_forward=True),
         forces_of(pairs, jnp.asarray(batch.reverse))[0],
         stress,
     )

@@ -93,7 +93,7 @@ class Continuation:
         self._make_room(neighbour_counts(pairs, types, len(elements)).max(axis=0), len(types))
         labels = make_labels(self.config, frame, types, pairs, self.reference)
         sample = Sample(frame, types, pairs, frame.volume or 1.0, labels, None)
-        self._samples.append(self._left(self._with_arrays(sample)))
+        self._samples += self._left([self._with_arrays(sample)])
         return len(self._samples) - 1
 
     def move_reference(self, reference: np.ndarray) -> None:
@@ -136,7 +136,7 @@ class Continuation:
     def use_linear(self, linear: Linear | None) -> None:
         """Subtract this linear part from the labels, instead of the previous one."""
         self._linear = linear
-        self._samples = [self._left(self._whole(sample)) for sample in self._samples]
+        self._samples = self._left([self._whole(sample) for sample in self._samples])
 
     def update(
         self, potential: Potential, learnt: Sequence[int], chances: np.ndarray, seed: int
@@ -208,11 +208,11 @@ class Continuation:
         labels = make_labels(self.config, sample.frame, sample.types, sample.pairs, self.reference)
         return replace(sample, labels=labels)
 
-    def _left(self, sample: Sample) -> Sample:
-        """The sample with the linear part subtracted from its labels."""
-        return (
-            sample if self._linear is None else what_is_left(self._packer(), self._linear, sample)
-        )
+    def _left(self, samples: list[Sample]) -> list[Sample]:
+        """The samples with the linear part subtracted from their labels."""
+        if self._linear is None:
+            return samples
+        return what_is_left(self._packer(), self._linear, samples)
 
     def _packer(self) -> Packer:
         smallest, largest = self._sizes

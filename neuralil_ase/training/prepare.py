@@ -163,7 +163,7 @@ def prepare(
         fit = LinearFit(packer, some_labelled(samples[:n_train]), known, progress)
         linear = fit.solve(settings.members, settings.seed, BEFORE_NETWORKS)
     if linear is not None:
-        samples = [what_is_left(packer, linear, sample) for sample in samples]
+        samples = what_is_left(packer, linear, samples)
     scaling = scaling_of_samples(packer, samples[:n_train])
     counts = np.ones((settings.members, n_train + len(alone)))
     counts[:, :n_train] = _counts(settings, n_train)

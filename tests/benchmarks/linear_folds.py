@@ -69,7 +69,7 @@ class Fits:
         best = self.choice(numbers, weights)
         choice = best._replace(penalty=best.penalty * float(factor or 1))
         linear = self.unknowns.linear(self.total(numbers, weights).solve(choice)[None])
-        return [what_is_left(self.task.packer, linear, s).labels for s in self.samples]
+        return [s.labels for s in what_is_left(self.task.packer, linear, self.samples)]
 
 
 def errors(samples: list[Sample], left: list[Labels], test: np.ndarray, learnt: np.ndarray) -> str:

@@ -44,25 +44,27 @@ def data_set(count: int = 214, seed: int = 0) -> list[Atoms]:
     return [structure(rng) for _ in range(count)]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=214)
-    options = parser.parse_args()
+    parser.add_argument("--no-linear", action="store_true", help="networks alone")
+    options = parser.parse_args(arguments)
     structures = data_set(options.frames)
     sizes = [len(atoms) for atoms in structures]
     from neuralil_ase.training.data import load_data
     from neuralil_ase.training.prepare import prepare
     from neuralil_ase.training.settings import TrainingSettings
 
-    settings = TrainingSettings(max_force=1e4)
+    settings = TrainingSettings(max_force=1e4, linear=not options.no_linear)
     began, cpu = time.perf_counter(), time.process_time()
     frames = load_data(structures, settings)
     task = prepare(settings, *frames)
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-    n_pairs = sum(len(sample.pairs.centers) for sample in [*task.train, *task.validation])
+    n_slots = sum(task.packer.slots) * sum(sizes)
+    kind = "networks alone" if task.linear is None else "with a linear part"
     print(
-        f"{len(structures)} frames of {min(sizes)} to {max(sizes)} atoms ({len(set(sizes))} sizes), {n_pairs} pairs: "
-        f"{wall:.1f} s, {cpu:.1f} s of CPU time"
+        f"{len(structures)} frames of {min(sizes)} to {max(sizes)} atoms ({len(set(sizes))} sizes), {n_slots} slots for "
+        f"neighbours, {kind}: {wall:.1f} s, {cpu:.1f} s of CPU time"
     )
 
 

@@ -9,6 +9,7 @@ import extrapolation
 import jax
 import monitor_cost
 import numpy as np
+import preparation
 import pytest
 import slots
 import step_parts
@@ -331,3 +332,8 @@ def test_slots_compute_what_graphs_do(uncertainty: Uncertainty) -> None:
     np.testing.assert_allclose(energies, expected.members.energies, rtol=1e-12, atol=1e-12)
     wanted = expected.member_forces if uncertainty == "forces" else expected.forces[None]
     np.testing.assert_allclose(forces, wanted, atol=1e-10)
+
+
+def test_preparation_of_frames_of_many_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    preparation.main(["--frames", "6", "--no-linear"])
+    assert "6 frames of " in capsys.readouterr().out
