@@ -63,8 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     n_slots = sum(task.packer.slots) * sum(sizes)
     kind = "networks alone" if task.linear is None else "with a linear part"
     print(
-        f"{len(structures)} frames of {min(sizes)} to {max(sizes)} atoms ({len(set(sizes))} sizes), {n_slots} slots for "
-        f"neighbours, {kind}: {wall:.1f} s, {cpu:.1f} s of CPU time"
+        f"{len(structures)} frames of {min(sizes)} to {max(sizes)} atoms ({len(set(sizes))} sizes), {n_slots} slots "
+        f"for neighbours, {kind}: {wall:.1f} s, {cpu:.1f} s of CPU time"
     )
 
 
