@@ -35,6 +35,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
+from neuralil_ase.array_record import count
 from neuralil_ase.calculator import to_system
 from neuralil_ase.engine.arrays import Dtype
 from neuralil_ase.engine.neighbors import NeighborList
@@ -110,6 +111,9 @@ class Labelled(NamedTuple):
 
     frames: list[Atoms | None]
     failures: dict[int, str]
+
+    def __repr__(self) -> str:
+        return f"Labelled: {count(len(self.frames), 'frame')}, {len(self.failures)} of them failed"
 
 
 def label(

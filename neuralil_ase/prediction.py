@@ -1,11 +1,12 @@
 """What a potential predicts for one structure, with units."""
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
+from neuralil_ase.array_record import ArrayRecord, count
 from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import ConfigError, UncertaintyError
 
@@ -46,29 +47,8 @@ def force_spread(member_forces: np.ndarray) -> np.ndarray:
     return np.linalg.norm(spread(member_forces), axis=-1)
 
 
-class _Record:
-    """Fields compare exactly, and arrays among them are read-only."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, np.ndarray):
-                view = value.view()
-                view.flags.writeable = False
-                object.__setattr__(self, name, view)
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        return all(
-            _equal(getattr(self, f.name), getattr(other, f.name))
-            for f in fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
-        )
-
-    __hash__ = None  # type: ignore[assignment]  # as for arrays, which it compares
-
-
-@dataclass(frozen=True, eq=False)
-class Members(_Record):
+@dataclass(frozen=True, eq=False, repr=False)
+class Members(ArrayRecord, units={"energies": "eV", "forces": "eV/Å", "virials": "eV"}):
     """Predictions of each of M members for a structure of N atoms.
 
     Attributes
@@ -86,8 +66,8 @@ class Members(_Record):
     virials: np.ndarray | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Aleatoric(_Record):
+@dataclass(frozen=True, eq=False, repr=False)
+class Aleatoric(ArrayRecord, units={"energy_std": "eV", "forces_std": "eV/Å"}):
     """Standard deviations that the members predict for their own errors, for a structure of N atoms.
 
     Attributes
@@ -103,7 +83,7 @@ class Aleatoric(_Record):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Prediction(_Record):
+class Prediction(ArrayRecord):
     """Means and spreads over the M members of an ensemble, for a structure of N atoms.
 
     All arrays are float64; arrays in fields are read-only. Every mean is the plain mean over members, so that forces
@@ -291,12 +271,6 @@ def _asked(value: np.ndarray | None, name: str) -> np.ndarray:
     return _held(value, name, _ASK.format(_FORCES))
 
 
-def _equal(one: object, other: object) -> bool:
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        return type(one) is type(other) and np.array_equal(one, other)  # type: ignore[arg-type]  # both are arrays
-    return one == other
-
-
 _UNITS = {
     "energy": "eV",
     "energy_std": "eV",
@@ -322,9 +296,9 @@ def _summary(prediction: Prediction) -> str:
     """What is held, with units, and what is not, with the reason."""
     counts = sorted(Counter(prediction.symbols.tolist()).items())
     formula = "".join(f"{symbol}{n if n > 1 else ''}" for symbol, n in counts)
-    parts = [_count(len(prediction.symbols), "atom")]
+    parts = [count(len(prediction.symbols), "atom")]
     if prediction.members is not None:
-        parts.append(_count(len(prediction.members.energies), "member"))
+        parts.append(count(len(prediction.members.energies), "member"))
     lines = [f"Prediction for {formula} ({', '.join(parts)})"]
     missing: dict[str, list[str]] = {}
     for name, unit in _UNITS.items():
@@ -346,7 +320,3 @@ def _shown(name: str, value: float | np.ndarray, unit: str) -> str:
         return f"shape {value.shape}, {unit}"
     sizes = np.abs(value) if value.ndim == 1 else np.linalg.norm(value, axis=1)
     return f"up to {sizes.max():.4g} {unit} (atom {int(sizes.argmax())})"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -3,12 +3,13 @@
 Use it in your own loops over arrays. For single ``Atoms`` use the ASE calculator, for data sets ``predict_many``.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms
 
+from neuralil_ase.array_record import ArrayRecord
 from neuralil_ase.engine.arrays import Dtype, System
 from neuralil_ase.engine.concurrency import Lock, one_at_a_time
 from neuralil_ase.engine.neighbors import DEFAULT_SKIN, NeighborList
@@ -19,8 +20,17 @@ from neuralil_ase.model.elements import element_types
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction, Uncertainty, check_uncertainty
 
+_UNITS = {
+    "energy": "eV",
+    "forces": "eV/Å",
+    "virial": "eV",
+    "energies_std": "eV",
+    "forces_std": "eV/Å",
+}
 
-class ReplicaPrediction(NamedTuple):
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ReplicaPrediction(ArrayRecord, units=_UNITS):
     """Means and spreads over the M members of an ensemble, for R replicas of N atoms, float64.
 
     Attributes

@@ -65,7 +65,7 @@ def test_relative_thresholds_do_not_depend_on_the_size_of_the_spreads() -> None:
 
 def test_members_that_never_differ_give_no_division_by_zero() -> None:
     zero = np.zeros((FRAMES, SIZE))
-    data = held_out(zero, zero)._replace(force_errors=np.ones((2 * FRAMES * SIZE, 3)))
+    data = replace(held_out(zero, zero), force_errors=np.ones((2 * FRAMES * SIZE, 3)))
     record = fit_calibration(data, {}, "test")
     assert record.thresholds == record.relative_thresholds == {"low": 0.0, "high": 0.0}
 
@@ -89,8 +89,7 @@ def test_error_bars_of_deep_ensembles_take_the_noise_in() -> None:
     errors = rng.normal(size=(len(noise), 3)) * 0.5 * expected[:, None] / np.sqrt(3)
     energy_aleatoric = rng.uniform(0.5, 2, FRAMES)
     energy_errors = rng.normal(size=FRAMES) * 0.5 * energy_aleatoric
-    data = data._replace(
-        force_errors=errors, force_aleatoric=noise, energy_aleatoric=energy_aleatoric,
+    data = replace(data, force_errors=errors, force_aleatoric=noise, energy_aleatoric=energy_aleatoric,
         energy_errors=energy_errors, energy_spreads=np.full(FRAMES, 1e-6),
     )  # fmt: skip
     record = fit_calibration(data, {}, "test")
@@ -102,7 +101,7 @@ def test_error_bars_of_deep_ensembles_take_the_noise_in() -> None:
     np.testing.assert_allclose(bars[usual], 0.5 * expected[usual], rtol=0.1)
     assert record.energy_error_bar(100, 0.0, 1.5) == pytest.approx(0.75, rel=0.35)
     assert record.energy_error_bar(100, 0.0, None) < 0.5
-    alone = fit_calibration(data._replace(force_aleatoric=None, energy_aleatoric=None), {}, "test")
+    alone = fit_calibration(replace(data, force_aleatoric=None, energy_aleatoric=None), {}, "test")
     assert not alone.uses_aleatoric
     older = {key: value for key, value in alone.to_dict().items() if key != "with_noise"}
     for kept in (alone, Calibration.from_dict(older)):
@@ -123,11 +122,11 @@ def test_an_unusual_spread_is_not_talked_down_by_the_noise() -> None:
     spread[odd] *= 20
     sigma = np.where(np.isin(np.arange(count), odd), 4 * spread, noise)
     errors = rng.normal(size=(count, 3)) * sigma[:, None] / np.sqrt(3)
-    data = data._replace(force_errors=errors, force_spreads=spread, force_aleatoric=noise)
+    data = replace(data, force_errors=errors, force_spreads=spread, force_aleatoric=noise)
     record = fit_calibration(data, {}, "test")
     symbols = data.symbols.tolist()
     bars = record.force_error_bars(symbols, spread, noise)
-    alone = fit_calibration(data._replace(force_aleatoric=None), {}, "test").force_error_bars(
+    alone = fit_calibration(replace(data, force_aleatoric=None), {}, "test").force_error_bars(
         symbols, spread
     )
     np.testing.assert_array_equal(bars[odd], alone[odd])
@@ -199,13 +198,13 @@ def test_errors_that_grow_more_slowly_than_spreads_are_met(exponent: float) -> N
     spread = 0.05 * 10 ** rng.uniform(-1.5, 1.5, count)
     sigma = 0.3 * spread**exponent
     errors = rng.normal(size=(count, 3)) * sigma[:, None] / np.sqrt(3)
-    data = data._replace(force_errors=errors, force_spreads=spread)
+    data = replace(data, force_errors=errors, force_spreads=spread)
     record = fit_calibration(data, {}, "test")
     assert record.force_exponent["H"] == pytest.approx(exponent, abs=0.05)
     bars = record.force_error_bars(data.symbols.tolist(), spread)
     np.testing.assert_allclose(bars, sigma, rtol=0.25)
     assert quality(errors, bars)["rms_error_over_rms_sigma"] == pytest.approx(1, abs=0.1)
-    deep = fit_calibration(data._replace(force_aleatoric=np.full(count, 1e-9)), {}, "test")
+    deep = fit_calibration(replace(data, force_aleatoric=np.full(count, 1e-9)), {}, "test")
     alone = deep.force_error_bars_of_spread(data.symbols.tolist(), spread)
     np.testing.assert_array_equal(alone, bars)
     usual = 0.3 * np.median(spread) ** (exponent - 1)

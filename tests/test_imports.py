@@ -14,7 +14,7 @@ import neuralil_ase
 ROOT = Path(neuralil_ase.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
-    ("errors", "progress"),
+    ("errors", "progress", "array_record"),
     ("calibration",),
     ("model",),
     ("prediction",),
@@ -53,10 +53,10 @@ ALLOWED = {
     "optax": {"training"},
 }
 WITHOUT_JAX = {
-    "__init__", "ase_plugin", "bias", "calculator", "calibration", "errors", "evaluation", "farm", "files", "monitor",
-    "prediction", "replicas", "response", "model/config", "engine/arrays", "engine/backend", "engine/compiled",
-    "engine/force_constants", "engine/native", "engine/neighbors", "engine/predictor", "model/elements",
-    "model/parameters", "model/potential", "progress",
+    "__init__", "array_record", "ase_plugin", "bias", "calculator", "calibration", "errors", "evaluation", "farm",
+    "files", "monitor", "prediction", "replicas", "response", "model/config", "engine/arrays", "engine/backend",
+    "engine/compiled", "engine/force_constants", "engine/native", "engine/neighbors", "engine/predictor",
+    "model/elements", "model/parameters", "model/potential", "progress",
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,8 @@ class FoldScore:
     held_out: int
     reason: str
     cpu_seconds: float
-    card: Card
-    force_mae_by_frame: list[float | None]
+    card: Card = field(repr=False)
+    force_mae_by_frame: list[float | None] = field(repr=False)
 
     @property
     def errors(self) -> dict[str, float]:

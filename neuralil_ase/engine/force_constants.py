@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from scipy.sparse import bsr_array, csr_array
 
+from neuralil_ase.array_record import ArrayRecord
 from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.errors import StructureError
 
 
-@dataclass(frozen=True)
-class ForceConstants:
+@dataclass(frozen=True, eq=False, repr=False)
+class ForceConstants(ArrayRecord, units={"blocks": "eV/Å²", "by_strain": "eV"}):
     """Second derivatives of the energy of a structure of N atoms, for the mean over members or for all M members.
 
     Block k is d²E / dr_i dr_j' in eV/Å². Atom i = first[k] is in the cell, and j' is the image of atom j = second[k]

@@ -8,13 +8,13 @@ deviation together, and 0.70 for the spread alone.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from neuralil_ase.array_record import ArrayRecord
 from neuralil_ase.calibration import (
     ESTIMATOR,
     ESTIMATOR_WITH_ALEATORIC,
@@ -42,7 +42,13 @@ depend on a single held-out frame that is unlike the training data. In liquid EA
 rattled frame, and at most 0.21 eV/Å in the other 71 frames, up to 700 K."""
 
 
-class HeldOut(NamedTuple):
+_UNITS = dict.fromkeys(
+    ("force_errors", "force_spreads", "force_aleatoric"), "eV/Å"
+) | dict.fromkeys(("energy_errors", "energy_spreads", "energy_aleatoric"), "eV")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeldOut(ArrayRecord, units=_UNITS):
     """Errors and spreads on frames that were not trained on.
 
     Attributes

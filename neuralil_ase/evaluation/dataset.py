@@ -16,6 +16,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 
+from neuralil_ase.array_record import ArrayRecord, count
 from neuralil_ase.engine.geometry import check_geometry
 from neuralil_ase.engine.neighbors import NeighborList, Pairs
 from neuralil_ase.errors import DataError, StructureError
@@ -27,8 +28,8 @@ logger = logging.getLogger(__name__)
 VALIDATION_NAMES = ("valid", "val", "validation")
 
 
-@dataclass(frozen=True, eq=False)
-class Frame:
+@dataclass(frozen=True, eq=False, repr=False)
+class Frame(ArrayRecord):
     """One labelled structure. Missing labels are None.
 
     Attributes
@@ -61,6 +62,13 @@ class Frame:
     stress: np.ndarray | None
     group: str | None = None
     weight: float = 1.0
+
+    def __repr__(self) -> str:
+        labels = [
+            name for name in ("energy", "forces", "stress") if getattr(self, name) is not None
+        ]
+        atoms = count(len(self.symbols), "atom")
+        return f"Frame: {self.source}, {atoms}, labels: {' '.join(labels) or 'none'}"
 
     @property
     def volume(self) -> float | None:

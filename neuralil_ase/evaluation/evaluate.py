@@ -12,9 +12,10 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 
+from neuralil_ase.array_record import ArrayRecord, count
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import Frame, types_of
-from neuralil_ase.evaluation.metrics import Card, Comparison, accuracy
+from neuralil_ase.evaluation.metrics import Card, Comparison, accuracy, errors_in_words
 from neuralil_ase.evaluation.stresses import FEWEST_FRAMES, verdict
 from neuralil_ase.farm import predict_many
 from neuralil_ase.files.atomic import write_atomically
@@ -29,8 +30,8 @@ MARGIN = 0.05
 """A composition is new if an element's fraction is outside the range of the training data by more than this."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(ArrayRecord):
     """Predictions for a data set, compared with its labels.
 
     Attributes
@@ -47,6 +48,9 @@ class Evaluation:
     predictions: list[Prediction]
     comparison: Comparison
     card: Card
+
+    def __repr__(self) -> str:
+        return f"Evaluation: {count(len(self.frames), 'frame')}, {errors_in_words(self.card)}"
 
 
 def evaluate(potential: Potential, frames: Sequence[Frame]) -> Evaluation:

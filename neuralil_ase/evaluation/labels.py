@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from ase import Atoms, units
 
+from neuralil_ase.array_record import ArrayRecord
 from neuralil_ase.errors import DataError
 from neuralil_ase.prediction import to_voigt
 
@@ -82,8 +83,8 @@ class Keys:
         return tuple(name.strip() for name in given.split(",") if name.strip())
 
 
-@dataclass(frozen=True, eq=False)
-class Labels:
+@dataclass(frozen=True, eq=False, repr=False)
+class Labels(ArrayRecord, units={"energy": "eV", "forces": "eV/Å", "stress": "eV/Å³"}):
     """The labels of one structure, and entries that were not used.
 
     Attributes

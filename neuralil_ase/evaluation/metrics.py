@@ -6,11 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from neuralil_ase.array_record import ArrayRecord
+from neuralil_ase.prediction import force_spread, spread
+
 Card = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Comparison:
+_UNITS = dict.fromkeys(("energies", "member_energies", "energy_aleatoric"), "eV") | {
+    "forces": "eV/Å", "member_forces": "eV/Å", "force_aleatoric": "eV/Å",
+    "stresses": "eV/Å³", "predicted_stresses": "eV/Å³",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(ArrayRecord, units=_UNITS):
     """Labels of F frames with A atoms in all, and the predictions of M members. Missing labels are NaN.
 
     Attributes
@@ -49,12 +58,12 @@ class Comparison:
     @property
     def energy_spreads(self) -> np.ndarray:
         """Standard deviation over members, ddof 1, in eV, shape (F,)."""
-        return self.member_energies.std(axis=0, ddof=1)
+        return spread(self.member_energies)
 
     @property
     def force_spreads(self) -> np.ndarray:
         """Norm over x, y, z of the standard deviations over members, ddof 1, in eV/Å, shape (A,)."""
-        return np.linalg.norm(self.member_forces.std(axis=0, ddof=1), axis=-1)
+        return force_spread(self.member_forces)
 
     @property
     def energy_errors(self) -> np.ndarray:
@@ -98,6 +107,20 @@ def accuracy(comparison: Comparison) -> Card:
         card["members"] = _member_card(comparison)
         card["spread"] = _spread_card(comparison)
     return card
+
+
+def errors_in_words(card: Card) -> str:
+    """The mean absolute errors of a card on one line; empty without labels."""
+    entries = {
+        "energy_meV_per_atom": ("energy", "meV/atom"),
+        "force_meV_per_A": ("force", "meV/Å"),
+        "stress_meV_per_A3": ("stress", "meV/Å³"),
+    }
+    return ", ".join(
+        f"{name} MAE {card[key]['mae']:.3g} {unit}"
+        for key, (name, unit) in entries.items()
+        if key in card
+    )
 
 
 def format_table(cards: Mapping[str, Card]) -> str:

@@ -73,10 +73,10 @@ class Record:
     failure: str | None = None
     tolerance: float | None = None
     temperature: float | None = None
-    symbols: list[str] = field(default_factory=list)
-    errors: list[float] = field(default_factory=list)
-    spreads: list[float] = field(default_factory=list)
-    bars: list[float] = field(default_factory=list)
+    symbols: list[str] = field(default_factory=list, repr=False)
+    errors: list[float] = field(default_factory=list, repr=False)
+    spreads: list[float] = field(default_factory=list, repr=False)
+    bars: list[float] = field(default_factory=list, repr=False)
     energy_error: float | None = None
     energy_spread: float | None = None
 

@@ -1,7 +1,7 @@
 """The request of a calculator to a learner, and the interface that the calculator needs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -41,7 +41,7 @@ class Request:
     atoms: Atoms
     kind: Kind
     reason: str
-    prediction: Prediction | None = None
+    prediction: Prediction | None = field(default=None, repr=False)
     evaluation: int = 0
     temperature: float | None = None
     target: float = np.inf

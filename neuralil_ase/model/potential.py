@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from neuralil_ase.array_record import ArrayRecord, count
 from neuralil_ase.calibration import Calibration
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.model.config import ModelConfig
@@ -17,8 +18,8 @@ from neuralil_ase.model.parameters import parameters
 Params = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Potential:
+@dataclass(frozen=True, eq=False, repr=False)
+class Potential(ArrayRecord):
     """An ensemble of NeuralIL members that share one descriptor.
 
     Attributes
@@ -44,6 +45,7 @@ class Potential:
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_params(self.config, self.params)
         n_elements = len(self.config.descriptor.elements)
         if np.shape(self.energy_reference) != (n_elements,):
@@ -51,6 +53,11 @@ class Potential:
                 f"energy_reference must hold one energy for each of the {n_elements} elements, "
                 f"got shape {np.shape(self.energy_reference)}"
             )
+
+    def __repr__(self) -> str:
+        state = "not calibrated" if self.calibration is None else "calibrated"
+        members = count(self.n_members, "member")
+        return f"Potential: {' '.join(self.elements)}, {members}, cutoff {self.r_cut:g} Å, {state}"
 
     @property
     def elements(self) -> tuple[str, ...]:

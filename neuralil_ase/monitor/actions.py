@@ -81,7 +81,7 @@ class Event:
     stop: bool
     readings: tuple[Reading, ...]
     frame: Atoms
-    before: tuple[Atoms, ...] = ()
+    before: tuple[Atoms, ...] = field(default=(), repr=False)
     saved: int = 0
 
     @property

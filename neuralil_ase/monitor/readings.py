@@ -1,6 +1,6 @@
 """What a criterion reads in a frame, and the bands of its values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from math import isinf, isnan
 
@@ -95,7 +95,7 @@ class Check:
 
     step: int
     image: int | None
-    prediction: PredictionLike
+    prediction: PredictionLike = field(repr=False)
     readings: tuple[Reading, ...]
     complete: bool
 

@@ -20,6 +20,7 @@ import numpy as np
 from ase import Atoms, units
 from scipy.special import logsumexp
 
+from neuralil_ase.array_record import ArrayRecord
 from neuralil_ase.errors import DataError, UncertaintyError
 from neuralil_ase.farm import predict_many
 from neuralil_ase.model.potential import Potential
@@ -29,8 +30,8 @@ FEWEST = 0.1
 """Smallest effective fraction of the frames, averaged over members, for which direct reweighting is used."""
 
 
-@dataclass(frozen=True)
-class ThermalAverage:
+@dataclass(frozen=True, eq=False, repr=False)
+class ThermalAverage(ArrayRecord):
     """An average along a run of T frames, and the averages that runs with the M members would have given.
 
     Attributes

@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.eos import EquationOfState as AseEquationOfState
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from neuralil_ase.array_record import ArrayRecord
 from neuralil_ase.calculator import NeuralILCalculator
 from neuralil_ase.engine.force_constants import ForceConstants
 from neuralil_ase.errors import StructureError
@@ -20,8 +21,8 @@ LARGEST_FORCE = 0.05
 """Largest force in eV/Å of a relaxed structure. Above it, the response of the ions to strain has little meaning."""
 
 
-@dataclass(frozen=True)
-class ElasticConstants:
+@dataclass(frozen=True, eq=False, repr=False)
+class ElasticConstants(ArrayRecord):
     """dσ_I/dε_J of a crystal in eV/Å³ (160.2177 GPa), Voigt order xx yy zz yz xz xy, engineering shear strains.
 
     Attributes
@@ -169,8 +170,8 @@ def _symmetric_eigenvalues(c: np.ndarray) -> np.ndarray:
     return np.linalg.eigvalsh((c + np.swapaxes(c, -1, -2)) / 2)
 
 
-@dataclass(frozen=True)
-class EquationOfState:
+@dataclass(frozen=True, eq=False, repr=False)
+class EquationOfState(ArrayRecord, units={"volumes": "Å³"}):
     """Minimum of the energy over volumes, fitted for the mean and for every member.
 
     Attributes

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from neuralil_ase.array_record import ArrayRecord, count, shown
 from neuralil_ase.errors import UncertaintyError
 from neuralil_ase.model.potential import Potential
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimate(ArrayRecord):
     """Value, members, spread and error bar of one quantity.
 
     Attributes
@@ -70,6 +71,11 @@ class Estimate:
         """Apply a function to the value and to every member, and return the new estimate."""
         members = np.array([function(member) for member in self.members])
         return Estimate(function(self.value), members, unit, self.scale)
+
+    def __repr__(self) -> str:
+        words = str(self) if np.ndim(self.value) == 0 else shown(np.asarray(self.value), self.unit)
+        state = "not calibrated" if self.scale is None else "calibrated"
+        return f"Estimate: {words}, {count(len(self.members), 'member')}, {state}"
 
     def __str__(self) -> str:
         has_bar = self.scale is not None and len(self.members) > 1

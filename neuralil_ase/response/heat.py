@@ -9,12 +9,13 @@ others. The usual symmetric virial with six components gives a wrong flux for ma
 Rev. B 92, 094301 (2015); Boone, Babaei and Wilmer, J. Chem. Theory Comput. 15, 5579 (2019)).
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms, units
 from scipy.signal import fftconvolve
 
+from neuralil_ase.array_record import ArrayRecord
 from neuralil_ase.calculator import NeuralILCalculator
 from neuralil_ase.errors import DataError, StructureError
 
@@ -22,7 +23,14 @@ W_PER_M_K = units._e * 1e25
 """W/(m K) of 1 eV/(Å fs K)."""
 
 
-class HeatFlux(NamedTuple):
+_UNITS = dict.fromkeys(("total", "convective", "virial"), "eV Å/fs") | {
+    "energies": "eV",
+    "virials": "eV",
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeatFlux(ArrayRecord, units=_UNITS):
     """Heat flux of N atoms and its parts.
 
     Attributes

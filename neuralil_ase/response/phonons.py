@@ -20,6 +20,7 @@ from ase.dft.kpoints import BandPath, monkhorst_pack
 from ase.spectrum.band_structure import BandStructure
 from ase.spectrum.dosdata import RawDOSData
 
+from neuralil_ase.array_record import ArrayRecord
 from neuralil_ase.calculator import NeuralILCalculator
 from neuralil_ase.errors import StructureError
 from neuralil_ase.files.atomic import write_atomically
@@ -32,8 +33,8 @@ _PER_FS = units._e / units._hbar * 1e-15
 """Rate in 1/fs of 1 eV."""
 
 
-@dataclass(frozen=True)
-class Bands:
+@dataclass(frozen=True, eq=False, repr=False)
+class Bands(ArrayRecord):
     """Phonon bands along a path.
 
     Attributes

@@ -7,6 +7,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.vibrations import VibrationsData
 
+from neuralil_ase.array_record import ArrayRecord
 from neuralil_ase.calculator import NeuralILCalculator
 from neuralil_ase.errors import StructureError
 from neuralil_ase.response.estimate import Estimate, error_scale
@@ -15,8 +16,8 @@ HBAR_OMEGA = units._hbar * 1e10 / np.sqrt(units._e * units._amu)
 """ħω in eV of ω² = 1 eV/Å²/u."""
 
 
-@dataclass(frozen=True)
-class Vibrations:
+@dataclass(frozen=True, eq=False, repr=False)
+class Vibrations(ArrayRecord):
     """Normal modes of a structure.
 
     Attributes

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from neuralil_ase.array_record import ArrayRecord, count
 from neuralil_ase.engine.concurrency import claim_jax
 from neuralil_ase.errors import DataError, OutputError
 from neuralil_ase.evaluation.calibration import calibrate_potential
 from neuralil_ase.evaluation.dataset import Frame, is_isolated_atom
 from neuralil_ase.evaluation.evaluate import Evaluation, evaluation_of, predict_frames
-from neuralil_ase.evaluation.metrics import Card
+from neuralil_ase.evaluation.metrics import Card, errors_in_words
 from neuralil_ase.evaluation.stresses import check_stresses
 from neuralil_ase.files.model_file import save_potential
 from neuralil_ase.model.potential import Potential
@@ -30,8 +31,8 @@ MAX_TRAINING_FRAMES = 200
 """Largest number of training frames that are evaluated at the end. The card says how many were."""
 
 
-@dataclass(frozen=True)
-class TrainingResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingResult(ArrayRecord):
     """The result of a training run.
 
     Attributes
@@ -57,6 +58,16 @@ class TrainingResult:
     validation: list[Frame]
     accuracy: dict[str, Card] = field(default_factory=dict)
     output: Path | None = None
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{self.reason} after {count(len(self.history), 'epoch')}",
+            f"{count(len(self.train), 'frame')} for training, {len(self.validation)} for validation",
+            f"({self.potential!r})",
+        ]
+        if "validation" in self.accuracy:
+            parts.append(f"validation: {errors_in_words(self.accuracy['validation'])}")
+        return f"TrainingResult: {', '.join(parts)}"
 
 
 def train(
