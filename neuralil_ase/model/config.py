@@ -6,7 +6,7 @@ header of a model file.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from ase.data import chemical_symbols
 
@@ -207,21 +207,36 @@ def _build(cls: type, data: Any) -> Any:
             f"unknown settings {unknown} in {cls.__name__}; known are {sorted(known)}"
         )
     try:
-        return cls(**{key: _coerce(known[key].type, key, value) for key, value in data.items()})
+        return cls(**{key: coerced(known[key].type, key, value) for key, value in data.items()})
     except TypeError as error:
         raise ConfigError(f"{cls.__name__} is incomplete: {error}") from error
 
 
-def _coerce(kind: Any, key: str, value: Any) -> Any:
-    """Convert lists to tuples and check the types of the values (an int is accepted as a float)."""
-    items = {tuple[str, ...]: str, tuple[int, ...]: int, tuple[float, ...]: float}
-    if kind in items:
+def coerced(kind: Any, key: str, value: Any) -> Any:
+    """A value from JSON, TOML or Python for a field of this type: lists become tuples, and an int may be a float.
+
+    Raises
+    ------
+    ConfigError
+        If the value is of another type. The message names ``key``.
+    """
+    if type(None) in get_args(kind):
+        if value is None:
+            return None
+        kind = get_args(kind)[0]
+    if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{key} must be a list, got {value!r}")
-        return tuple(_coerce(items[kind], key, item) for item in value)
+        return tuple(coerced(get_args(kind)[0], key, item) for item in value)
+    if get_origin(kind) is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key} must be a table of numbers by name, got {value!r}")
+        return {name: coerced(get_args(kind)[1], f"{key}.{name}", x) for name, x in value.items()}
+    if get_origin(kind) is Literal:
+        return value  # the class says which choices there are
     if kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)
-    if kind in (int, float, bool, str) and type(value) is not kind:
+    if type(value) is not kind:
         raise ConfigError(f"{key} must be of type {kind.__name__}, got {value!r}")
     return value
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.evaluation.labels import Keys, StressUnit
-from neuralil_ase.model.config import MAX_SCALING, DescriptorConfig, NetworkKind
+from neuralil_ase.model.config import MAX_SCALING, DescriptorConfig, NetworkKind, coerced
 from neuralil_ase.samples.cutoff import Sight
 
 Loss = Literal["log-cosh", "huber", "mse"]
@@ -316,33 +316,7 @@ def _checked(data: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(data) - set(known))
     if unknown:
         raise ConfigError(f"unknown training options {unknown}; known are {', '.join(known)}")
-    return {key: _coerce(known[key], key, value) for key, value in data.items()}
-
-
-def _coerce(kind: Any, key: str, value: Any) -> Any:
-    """Convert values from TOML or the command line: lists become tuples, integers become floats where needed."""
-    items = {tuple[str, ...]: str, tuple[int, ...]: int}
-    if kind in items:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{key} must be a list, got {value!r}")
-        return tuple(_coerce(items[kind], key, item) for item in value)
-    if kind == Mapping[str, float] | None:
-        if not isinstance(value, Mapping | None):
-            raise ConfigError(f"{key} must be a table of energies by element, got {value!r}")
-        return (
-            None
-            if value is None
-            else {k: _coerce(float, f"{key}.{k}", v) for k, v in value.items()}
-        )
-    optional = {str | None: str, float | None: float, bool | None: bool, int | None: int}
-    if kind in optional and value is None:
-        return None
-    plain = optional.get(kind, kind if kind in (int, float, bool, str) else str)
-    if plain is float and type(value) is int:
-        return float(value)
-    if type(value) is not plain:
-        raise ConfigError(f"{key} must be of type {plain.__name__}, got {value!r}")
-    return value
+    return {key: coerced(known[key], key, value) for key, value in data.items()}
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
