@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from neuralil_ase.calibration import Calibration
     from neuralil_ase.cross_validation.folds import CrossValidation
     from neuralil_ase.cross_validation.run import cross_validate
+    from neuralil_ase.evaluation.calibrate import calibrate
     from neuralil_ase.evaluation.evaluate import evaluate
     from neuralil_ase.farm import Labelled, label, predict_many
     from neuralil_ase.files.model_file import load_potential, save_potential
@@ -71,6 +72,7 @@ __all__ = [
     "TrainingSettings",
     "UncertaintyBias",
     "annotate",
+    "calibrate",
     "cross_validate",
     "errors",
     "evaluate",
@@ -87,6 +89,7 @@ _HOMES = {
     "bias": ("UncertaintyBias",),
     "calculator": ("NeuralILCalculator",),
     "calibration": ("Calibration",),
+    "evaluation.calibrate": ("calibrate",),
     "evaluation.evaluate": ("evaluate",),
     "cross_validation": ("CrossValidation", "cross_validate"),
     "farm": ("Labelled", "label", "predict_many"),

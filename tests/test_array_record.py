@@ -21,6 +21,7 @@ import neuralil_ase
 from neuralil_ase import Event, Labelled, ReplicaPrediction, TrainingResult
 from neuralil_ase.array_record import ArrayRecord, same_content
 from neuralil_ase.engine.force_constants import ForceConstants
+from neuralil_ase.evaluation.calibrate import Calibrated
 from neuralil_ase.evaluation.calibration import held_out_errors
 from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.evaluation.evaluate import evaluate
@@ -74,6 +75,7 @@ def examples() -> dict[str, Any]:
         prediction,
         members,
         held_out_errors(evaluation.comparison),
+        Calibrated(ensemble(), evaluation, {"force spread": {"crps": 0.1}}),
         read_labels(structures[0], "here", Keys()),
         estimate(),
         Bands(BandStructure(path, np.ones((1, 4, 3))), estimate(4, 3)),
@@ -98,7 +100,7 @@ def examples() -> dict[str, Any]:
 NAMES = (
     "Potential", "Evaluation", "Comparison", "Frame", "Prediction", "Members", "HeldOut", "Labels", "Estimate", "Bands",
     "ElasticConstants", "EquationOfState", "ThermalAverage", "Vibrations", "HeatFlux", "ReplicaPrediction",
-    "ForceConstants", "TrainingResult", "Labelled", "Event", "Check",
+    "ForceConstants", "TrainingResult", "Calibrated", "Labelled", "Event", "Check",
 )  # fmt: skip
 
 

@@ -170,20 +170,16 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> int:
-    from neuralil_ase.evaluation.calibration import calibrate_potential, calibration_report
-    from neuralil_ase.evaluation.evaluate import evaluate
+    from neuralil_ase.evaluation.calibrate import calibrate
     from neuralil_ase.files.model_file import load_potential, save_potential
 
     _check_outputs(options, options.output)
     potential, frames = load_potential(options.model), frames_of(options)
-    comparison = evaluate(potential, frames).comparison if potential.n_members > 1 else None
     names = ", ".join(Path(path).name for path in options.data)
-    calibrated = calibrate_potential(potential, frames, [], names, comparison)
-    assert comparison is not None
+    calibrated = calibrate(potential, frames, description=names)
     output = options.output or options.model
-    save_potential(calibrated, output)
-    report = calibration_report(calibrated.calibration, comparison)
-    print(_quality_table(report))
+    save_potential(calibrated.potential, output)
+    print(_quality_table(calibrated.quality))
     print(f"the calibrated model is in {output}")
     return OK
 

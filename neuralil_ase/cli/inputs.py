@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from neuralil_ase.evaluation.dataset import Frame
 
 OK, FAILED, INTERRUPTED = 0, 2, 130
+LABELS = ("energy", "forces", "stress", "virial")
 
 
 def add_data(parser: argparse.ArgumentParser, text: str) -> None:
@@ -23,7 +24,7 @@ def add_data(parser: argparse.ArgumentParser, text: str) -> None:
 def add_keys(parser: argparse.ArgumentParser) -> None:
     from neuralil_ase.evaluation.labels import STRESS_UNITS
 
-    for name in ("energy", "forces", "stress", "virial"):
+    for name in LABELS:
         parser.add_argument(f"--{name}-key", metavar="NAME", help=f"name of the {name} in the data")
     parser.add_argument(
         "--stress-unit",
@@ -52,14 +53,8 @@ def frames_of(options: argparse.Namespace) -> "list[Frame]":
     from neuralil_ase.evaluation.dataset import read_frames
     from neuralil_ase.evaluation.labels import Keys
 
-    keys = Keys(
-        options.energy_key,
-        options.forces_key,
-        options.stress_key,
-        options.virial_key,
-        stress_unit=options.stress_unit,
-        stress_sign=options.stress_sign,
-    )
+    names = (*(f"{name}_key" for name in LABELS), "stress_unit", "stress_sign")
+    keys = Keys.named({name: getattr(options, name) for name in names})
     if not options.select:
         return read_frames(options.data, keys)
     name, _, value = options.select.partition("=")

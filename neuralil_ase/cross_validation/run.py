@@ -20,13 +20,13 @@ import numpy as np
 from neuralil_ase.cross_validation.folds import CrossValidation, FoldFile, FoldScore
 from neuralil_ase.engine.concurrency import claim_jax
 from neuralil_ase.errors import ConfigError, DataError
-from neuralil_ase.evaluation.dataset import Frame, elements_of
+from neuralil_ase.evaluation.dataset import Data, Frame, elements_of
 from neuralil_ase.evaluation.evaluate import Evaluation, evaluate
 from neuralil_ase.evaluation.stresses import check_stresses
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.progress import Progress
 from neuralil_ase.training.checkpoint import fingerprint
-from neuralil_ase.training.data import Data, divide, files_of, read_data, without_isolated_atoms
+from neuralil_ase.training.data import divide, files_of, read_data, without_isolated_atoms
 from neuralil_ase.training.loop import Trainer, fit
 from neuralil_ase.training.members import all_answers
 from neuralil_ase.training.output import Recorder, plain

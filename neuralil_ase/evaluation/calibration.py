@@ -7,8 +7,8 @@ deep ensembles, the rank correlation with force errors on test frames of liquid 
 deviation together, and 0.70 for the spread alone.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
@@ -21,13 +21,9 @@ from neuralil_ase.calibration import (
     USUAL_QUANTILE,
     Calibration,
 )
-from neuralil_ase.engine.neighbors import Pairs, shortest_distances
 from neuralil_ase.errors import DataError
-from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
-from neuralil_ase.evaluation.evaluate import evaluate
 from neuralil_ase.evaluation.metrics import Comparison
 from neuralil_ase.evaluation.quality import crps, quality
-from neuralil_ase.model.potential import Potential
 
 QUANTILES = (0.5, 0.68, 0.9, 0.95, 0.99, 0.999, 1.0)
 MIN_ATOMS = 30
@@ -127,52 +123,6 @@ def fit_calibration(held_out: HeldOut, shortest: Mapping[str, float], data: str)
     )
 
 
-def calibrate_potential(
-    potential: Potential,
-    held_out: Sequence[Frame],
-    training: Sequence[Frame],
-    data: str,
-    comparison: Comparison | None = None,
-) -> Potential:
-    """The same potential with error bars, thresholds and shortest distances in its ``calibration``.
-
-    Parameters
-    ----------
-    potential
-        An ensemble of two members or more.
-    held_out
-        Frames with forces that were not used in training and, if possible, not to select the model.
-    training
-        Frames for the shortest distances. If empty, the distances in the potential are kept; if it has none, the
-        held-out frames are used.
-    data
-        Description of the held-out frames, for the record.
-    comparison
-        Comparison of the held-out frames, if it already exists.
-
-    Raises
-    ------
-    DataError
-        If the model has one member, or there are too few labels.
-    """
-    if potential.n_members < 2:
-        raise DataError(
-            "a model with one member has no spread to calibrate; train an ensemble (--members 8)"
-        )
-    if all(frame.forces is None for frame in held_out):
-        raise DataError(
-            "no held-out frame has forces, which calibration needs to compare force errors with spreads"
-        )
-    comparison = comparison or evaluate(potential, held_out).comparison
-    before = potential.calibration
-    if before is not None and before.shortest_distances and not training:
-        distances = before.shortest_distances
-    else:
-        distances = shortest_distances_of(training or held_out, potential)
-    calibration = fit_calibration(held_out_errors(comparison), distances, data)
-    return replace(potential, calibration=calibration)
-
-
 def calibration_report(
     calibration: Calibration | None, comparison: Comparison
 ) -> dict[str, dict[str, float]]:
@@ -223,22 +173,6 @@ def held_out_errors(comparison: Comparison) -> HeldOut:
         None if comparison.force_aleatoric is None else comparison.force_aleatoric[with_forces],
         None if comparison.energy_aleatoric is None else comparison.energy_aleatoric[frames],
     )
-
-
-def shortest_distances_of(frames: Sequence[Frame], potential: Potential) -> dict[str, float]:
-    """Shortest distance in Å of every pair of elements, "A-B"; r_cut for pairs that never come inside it."""
-    elements = potential.elements
-
-    def found() -> Iterable[tuple[Pairs, np.ndarray]]:
-        for frame in frames:
-            types = types_of(frame, elements)
-            yield pairs_of(frame, types, potential.r_cut), types
-
-    shortest = np.minimum(shortest_distances(found(), len(elements)), potential.r_cut)
-    return {
-        f"{elements[a]}-{elements[b]}": round(float(shortest[a, b]), 4)
-        for a, b in zip(*np.triu_indices(len(elements)), strict=True)
-    }
 
 
 def _fit_forces(

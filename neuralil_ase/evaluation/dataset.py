@@ -26,6 +26,8 @@ from neuralil_ase.model.elements import element_types
 
 logger = logging.getLogger(__name__)
 VALIDATION_NAMES = ("valid", "val", "validation")
+Data = Sequence[str | Path] | Sequence[Atoms] | str | Path
+"""Labelled structures: one or several files in any format that ASE reads, or ``Atoms`` with calculator results."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,6 +77,31 @@ class Frame(ArrayRecord):
         """Volume of the cell in Å³; None without three lattice vectors."""
         volume = abs(float(np.linalg.det(self.cell)))
         return volume if volume > 0 else None
+
+
+def as_frames(
+    data: Data | Sequence[Frame], keys: Keys | None = None, split_by: str | None = None
+) -> list[Frame]:
+    """Frames from files or from structures in memory; frames are returned as they are. See :func:`read_frames`.
+
+    Raises
+    ------
+    DataError
+        If there are none, or as from :func:`read_frames`.
+    """
+    items = items_of(data)
+    if not items:
+        raise DataError("no data were given; give files, or structures with labels")
+    if all(isinstance(item, Frame) for item in items):
+        return items
+    if all(isinstance(item, Atoms) for item in items):
+        return frames_from_atoms(items, keys, split_by)
+    return read_frames(items, keys, split_by)
+
+
+def items_of(data: Data | Sequence[Frame]) -> list[Any]:
+    """The files, structures or frames of the data as a list, also if there is one file."""
+    return [data] if isinstance(data, str | Path) else list(data)
 
 
 def read_frames(

@@ -14,11 +14,13 @@ from ase.io.extxyz import write_extxyz
 
 from neuralil_ase.array_record import ArrayRecord, count
 from neuralil_ase.errors import DataError
-from neuralil_ase.evaluation.dataset import Frame, types_of
+from neuralil_ase.evaluation.dataset import Data, Frame, as_frames, types_of
+from neuralil_ase.evaluation.labels import Keys
 from neuralil_ase.evaluation.metrics import Card, Comparison, accuracy, errors_in_words
 from neuralil_ase.evaluation.stresses import FEWEST_FRAMES, verdict
 from neuralil_ase.farm import predict_many
 from neuralil_ase.files.atomic import write_atomically
+from neuralil_ase.files.model_file import as_potential
 from neuralil_ase.files.outputs import check_is_no_input
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Prediction, Uncertainty
@@ -53,22 +55,54 @@ class Evaluation(ArrayRecord):
         return f"Evaluation: {count(len(self.frames), 'frame')}, {errors_in_words(self.card)}"
 
 
-def evaluate(potential: Potential, frames: Sequence[Frame]) -> Evaluation:
-    """Predict and compare. Warns if the labels are predictions of the potential itself, if stresses have another sign
-    or unit, and if compositions are outside those of the training data.
+def evaluate(
+    potential: Potential | str | Path, data: Data | Sequence[Frame], **keys: Any
+) -> Evaluation:
+    """Predict labelled structures and compare with their labels.
+
+    >>> from ase.build import molecule
+    >>> from ase.calculators.singlepoint import SinglePointCalculator
+    >>> from neuralil_ase import NeuralILCalculator, evaluate
+    >>> atoms = molecule("CH3CH2NH2")
+    >>> atoms.calc = SinglePointCalculator(atoms, energy=-601.0, forces=0 * atoms.positions)
+    >>> evaluate(NeuralILCalculator().potential, [atoms]).card["frames"]
+    1
+
+    Parameters
+    ----------
+    potential
+        A loaded potential or the path of its model file.
+    data
+        One or several files that ASE reads, a list of ``Atoms`` with calculator results, or frames of
+        :mod:`neuralil_ase.evaluation.dataset`.
+    **keys
+        Names and units of the labels, as for :func:`~neuralil_ase.train`: ``energy_key``, ``forces_key``,
+        ``stress_key``, ``virial_key``, ``stress_unit``, ``stress_sign``. By default the labels that ASE recognises.
+
+    Returns
+    -------
+    Evaluation
+        Predictions, labels and errors. Its ``card`` has the errors in meV/atom, meV/Å and meV/Å³. A warning is logged
+        if the labels are predictions of the potential itself, if stresses have another sign or unit, or if compositions
+        are outside those of the training data.
 
     Raises
     ------
     DataError
-        If there are no frames, or one holds an element that the potential does not know.
+        If a file cannot be read, there are no labels, or a structure holds an element that the potential does not know.
+    ConfigError
+        If a key is unknown or wrong.
+    ModelFileError
+        If the model file cannot be read.
     """
-    evaluation = evaluation_of(frames, predict_frames(potential, frames))
-    _say_what_is_strange(potential, evaluation)
+    loaded, frames = as_potential(potential), as_frames(data, Keys.named(keys))
+    evaluation = evaluation_of(frames, predict_frames(loaded, frames))
+    _say_what_is_strange(loaded, evaluation)
     return evaluation
 
 
 def evaluation_of(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Evaluation:
-    """Compare existing predictions with the labels."""
+    """Compare existing predictions with the labels; a DataError if there are no frames."""
     if not frames:
         raise DataError("there are no frames to evaluate")
     comparison = compare(frames, predictions)

@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms, units
 
 from neuralil_ase.array_record import ArrayRecord
-from neuralil_ase.errors import DataError
+from neuralil_ase.errors import ConfigError, DataError
+from neuralil_ase.model.config import coerced
 from neuralil_ase.prediction import to_voigt
 
 StressUnit = Literal["eV/A^3", "GPa", "kB"]
@@ -68,7 +69,25 @@ class Keys:
     stress_sign: int = 1
     unused: tuple[str, ...] = ()
 
+    @classmethod
+    def named(cls, options: Mapping[str, Any]) -> "Keys":
+        """Keys from options with the names that they have in training: "energy_key", …, "stress_unit", "stress_sign".
+
+        Raises
+        ------
+        ConfigError
+            If an option is unknown or a value is wrong.
+        """
+        known = {_option(entry.name): entry for entry in fields(cls) if entry.name != "unused"}
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ConfigError(f"unknown options {unknown}; known are {', '.join(known)}")
+        return cls(
+            **{known[k].name: coerced(known[k].type, k, value) for k, value in options.items()}
+        )
+
     def __post_init__(self) -> None:
+        check_units(self.stress_unit, self.stress_sign)
         if self.stress is not None and "viri" in self.stress.lower():
             raise DataError(
                 f"the stress key {self.stress!r} is by its name a virial, in eV instead of eV/Å³. Give it as "
@@ -81,6 +100,20 @@ class Keys:
         if given is None:
             return DEFAULTS[label]
         return tuple(name.strip() for name in given.split(",") if name.strip())
+
+
+def check_units(stress_unit: str, stress_sign: int) -> None:
+    """Refuse an unknown unit or sign of stresses with a ConfigError."""
+    if stress_unit not in STRESS_UNITS:
+        raise ConfigError(
+            f"unknown stress_unit {stress_unit!r}; choose one of {', '.join(STRESS_UNITS)}"
+        )
+    if stress_sign not in (1, -1):
+        raise ConfigError(f"stress_sign must be 1 or -1, got {stress_sign}")
+
+
+def _option(name: str) -> str:
+    return name if name.startswith("stress_") else f"{name}_key"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -3,17 +3,17 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from ase import Atoms
 
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import (
+    Data,
     Frame,
+    as_frames,
     drop_absurd,
-    frames_from_atoms,
     is_isolated_atom,
+    items_of,
     read_frames,
     split,
 )
@@ -22,7 +22,6 @@ from neuralil_ase.samples.cutoff import LONGEST
 from neuralil_ase.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
-Data = Sequence[str | Path] | Sequence[Atoms] | str | Path
 
 
 def load_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
@@ -38,12 +37,8 @@ def read_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list
     DataError
         If a file cannot be read, labels are wrong or missing, or most forces are absurd.
     """
-    keys, items = settings.keys, _items(data)
-    if items and all(isinstance(item, Atoms) for item in items):
-        frames = frames_from_atoms(items, keys, settings.split_by)
-    else:
-        frames = read_frames(items, keys, settings.split_by)
-    frames = drop_absurd(frames, settings.max_force)
+    keys = settings.keys
+    frames = drop_absurd(as_frames(data, keys, settings.split_by), settings.max_force)
     files = settings.validation_files
     return frames, read_frames(files, keys, None) if files else []
 
@@ -92,9 +87,5 @@ def files_of(
     data: Data, settings: TrainingSettings, start_from: str | Path | Potential | None
 ) -> list[str | Path]:
     """The files that a run reads."""
-    named = [*_items(data), *settings.validation_files, start_from]
+    named = [*items_of(data), *settings.validation_files, start_from]
     return [item for item in named if isinstance(item, str | Path)]
-
-
-def _items(data: Data) -> list[Any]:
-    return [data] if isinstance(data, str | Path) else list(data)

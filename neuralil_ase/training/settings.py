@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from neuralil_ase.errors import ConfigError
-from neuralil_ase.evaluation.labels import Keys, StressUnit
+from neuralil_ase.evaluation.labels import Keys, StressUnit, check_units
 from neuralil_ase.model.config import MAX_SCALING, DescriptorConfig, NetworkKind, coerced
 from neuralil_ase.samples.cutoff import Sight
 
@@ -222,8 +222,7 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"{name} must lie between {low:g} and {high:g}, got {value}")
-        if self.stress_sign not in (1, -1):
-            raise ConfigError(f"stress_sign must be 1 or -1, got {self.stress_sign}")
+        check_units(self.stress_unit, self.stress_sign)
 
     @property
     def keys(self) -> Keys:
@@ -324,7 +323,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": get_args(Optimizer),
     "pair_term": get_args(DefaultPairTerm),
     "network": get_args(NetworkKind),
-    "stress_unit": get_args(StressUnit),
 }
 _RANGES: dict[str, tuple[float, float]] = {
     "validation_fraction": (0, 0.9),

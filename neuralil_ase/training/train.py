@@ -11,14 +11,14 @@ from typing import Any
 from neuralil_ase.array_record import ArrayRecord, count
 from neuralil_ase.engine.concurrency import claim_jax
 from neuralil_ase.errors import DataError, OutputError
-from neuralil_ase.evaluation.calibration import calibrate_potential
-from neuralil_ase.evaluation.dataset import Frame, is_isolated_atom
+from neuralil_ase.evaluation.calibrate import calibrate_potential
+from neuralil_ase.evaluation.dataset import Data, Frame, is_isolated_atom
 from neuralil_ase.evaluation.evaluate import Evaluation, evaluation_of, predict_frames
 from neuralil_ase.evaluation.metrics import Card, errors_in_words
 from neuralil_ase.evaluation.stresses import check_stresses
 from neuralil_ase.files.model_file import save_potential
 from neuralil_ase.model.potential import Potential
-from neuralil_ase.training.data import Data, files_of, load_data
+from neuralil_ase.training.data import files_of, load_data
 from neuralil_ase.training.loop import History, Trainer, fit
 from neuralil_ase.training.members import Job, train_members
 from neuralil_ase.training.output import Output, Recorder
@@ -231,7 +231,7 @@ def _evaluations(
 def _calibrated(potential: Potential, train: Sequence[Frame], held_out: Evaluation) -> Potential:
     data = f"the {len(held_out.frames)} validation frames of the training run"
     try:
-        return calibrate_potential(potential, held_out.frames, train, data, held_out.comparison)
+        return calibrate_potential(potential, held_out, train, data)
     except DataError as error:
         logger.warning("not calibrated: %s", error)
         return potential
