@@ -105,7 +105,13 @@ class NeuralILCalculator(Calculator):
 
     @property
     def backend(self) -> str:
-        """What computes energies and forces, in words: "compiled, AVX2", or "JAX on cpu:" with the reason."""
+        """What computes energies and forces, in words: "compiled, AVX2", or "JAX on cpu:" with the reason.
+
+        Raises
+        ------
+        ProcessError
+            If JAX may find an accelerator, but cannot start.
+        """
         return self._predictor.backend_in_words
 
     @property

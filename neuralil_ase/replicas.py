@@ -100,6 +100,11 @@ class Replicas:
         self._lock = Lock()
 
     @property
+    def backend(self) -> str:
+        """What computes, in words; see :attr:`neuralil_ase.NeuralILCalculator.backend`."""
+        return self._predictor.backend_in_words
+
+    @property
     def compilations(self) -> int:
         """Number of compilations caused so far; constant while atoms move and the number of replicas stays the same."""
         return self._predictor.compilations

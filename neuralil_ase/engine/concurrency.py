@@ -1,4 +1,4 @@
-"""Threads and processes: objects for one thread at a time, and JAX after a fork."""
+"""Threads and processes: objects for one thread at a time, the start of JAX, and JAX after a fork."""
 
 import os
 import threading
@@ -44,6 +44,32 @@ def one_at_a_time(
     return locked
 
 
+def jax_device() -> str:
+    """Where JAX computes by default: "cpu", "gpu", "tpu". Loads and starts JAX.
+
+    Raises
+    ------
+    ProcessError
+        If JAX cannot start.
+    """
+    import jax
+
+    try:
+        return jax.default_backend()
+    except (AssertionError, RuntimeError) as error:  # an assertion if it finds no platform at all
+        found = str(error).partition("\n")[0].rstrip(".") or "it found no device to compute on"
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]  # JAX makes it at run time
+        usually = (
+            f"it is asked for {asked!r} (JAX_PLATFORMS), which this machine, its driver or this installation of JAX "
+            "lacks. Unset JAX_PLATFORMS"
+            if asked
+            else "JAX has a plugin for an accelerator that this machine or its driver lacks. Remove the plugin"
+        )
+        raise ProcessError(
+            f"JAX cannot start: {found}. Usually {usually}, set JAX_PLATFORMS=cpu, or install what is missing"
+        ) from error
+
+
 _jax_process: int | None = None
 
 
@@ -55,11 +81,12 @@ def claim_jax() -> None:
     Raises
     ------
     ProcessError
-        If this process was forked from one in which JAX has computed.
+        If this process was forked from one in which JAX has computed, or if JAX cannot start.
     """
     global _jax_process
     process = os.getpid()
     if _jax_process is None:
+        jax_device()
         _jax_process = process
     elif _jax_process != process:
         raise ProcessError(

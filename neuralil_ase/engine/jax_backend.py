@@ -23,11 +23,6 @@ from neuralil_ase.model.potential import Params, Potential, cast_params
 from neuralil_ase.prediction import Uncertainty
 
 
-def device() -> str:
-    """Where JAX computes by default: "cpu", "gpu", "tpu"."""
-    return jax.default_backend()
-
-
 class JaxModel:
     """A potential in JAX, in one precision.
 

@@ -99,9 +99,7 @@ class Predictor:
         """Why JAX computes energies and forces; None if the compiled core does."""
         if self._wanted == "jax":
             return "it was asked for"
-        if (device := backends.device()) != "cpu":
-            return f"the compiled core has no code for a {device}"
-        return native.missing_reason(self.potential.config)
+        return backends.reason_for_jax(self.potential.config)
 
     @property
     def backend_in_words(self) -> str:
