@@ -49,7 +49,7 @@ class ThermalAverage(ArrayRecord):
 
     direct: Estimate
     cumulant: Estimate
-    statistical_error: Any
+    statistical_error: float | np.ndarray
     effective_frames: np.ndarray
     n_frames: int
 
@@ -170,5 +170,5 @@ def _block_error(values: np.ndarray) -> np.ndarray:
         values = (values[:even:2] + values[1:even:2]) / 2
 
 
-def _plain(value: np.ndarray) -> Any:
+def _plain(value: np.ndarray) -> float | np.ndarray:
     return value.item() if value.ndim == 0 else value

@@ -2,12 +2,12 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.eos import EquationOfState as AseEquationOfState
 from ase.stress import voigt_6_to_full_3x3_stress
+from numpy.typing import ArrayLike
 
 from neuralil_ase.array_record import ArrayRecord
 from neuralil_ase.calculator import NeuralILCalculator
@@ -39,7 +39,7 @@ class ElasticConstants(ArrayRecord):
     @property
     def is_stable(self) -> bool:
         """Born's criterion for the mean potential: the relaxed matrix is positive definite."""
-        return bool(_symmetric_eigenvalues(self.relaxed.value).min() > 0)
+        return bool(_symmetric_eigenvalues(np.asarray(self.relaxed.value)).min() > 0)
 
     @property
     def share_of_stable_members(self) -> float:
@@ -192,7 +192,7 @@ class EquationOfState(ArrayRecord, units={"volumes": "Å³"}):
 def equation_of_state(
     atoms: Atoms,
     calculator: NeuralILCalculator,
-    strains: Any = (-0.03, -0.02, -0.01, 0.0, 0.01, 0.02, 0.03),
+    strains: ArrayLike = (-0.03, -0.02, -0.01, 0.0, 0.01, 0.02, 0.03),
     eos: str = "birchmurnaghan",
 ) -> EquationOfState:
     """Equation of state at fixed fractional coordinates, from one batch of predictions for all members.
@@ -204,7 +204,7 @@ def equation_of_state(
     calculator
         The ensemble.
     strains
-        Relative changes of all lengths; five or more.
+        Relative changes of all lengths, shape (V,); five or more.
     eos
         Name of an equation of state in ``ase.eos``.
 
@@ -214,7 +214,7 @@ def equation_of_state(
         If a minimum does not lie inside the volumes.
     """
     scaled = []
-    for strain in strains:
+    for strain in np.asarray(strains, float):
         scaled.append(atoms.copy())
         scaled[-1].set_cell(atoms.cell.array * (1 + strain), scale_atoms=True)
     predictions = predict_many(calculator.potential, scaled, dtype="float64", uncertainty="energy")
@@ -224,7 +224,7 @@ def equation_of_state(
     scale = error_scale(calculator.potential, atoms.get_chemical_symbols())
     fitted = Estimate(energies, members, "eV", scale).map(lambda e: _fit(volumes, e, eos), "")
     volume, energy, bulk = (
-        Estimate(fitted.value[k], fitted.members[:, k], unit, scale)
+        Estimate(float(np.asarray(fitted.value)[k]), fitted.members[:, k], unit, scale)
         for k, unit in enumerate(("Å³", "eV", "eV/Å³"))
     )
     return EquationOfState(volume, energy, bulk, volumes, Estimate(energies, members, "eV", scale))

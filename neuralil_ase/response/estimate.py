@@ -9,6 +9,7 @@ import numpy as np
 from neuralil_ase.array_record import ArrayRecord, count, shown
 from neuralil_ase.errors import UncertaintyError
 from neuralil_ase.model.potential import Potential
+from neuralil_ase.prediction import spread
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,13 +29,13 @@ class Estimate(ArrayRecord):
         Error bar divided by spread, from the calibration of the model; None without calibration.
     """
 
-    value: Any
+    value: float | np.ndarray
     members: np.ndarray
     unit: str
     scale: float | None = None
 
     @property
-    def std(self) -> Any:
+    def std(self) -> float | np.ndarray:
         """Spread: standard deviation over the members (ddof = 1).
 
         Raises
@@ -46,10 +47,10 @@ class Estimate(ArrayRecord):
             raise UncertaintyError(
                 "the model has one member, and a spread needs two; use an ensemble"
             )
-        return self.members.std(axis=0, ddof=1)
+        return spread(self.members)
 
     @property
-    def error_bar(self) -> Any:
+    def error_bar(self) -> float | np.ndarray:
         """Calibrated error bar, one standard deviation: ``scale`` times the spread.
 
         The scale always comes from held-out forces, for any quantity; see ``Calibration.scale_of_spread``. Errors of

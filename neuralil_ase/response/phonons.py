@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms, units
@@ -22,10 +22,14 @@ from ase.spectrum.dosdata import RawDOSData
 
 from neuralil_ase.array_record import ArrayRecord
 from neuralil_ase.calculator import NeuralILCalculator
+from neuralil_ase.engine.force_constants import ForceConstants
 from neuralil_ase.errors import StructureError
 from neuralil_ase.files.atomic import write_atomically
 from neuralil_ase.response.estimate import Estimate, error_scale
 from neuralil_ase.response.vibrations import HBAR_OMEGA, harmonic_energy, mode_energies
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 THZ = 1e-12 * units._e / units._hplanck
 """THz of 1 eV."""
@@ -48,12 +52,13 @@ class Bands(ArrayRecord):
     band_structure: BandStructure
     energies: Estimate
 
-    def plot(self, ax: Any, color: str = "C0") -> Any:
+    def plot(self, ax: "Axes", color: str = "C0") -> "Axes":
         """Draw the bands in THz into Matplotlib axes and return the axes. Error bars (spreads, if not calibrated) are
         shaded."""
         x, ticks, labels = self.band_structure.path.get_linear_kpoint_axis()
         width = self.energies.std if self.energies.scale is None else self.energies.error_bar
-        for value, bar in zip(self.energies.value.T * THZ, width.T * THZ, strict=True):
+        values, bars = np.transpose(self.energies.value) * THZ, np.transpose(width) * THZ
+        for value, bar in zip(values, bars, strict=True):
             ax.fill_between(x, value - bar, value + bar, color=color, alpha=0.3, linewidth=0)
             ax.plot(x, value, color=color, linewidth=1)
         ax.set_xticks(ticks, [label.replace("G", "Γ") for label in labels])
@@ -134,14 +139,14 @@ class Phonons:
         if not isinstance(along, BandPath):
             along = self.atoms.cell.bandpath(path, npoints=npoints, pbc=self.atoms.pbc)
         energies = self.energies(along.kpts)
-        return Bands(BandStructure(along, energies.value[None]), energies)
+        return Bands(BandStructure(along, np.asarray(energies.value)[None]), energies)
 
     def dos(self, mesh: Sequence[int] = (20, 20, 20)) -> RawDOSData:
         """Density of states of the mean potential as an ASE object, with 3 N states per cell.
 
         ``sample_grid(npts, width=0.0002)`` broadens it; energies are ħω in eV.
         """
-        return self._dos(self.energies(self._mesh(mesh)).value)
+        return self._dos(np.asarray(self.energies(self._mesh(mesh)).value))
 
     def member_dos(self, mesh: Sequence[int] = (20, 20, 20)) -> list[RawDOSData]:
         """Density of states of every member."""
@@ -160,7 +165,7 @@ class Phonons:
         q_points = monkhorst_pack(mesh)
         q_points += np.where(np.array(mesh) % 2 == 1, 0.5 / np.array(mesh), 0) * self.atoms.pbc
         energies = self.energies(q_points)
-        lowest = min(energies.value.min(), energies.members.min())
+        lowest = min(np.min(energies.value), energies.members.min())
         if lowest <= 0:
             raise StructureError(
                 f"a mode has ħω = {lowest:.4g} eV (imaginary): the crystal is not stable in the mean or in a member. "
@@ -217,7 +222,9 @@ class Phonons:
         return RawDOSData(energies.ravel(), np.full(energies.size, 1 / len(energies)))
 
 
-def supercell_force_constants(constants: Any, supercell: np.ndarray, *, full: bool) -> np.ndarray:
+def supercell_force_constants(
+    constants: ForceConstants, supercell: np.ndarray, *, full: bool
+) -> np.ndarray:
     """Force constants between atoms of a supercell in phonopy's order: all images of atom 0, then of atom 1, …
 
     The images of an atom are numbered with the first repetition running fastest. Shape (N or S, S, 3, 3) for S atoms.

@@ -62,7 +62,7 @@ class Vibrations(ArrayRecord):
             If a mode of the mean or of a member is imaginary.
         """
         internal = self.internal
-        lowest = min(internal.value.min(initial=1), internal.members.min(initial=1))
+        lowest = min(np.min(internal.value, initial=1), internal.members.min(initial=1))
         if lowest <= 0:
             raise StructureError(
                 f"a mode has ħω = {lowest:.4g} eV (imaginary): this is not a minimum of the mean and of every member. "
