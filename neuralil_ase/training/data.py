@@ -55,10 +55,6 @@ def divide(
     """
     # Isolated atoms are never held out: they determine energies of elements, but do not test a model.
     several, atoms = without_isolated_atoms(frames, settings)
-    if not several:
-        raise DataError(
-            "all frames are isolated atoms, and no interaction can be learnt from them. Give frames of several atoms"
-        )
     if settings.validation_files:
         training, held_out = several, list(validation)
     else:
@@ -76,9 +72,19 @@ def divide(
 def without_isolated_atoms(
     frames: Sequence[Frame], settings: TrainingSettings
 ) -> tuple[list[Frame], list[Frame]]:
-    """The frames of several atoms, and the frames of isolated atoms."""
+    """The frames of several atoms, and the frames of isolated atoms.
+
+    Raises
+    ------
+    DataError
+        If all frames are isolated atoms.
+    """
     radius = max(LONGEST, settings.r_cut)
     alone = [is_isolated_atom(frame, radius) for frame in frames]
+    if all(alone):
+        raise DataError(
+            "all frames are isolated atoms, and no interaction can be learnt from them. Give frames of several atoms"
+        )
     pairs = [*zip(frames, alone, strict=True)]
     return [f for f, is_alone in pairs if not is_alone], [f for f, is_alone in pairs if is_alone]
 

@@ -7,13 +7,7 @@ import numpy as np
 
 from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.errors import ConfigError, DataError
-from neuralil_ase.evaluation.dataset import (
-    Frame,
-    elements_of,
-    is_isolated_atom,
-    pairs_of,
-    types_of,
-)
+from neuralil_ase.evaluation.dataset import Frame, elements_of, pairs_of, types_of
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.model.spectrum import channels
 from neuralil_ase.progress import Progress
@@ -26,7 +20,7 @@ from neuralil_ase.samples.batches import (
     precompute,
     some_of,
 )
-from neuralil_ase.samples.cutoff import LONGEST, sight_for, surroundings
+from neuralil_ase.samples.cutoff import sight_for, surroundings
 from neuralil_ase.samples.least_squares import BEFORE_NETWORKS, LinearFit, some_labelled
 from neuralil_ase.samples.linear import Linear, linear_of, what_is_left, without_linear
 from neuralil_ase.samples.normalisation import Scaling, inlets, scaling_of
@@ -37,6 +31,7 @@ from neuralil_ase.samples.reference import (
 )
 from neuralil_ase.samples.repulsion import repulsion, zbl_radii
 from neuralil_ase.training.checkpoint import fingerprint
+from neuralil_ase.training.data import without_isolated_atoms
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start, check_elements, reference_for
 
@@ -126,7 +121,7 @@ def prepare(
         If the network can only be trained with ``start``, or cannot be normalised.
     """
     data = fingerprint(train, validation)
-    atoms, train = _apart(train, settings)
+    train, atoms = without_isolated_atoms(train, settings)
     frames = [*train, *validation]
     if start is not None:
         check_elements(start, frames)
@@ -181,19 +176,6 @@ def prepare(
         start=start,
         linear=linear,
     )
-
-
-def _apart(train: Sequence[Frame], settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
-    """Frames of isolated atoms, and all other frames."""
-    radius = max(LONGEST, settings.r_cut)
-    atoms = [frame for frame in train if is_isolated_atom(frame, radius)]
-    names = {frame.source for frame in atoms}
-    others = [frame for frame in train if frame.source not in names]
-    if not others:
-        raise DataError(
-            "all frames are isolated atoms, and no interaction can be learnt from them. Give frames of several atoms"
-        )
-    return atoms, others
 
 
 def _alone(symbol: str, energy: float) -> Frame:
