@@ -12,7 +12,7 @@ import numpy as np
 
 from neuralil_ase.errors import ConfigError, DataError
 from neuralil_ase.evaluation.dataset import Frame, types_of
-from neuralil_ase.evaluation.evaluate import predict_frames
+from neuralil_ase.evaluation.evaluate import OWN_PREDICTION, predict_frames
 from neuralil_ase.files.model_file import load_potential
 from neuralil_ase.model.potential import Params, Potential, cast_params, flatten
 from neuralil_ase.samples.linear import with_linear
@@ -22,8 +22,6 @@ from neuralil_ase.training.settings import TrainingSettings
 logger = logging.getLogger(__name__)
 OTHER_ZERO = 0.05
 """Smallest shift, in eV/atom, that counts as another zero of energy. The network learns smaller shifts."""
-OWN_PREDICTION = 1e-6
-"""Energy errors below this, in eV/atom, show that the labels are predictions of the start itself."""
 LEFT_BY_SHIFT = 0.3
 """Largest fraction of the energy errors (root mean square) that may remain after the shift."""
 
