@@ -1,6 +1,6 @@
 """Reports of a run: a summary in words and a picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +11,11 @@ from ase import Atoms
 from neuralil_ase.errors import MonitorError
 from neuralil_ase.monitor.criteria import Criterion
 from neuralil_ase.monitor.log import ESTIMATOR
+from neuralil_ase.monitor.restart import Records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Records = Mapping[str, np.ndarray]
 
 
 def summary_text(
