@@ -160,7 +160,15 @@ class NeuralILCalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Evaluate all properties; called by ASE."""
+        """Evaluate all properties; called by ASE.
+
+        Raises
+        ------
+        StructureError, PredictionError, ProcessError
+            As from :meth:`prediction`; ``results`` is then empty.
+        PropertyNotImplementedError
+            If the stress is asked for, and the cell has no volume.
+        """
         self.results = {}  # if this fails, no results of another structure may remain
         # ASE's method would also look for the directory at every step, which is not used here.
         if atoms is not None:
@@ -189,6 +197,18 @@ class NeuralILCalculator(Calculator):
         -------
         Prediction
             See its documentation for fields, shapes and units.
+
+        Raises
+        ------
+        StructureError
+            If there is no structure yet, or if it holds an element that the model does not know, or its geometry is not
+            finite or degenerate.
+        ConfigError
+            If there is no such uncertainty.
+        PredictionError
+            If energies or forces are not finite.
+        ProcessError
+            If JAX is needed, and cannot start or was used before this process was forked.
         """
         uncertainty = self.uncertainty if uncertainty is None else check_uncertainty(uncertainty)
         atoms = self.atoms if atoms is None else atoms

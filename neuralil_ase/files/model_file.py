@@ -93,6 +93,16 @@ def save_potential(potential: Potential, path: str | os.PathLike[str]) -> None:
 def load_potential(path: str | os.PathLike[str]) -> Potential:
     """Read a potential that :func:`save_potential` wrote. Runs no code from the file.
 
+    Parameters
+    ----------
+    path
+        The model file.
+
+    Returns
+    -------
+    Potential
+        With the same numbers, provenance and calibration. Arrays have the precision that they have in the file.
+
     Raises
     ------
     ModelFileError

@@ -182,7 +182,14 @@ class Learner:
         )
 
     def settle(self) -> None:
-        """Wait for training in the background, and raise its error if it failed."""
+        """Wait for training in the background.
+
+        Raises
+        ------
+        Exception
+            The error of the training if it failed, for instance an OutputError if the model could not be written. The
+            model before it stays in use.
+        """
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()

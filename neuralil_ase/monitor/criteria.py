@@ -100,7 +100,15 @@ class Criterion:
         return self.kind + suffix + ("" if self.indices is None else "_selection")
 
     def values(self, atoms: Atoms, prediction: PredictionLike) -> np.ndarray:
-        """(N,) value of each atom."""
+        """(N,) value of each atom, in the unit of the criterion.
+
+        Raises
+        ------
+        NotImplementedError
+            If a criterion of your own has neither this method nor ``read``.
+        UncertaintyError
+            If the prediction lacks what the criterion reads.
+        """
         raise NotImplementedError(f"{type(self).__name__} has neither values() nor read()")
 
     def read(self, atoms: Atoms, prediction: PredictionLike) -> Reading:
@@ -123,7 +131,13 @@ class Criterion:
         return Reading(self.name, self.unit, float(value), atom, self.low, self.high, self.below)
 
     def chosen(self, atoms: Atoms) -> np.ndarray:
-        """Indices of the chosen atoms; a MonitorError if there are none."""
+        """Indices of the chosen atoms, in the order of ``indices``.
+
+        Raises
+        ------
+        MonitorError
+            If there are none, or an index is larger than the structure.
+        """
         chosen = np.arange(len(atoms))
         if self.indices is not None:
             wanted = np.asarray(self.indices, dtype=int)
@@ -144,7 +158,12 @@ class Criterion:
     def bands(self, calibration: Calibration) -> tuple[float, float | None]:
         """Thresholds (low, high) for a model with this calibration, used if ``low`` was not given.
 
-        A KeyError or AttributeError becomes a MonitorError that says what the calibration lacks.
+        Raises
+        ------
+        MonitorError
+            If this criterion takes none from a model.
+        KeyError, AttributeError
+            If the calibration lacks what is needed; :meth:`resolved` turns it into a MonitorError that says so.
         """
         raise MonitorError(
             f"{self.name} has no threshold and none can be taken from a model; give low= to {type(self).__name__}."
@@ -232,7 +251,15 @@ class MaxForceErrorBar(Criterion):
     needs = "forces"
 
     def values(self, atoms: Atoms, prediction: PredictionLike) -> np.ndarray:
-        """(N,) error bar of each force, eV/Å."""
+        """(N,) error bar of each force, eV/Å.
+
+        Raises
+        ------
+        MonitorError
+            If the calibration of the model does not know an element of the structure.
+        UncertaintyError
+            If the prediction holds no error bars.
+        """
         bars = prediction.forces_error_bar
         without = np.isnan(bars) & np.isfinite(prediction.forces_std)
         if without.any():

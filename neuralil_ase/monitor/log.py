@@ -210,10 +210,23 @@ class Log:
 def read_log(path: str | PathLike[str]) -> dict[str, np.ndarray]:
     """The columns of a monitor's log, by name. An incomplete last line, left by a killed run, is ignored.
 
+    Parameters
+    ----------
+    path : str or path
+        The log.
+
+    Returns
+    -------
+    dict of str to array
+        Arrays of shape (rows,), float64. Units are part of the names ("time_fs", "energy_eV"), or in the header of the
+        file for the criteria. Numbers that are not known are NaN; an atom of -1 stands for the whole frame.
+
     Raises
     ------
     MonitorError
         If the file is no such log, or a row is damaged.
+    OSError
+        If the file cannot be read.
     """
     target = Path(path)
     content = target.read_bytes()
