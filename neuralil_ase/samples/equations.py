@@ -238,9 +238,7 @@ def _rows(
     back, neighbours = optimization_barrier((back, density[reverse // n_slots]))
     forces = []
     for element, group in enumerate(_groups(slots)):
-        as_neighbour = summed_changes(
-            descriptor, neighbours[:, group], back[:, group], is_element
-        )
+        as_neighbour = summed_changes(descriptor, neighbours[:, group], back[:, group], is_element)
         forces.append(is_element[:, element, None, None] * own[:, :3] - as_neighbour)
     return features, jnp.stack(forces), virials.reshape(n_frames, n_elements, 6, -1)
 
