@@ -1,11 +1,14 @@
 """The table of public data sets: folds, errors of a peer, absent files."""
 
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import table_sets
 import tables
+import train_peers
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
@@ -85,3 +88,42 @@ def test_rows_are_means_over_folds() -> None:
     one = tables.table([entry(0, 1.0) | {"set": "acetylacetone", "molecule_rmse_meV": 5.0}])
     assert "9.00 / 9.00; 5.0 a molecule" in one
     assert "MACE (published) | – / 0.9 a molecule | – / 5.1" in one
+
+
+def test_a_peer_that_was_trained_gets_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "train.extxyz", rattled(4))
+    write(tmp_path / "test.extxyz", rattled(2))
+    files = table_sets.DataSet((tmp_path / "train.extxyz",), tmp_path / "test.extxyz")
+    monkeypatch.setitem(train_peers.DATA_SETS, "Cu", files)
+    seen: list[int] = []
+
+    def train(
+        frames: list[Atoms], folder: Path, epochs: int, minutes: float
+    ) -> train_peers.Trained:
+        seen.extend([len(frames), epochs])
+        assert folder.is_dir()
+        return train_peers.Trained("the teacher", EMT())
+
+    monkeypatch.setitem(train_peers.PEERS, "mace", train)
+    output = tmp_path / "tables.jsonl"
+    train_peers.main(["mace", "Cu", "-o", str(output), "--epochs", "7"])
+    assert seen == [4, 7]
+    (entry,) = [json.loads(line) for line in output.read_text().splitlines()]
+    assert "| Cu | the teacher | 0.00 / 0.00 | 0.0 / 0.0 |" in tables.table([entry])
+
+
+def test_labels_for_a_peer_have_the_names_it_is_told(tmp_path: Path) -> None:
+    atoms = rattled(1)[0]
+    write(tmp_path / "one.xyz", train_peers.labelled(atoms))
+    text = (tmp_path / "one.xyz").read_text()
+    assert "REF_energy=" in text
+    assert "REF_forces:R:3" in text
+
+
+def test_the_end_of_the_time_is_no_error_but_a_failure_is() -> None:
+    wait = "import time; time.sleep(60)"
+    train_peers.run_for([sys.executable, "-c", wait], 0.001)
+    with pytest.raises(train_peers.subprocess.CalledProcessError):
+        train_peers.run_for([sys.executable, "-c", "raise SystemExit(3)"], 1)

@@ -6,7 +6,7 @@
 
 The environments are those of requirements-mace.txt and requirements-apax.txt; nothing of neuralil_ase is needed there.
 Both projects get the defaults of their programs, but for what the row says. A tenth of the training frames validates,
-the split of tables.py tests. An end of the run by --minutes keeps what has been trained until then.
+the split of tables.py tests. What --minutes ends goes on with the same command.
 """
 
 import argparse
