@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from neuralil_ase.bias import UncertaintyBias
     from neuralil_ase.calculator import NeuralILCalculator
     from neuralil_ase.calibration import Calibration
+    from neuralil_ase.cross_validation.cross_validate import cross_validate
     from neuralil_ase.cross_validation.folds import CrossValidation
-    from neuralil_ase.cross_validation.run import cross_validate
     from neuralil_ase.evaluation.calibrate import calibrate
     from neuralil_ase.evaluation.evaluate import evaluate
     from neuralil_ase.farm import Labelled, label, predict_many

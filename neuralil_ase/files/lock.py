@@ -19,11 +19,11 @@ try:
 except ImportError:  # Windows has no flock; outputs are not locked there
     fcntl = None  # type: ignore[assignment]  # read below before every use
 
-_held: "weakref.WeakValueDictionary[Path, Lock]" = weakref.WeakValueDictionary()
+_held: "weakref.WeakValueDictionary[Path, OutputLock]" = weakref.WeakValueDictionary()
 """The locks of this process, by the resolved path of the output."""
 
 
-class Lock:
+class OutputLock:
     """The right to write one output, until the lock is released or garbage-collected, or the process ends.
 
     On file systems without locks (some parallel ones) outputs are not locked.

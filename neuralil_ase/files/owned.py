@@ -14,7 +14,7 @@ from neuralil_ase.files.atomic import (
     set_aside,
     write_atomically,
 )
-from neuralil_ase.files.lock import Lock
+from neuralil_ase.files.lock import OutputLock
 
 
 class OwnedFile:
@@ -36,7 +36,7 @@ class OwnedFile:
     def __init__(self, path: str | os.PathLike[str], purpose: str) -> None:
         self.path = checked_path(path, purpose)
         self._purpose = purpose
-        self._lock = Lock(self.path, take_over=True)
+        self._lock = OutputLock(self.path, take_over=True)
         self._left = self._found()
 
     @property

@@ -21,7 +21,7 @@ from neuralil_ase.errors import (
 from neuralil_ase.learning.decision import SHARE, Decision, Descent, decide, movable
 from neuralil_ase.learning.learner import Learner
 from neuralil_ase.learning.records import Kind, Record
-from neuralil_ase.learning.report import Evaluation, draw, progress_text, summary_text
+from neuralil_ase.learning.report import Step, draw, progress_text, summary_text
 from neuralil_ase.learning.request import SURPRISE, Request, Teaching
 from neuralil_ase.learning.results import results_of_model, results_of_teacher
 from neuralil_ase.model.potential import Potential
@@ -131,7 +131,7 @@ class LearningCalculator(Calculator):
         self.check_every = check_every
         self.evaluations = 0
         self._trusted_in_a_row, self._next_check = 0, check_every
-        self.history: list[Evaluation] = []
+        self.history: list[Step] = []
         self._progress = Progress(None, "evaluation", "learning", True) if progress else None
         self._model: NeuralILCalculator | None = None
         self._last_trusted: Atoms | None = None
@@ -274,7 +274,7 @@ class LearningCalculator(Calculator):
         decision = self._decision
         temperature = _temperature(atoms)
         self.history.append(
-            Evaluation(
+            Step(
                 decision.bar,
                 decision.allowed,
                 np.nan if temperature is None else temperature,

@@ -17,7 +17,7 @@ from neuralil_ase.learning.teacher import check_offers
 from neuralil_ase.prediction import Prediction
 
 HOUR = 3600.0
-Check = Callable[[Sequence[Atoms]], None]
+FrameCheck = Callable[[Sequence[Atoms]], None]
 
 
 class Desk:
@@ -64,7 +64,7 @@ class Desk:
         self._most, self._per_hour = max_queries, queries_per_hour
 
     def label(
-        self, requests: Sequence[Request], tolerance: float | None, check: Check | None = None
+        self, requests: Sequence[Request], tolerance: float | None, check: FrameCheck | None = None
     ) -> list[Atoms]:
         """Label frames and record the queries; return the labelled frames as they are on disk.
 
@@ -126,7 +126,7 @@ class Desk:
             "or continue from an earlier one: calc.roll_back(atoms) restores the last trusted structure"
         )
 
-    def _check(self, names: Sequence[str], check: Check) -> None:
+    def _check(self, names: Sequence[str], check: FrameCheck) -> None:
         """Move labels that cannot be right to another folder: no run may learn them, but they are not deleted."""
         try:
             check([self._folder.read(name) for name in names])

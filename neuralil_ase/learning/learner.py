@@ -15,7 +15,7 @@ from neuralil_ase import __version__
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.evaluation.model_card import describe
 from neuralil_ase.files.model_file import as_potential
-from neuralil_ase.learning.desk import Check, Desk
+from neuralil_ase.learning.desk import Desk, FrameCheck
 from neuralil_ase.learning.pupil import LEARNING, Pupil
 from neuralil_ase.learning.records import LEARNT, Folder, Record
 from neuralil_ase.learning.request import Request, bare
@@ -234,7 +234,7 @@ class Learner:
     def ask(
         self,
         requests: Sequence[Request],
-        check: Check | None = None,
+        check: FrameCheck | None = None,
     ) -> list[Atoms]:
         """Label frames and learn them.
 

@@ -20,7 +20,7 @@ from ase.io import read
 from neuralil_ase.errors import DataError, OutputError
 from neuralil_ase.farm import Labelled, digest, label
 from neuralil_ase.files.atomic import append_record, cut_tail, make_folder
-from neuralil_ase.files.lock import Lock
+from neuralil_ase.files.lock import OutputLock
 from neuralil_ase.files.model_file import load_potential, save_potential
 from neuralil_ase.model.potential import Potential
 
@@ -112,7 +112,7 @@ class Folder:
         self.labels, self.model = self.path / "labels", self.path / "model.safetensors"
         self.log = self.path / "queries.jsonl"
         make_folder(self.labels)
-        self._lock = Lock(self.model, take_over=True)
+        self._lock = OutputLock(self.model, take_over=True)
         self.records = [*_read_records(self.log)]
         self._adopt()
 

@@ -26,7 +26,7 @@ WORDS: dict[Kind, str] = {
 COLOURS: dict[Kind, str] = {"unsure": "#4477aa", "confirm": "#228833", "check": "#ee6677"}
 
 
-class Evaluation(NamedTuple):
+class Step(NamedTuple):
     """One evaluation of a calculator.
 
     Attributes
@@ -75,7 +75,7 @@ def summary_text(records: Sequence[Record], evaluations: int, tolerance: float) 
     return "\n".join(lines)
 
 
-def progress_text(history: Sequence[Evaluation], records: Sequence[Record]) -> str:
+def progress_text(history: Sequence[Step], records: Sequence[Record]) -> str:
     """The progress of the run on one line."""
     last = history[-1]
     parts = [f"{len(records)} queries"]
@@ -89,9 +89,7 @@ def progress_text(history: Sequence[Evaluation], records: Sequence[Record]) -> s
     return ", ".join(parts)
 
 
-def draw(
-    history: Sequence[Evaluation], records: Sequence[Record], path: str | Path | None
-) -> "Figure":
+def draw(history: Sequence[Step], records: Sequence[Record], path: str | Path | None) -> "Figure":
     """Plot queries and error bars along the run, errors against error bars, and the temperature of MD.
 
     Raises
@@ -119,7 +117,7 @@ def draw(
     return figure
 
 
-def _draw_queries(axes: "Axes", history: Sequence[Evaluation]) -> None:
+def _draw_queries(axes: "Axes", history: Sequence[Step]) -> None:
     steps = np.arange(1, len(history) + 1)
     bars = np.array([e.bar for e in history])
     asked = np.array([e.asked for e in history])

@@ -60,8 +60,8 @@ class FrameArrays:
 
 
 @dataclass(frozen=True)
-class Labels:
-    """Targets of one frame; NaN for missing labels.
+class Targets:
+    """What is learnt from the labels of one frame: the rest after subtracting known parts. NaN for missing labels.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class Sample:
     types: np.ndarray
     pairs: Pairs | None
     volume: float
-    labels: Labels
+    targets: Targets
     arrays: FrameArrays | None
     weight: float = 1.0
 
@@ -134,7 +134,7 @@ class Packer:
             batch.n_atoms[k] = len(sample.types)
             batch.volume[k] = sample.volume
             batch.member_weight[:, k] = weights[:, k]
-            _fill_labels(batch, sample, k, rows)
+            _fill_targets(batch, sample, k, rows)
             start = rows.stop
         return batch
 
@@ -195,15 +195,15 @@ def packer_for(
     return Packer(config, slots, n_atoms, min(batch_size, n_atoms // min(sizes)) + 1)
 
 
-def _fill_labels(batch: Batch, sample: Sample, k: int, rows: slice) -> None:
-    """Copy the labels. A missing label keeps the weight zero."""
-    labels, weight = sample.labels, sample.weight
-    if np.isfinite(labels.energy):
-        batch.energy[k], batch.energy_weight[k] = labels.energy, weight
-    if np.isfinite(labels.forces).all():
-        batch.forces[rows], batch.force_weight[rows] = labels.forces, weight
-    if np.isfinite(labels.stress).all():
-        batch.stress[k], batch.stress_weight[k] = labels.stress, weight
+def _fill_targets(batch: Batch, sample: Sample, k: int, rows: slice) -> None:
+    """Copy the targets. A missing label keeps the weight zero."""
+    targets, weight = sample.targets, sample.weight
+    if np.isfinite(targets.energy):
+        batch.energy[k], batch.energy_weight[k] = targets.energy, weight
+    if np.isfinite(targets.forces).all():
+        batch.forces[rows], batch.force_weight[rows] = targets.forces, weight
+    if np.isfinite(targets.stress).all():
+        batch.stress[k], batch.stress_weight[k] = targets.stress, weight
 
 
 def neighbour_counts(pairs: Pairs, types: np.ndarray, n_elements: int) -> np.ndarray:

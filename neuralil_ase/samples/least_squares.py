@@ -16,7 +16,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from neuralil_ase.progress import Progress
-from neuralil_ase.samples.batches import Labels, Packer, Sample
+from neuralil_ase.samples.batches import Packer, Sample, Targets
 from neuralil_ase.samples.equations import Choice, Equations, Sums, Unknowns, equations_of
 from neuralil_ase.samples.linear import Linear
 
@@ -119,12 +119,12 @@ class LinearFit:
 
 def some_labelled(samples: Sequence[Sample]) -> list[Sample]:
     """The samples with labels; if there are more than ``MOST_FRAMES``, only every second, third … of them."""
-    labelled = [sample for sample in samples if _has_labels(sample.labels)]
+    labelled = [sample for sample in samples if _has_labels(sample.targets)]
     return labelled[:: max(1, -(-len(labelled) // MOST_FRAMES))]
 
 
-def _has_labels(labels: Labels) -> bool:
-    return bool(np.isfinite(labels.energy) or np.isfinite(labels.forces).all())
+def _has_labels(targets: Targets) -> bool:
+    return bool(np.isfinite(targets.energy) or np.isfinite(targets.forces).all())
 
 
 def _error(kind: str, solutions: Sequence[np.ndarray], folds: Sequence[Equations]) -> float | None:

@@ -18,7 +18,7 @@ from neuralil_ase.model.config import DescriptorConfig, ModelConfig
 from neuralil_ase.model.parameters import LINEAR_BIAS, LINEAR_WEIGHTS
 from neuralil_ase.model.potential import Potential, flatten, unflatten
 from neuralil_ase.model.spectrum import power_spectrum, pull_back_spectrum
-from neuralil_ase.samples.batches import Labels, Packer, Sample
+from neuralil_ase.samples.batches import Packer, Sample, Targets
 from neuralil_ase.samples.forward import Batch, forces_of, pair_gradient_of, virials_of
 
 
@@ -71,7 +71,7 @@ def without_linear(config: ModelConfig) -> ModelConfig:
 
 
 def what_is_left(packer: Packer, linear: Linear, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with labels from which the mean of the members' linear parts is subtracted."""
+    """The samples with targets from which the mean of the members' linear parts is subtracted."""
     weights, bias = linear.weights.mean(axis=0), linear.bias.mean(axis=0)
     remaining, left = iter(samples), []
     for batch in packer.for_sums().pack(samples, np.ones((1, len(samples)))):
@@ -85,12 +85,12 @@ def what_is_left(packer: Packer, linear: Linear, samples: Sequence[Sample]) -> l
         for k in range(batch.n_filled):
             sample = next(remaining)
             rows = slice(start, start + len(sample.types))
-            labels = Labels(
-                sample.labels.energy - float(atomic[rows].sum()),
-                sample.labels.forces - forces[rows],
-                sample.labels.stress - stress[k],
+            targets = Targets(
+                sample.targets.energy - float(atomic[rows].sum()),
+                sample.targets.forces - forces[rows],
+                sample.targets.stress - stress[k],
             )
-            left.append(replace(sample, labels=labels))
+            left.append(replace(sample, targets=targets))
             start = rows.stop
     return left
 

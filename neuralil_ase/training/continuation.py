@@ -24,7 +24,7 @@ from neuralil_ase.samples.linear import (
     without_linear,
 )
 from neuralil_ase.training.loop import Trainer, check_finite
-from neuralil_ase.training.prepare import Task, make_labels, scaling_of_samples
+from neuralil_ase.training.prepare import Task, make_targets, scaling_of_samples
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start
 
@@ -91,8 +91,8 @@ class Continuation:
         types = types_of(frame, elements)
         pairs = pairs_of(frame, types, self.config.descriptor.r_cut)
         self._make_room(neighbour_counts(pairs, types, len(elements)).max(axis=0), len(types))
-        labels = make_labels(self.config, frame, types, pairs, self.reference)
-        sample = Sample(frame, types, pairs, frame.volume or 1.0, labels, None)
+        targets = make_targets(self.config, frame, types, pairs, self.reference)
+        sample = Sample(frame, types, pairs, frame.volume or 1.0, targets, None)
         self._samples += self._left([self._with_arrays(sample)])
         return len(self._samples) - 1
 
@@ -130,11 +130,11 @@ class Continuation:
         return with_linear(potential, linear)
 
     def _wholes(self, numbers: Sequence[int]) -> list[Sample]:
-        """Samples with labels from which no linear part is subtracted."""
+        """Samples with targets from which no linear part is subtracted."""
         return [self._whole(self._samples[k]) for k in numbers]
 
     def use_linear(self, linear: Linear | None) -> None:
-        """Subtract this linear part from the labels, instead of the previous one."""
+        """Subtract this linear part from the targets, instead of the previous one."""
         self._linear = linear
         self._samples = self._left([self._whole(sample) for sample in self._samples])
 
@@ -177,7 +177,7 @@ class Continuation:
         of_energy, of_forces = iter(energies.tolist()), iter(forces)
         return [
             Residuals(
-                next(of_energy) if np.isfinite(sample.labels.energy) else np.nan,
+                next(of_energy) if np.isfinite(sample.targets.energy) else np.nan,
                 _rows(of_forces, sample),
             )
             for sample in samples
@@ -203,13 +203,15 @@ class Continuation:
         return Trainer(task, self.steps)
 
     def _whole(self, sample: Sample) -> Sample:
-        """The sample with labels from which no linear part is subtracted."""
+        """The sample with targets from which no linear part is subtracted."""
         assert sample.pairs is not None
-        labels = make_labels(self.config, sample.frame, sample.types, sample.pairs, self.reference)
-        return replace(sample, labels=labels)
+        targets = make_targets(
+            self.config, sample.frame, sample.types, sample.pairs, self.reference
+        )
+        return replace(sample, targets=targets)
 
     def _left(self, samples: list[Sample]) -> list[Sample]:
-        """The samples with the linear part subtracted from their labels."""
+        """The samples with the linear part subtracted from their targets."""
         if self._linear is None:
             return samples
         return what_is_left(self._packer(), self._linear, samples)
@@ -246,6 +248,6 @@ def _draws(chances: np.ndarray, batch_size: int, steps: int, seed: int) -> list[
 
 def _rows(forces: Iterator[np.ndarray], sample: Sample) -> np.ndarray:
     """Take the forces of the next sample from the iterator, shape (N, 3); empty if it has no force labels."""
-    has_forces = np.isfinite(sample.labels.forces).all()
+    has_forces = np.isfinite(sample.targets.forces).all()
     rows = [*islice(forces, len(sample.types))] if has_forces else []
     return np.array(rows).reshape(-1, 3)

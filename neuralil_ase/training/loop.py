@@ -20,7 +20,7 @@ from neuralil_ase.samples.batches import Sample
 from neuralil_ase.samples.forward import Batch, Predicted, predict
 from neuralil_ase.samples.linear import with_linear
 from neuralil_ase.samples.normalisation import Scaling, first_params, fold, unfold
-from neuralil_ase.training.loss import SHAPES, Norms, Sums, loss_sums, total
+from neuralil_ase.training.loss import SHAPES, LossSums, Norms, loss_sums, total
 from neuralil_ase.training.optimizer import averaged_params, build_optimizer, clip_members
 from neuralil_ase.training.prepare import Task
 from neuralil_ase.training.settings import TrainingSettings
@@ -167,14 +167,14 @@ class Trainer:
         learnt = Potential(task.config, folded, task.reference, provenance or {})
         return with_linear(learnt, task.linear)
 
-    def _pass(self, run: Run) -> tuple[State, list[jax.Array], Sums, Norms]:
+    def _pass(self, run: Run) -> tuple[State, list[jax.Array], LossSums, Norms]:
         task, state = self.task, run.state
         batch_size = task.settings.batch_size
         order = np.random.default_rng((task.settings.seed, 2, run.epoch)).permutation(
             len(task.train)
         )
         losses: list[jax.Array] = []
-        parts: list[Sums] = []
+        parts: list[LossSums] = []
         norms = []
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -185,7 +185,9 @@ class Trainer:
         totals = jax.tree.map(lambda *x: np.sum(np.asarray(x), axis=0), *parts)
         return state, losses, totals, Norms(*map(sum, zip(*norms, strict=True)))
 
-    def step(self, state: State, chosen: np.ndarray) -> tuple[State, jax.Array, list[Sums], Norms]:
+    def step(
+        self, state: State, chosen: np.ndarray
+    ) -> tuple[State, jax.Array, list[LossSums], Norms]:
         """One step on the chosen training samples: new state, loss of every member, its parts, numbers of labels."""
         task, objective = self.task, self._objective
         samples = [task.train[k] for k in chosen]
@@ -251,10 +253,10 @@ _COMPILED_IN = (
 @partial(jax.jit, static_argnums=0)
 def _gradient(
     objective: Objective, scaling: Scaling, params: Params, batch: Batch, norms: Norms
-) -> tuple[Params, tuple[Array, Sums]]:
+) -> tuple[Params, tuple[Array, LossSums]]:
     """Gradient of the summed loss of all members, the loss of every member, and its parts."""
 
-    def summed(p: Params) -> tuple[Array, tuple[Array, Sums]]:
+    def summed(p: Params) -> tuple[Array, tuple[Array, LossSums]]:
         predicted = _predicted(objective, scaling, p, batch, objective.has_stress)
         sums = loss_sums(objective.settings, predicted, batch)
         losses = total(objective.settings, sums, norms)
@@ -340,11 +342,11 @@ def fit(
 
 def norms_of(samples: Sequence[Sample]) -> Norms:
     """Numbers of labelled frames, force components and stress components."""
-    labels = [sample.labels for sample in samples]
+    targets = [sample.targets for sample in samples]
     return Norms(
-        float(sum(np.isfinite(label.energy) for label in labels)),
-        float(sum(np.isfinite(label.forces).sum() for label in labels)),
-        float(sum(np.isfinite(label.stress).sum() for label in labels)),
+        float(sum(np.isfinite(target.energy) for target in targets)),
+        float(sum(np.isfinite(target.forces).sum() for target in targets)),
+        float(sum(np.isfinite(target.stress).sum() for target in targets)),
     )
 
 

@@ -11,7 +11,7 @@ from neuralil_ase.samples.forward import Batch, Predicted
 from neuralil_ase.training.settings import TrainingSettings
 
 
-class Sums(NamedTuple):
+class LossSums(NamedTuple):
     """Sums over a microbatch for every member, shape (M,). Divided by ``Norms``, they are the parts of the loss.
 
     Attributes
@@ -64,7 +64,7 @@ SHAPES: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def loss_sums(settings: TrainingSettings, predicted: Predicted, batch: Batch) -> Sums:
+def loss_sums(settings: TrainingSettings, predicted: Predicted, batch: Batch) -> LossSums:
     """Weighted sums over a microbatch, for every member. The energy residual is per atom."""
     shape = SHAPES[settings.loss]
     of_frame, of_atom = batch.member_weight, batch.member_weight[:, batch.frame]
@@ -76,7 +76,7 @@ def loss_sums(settings: TrainingSettings, predicted: Predicted, batch: Batch) ->
         shape((predicted.stress - batch.stress) / settings.stress_scale)
         * batch.stress_weight[:, None]
     )
-    return Sums(
+    return LossSums(
         (energy * of_frame).sum(axis=1),
         (forces * of_atom[..., None]).sum(axis=(1, 2)),
         (stress * of_frame[..., None]).sum(axis=(1, 2)),
@@ -102,7 +102,7 @@ def _likelihood(
     return (of_energy * weight).sum(1) + (of_forces * weight[:, batch.frame, None]).sum((1, 2))
 
 
-def total(settings: TrainingSettings, sums: Sums, norms: Norms) -> Array:
+def total(settings: TrainingSettings, sums: LossSums, norms: Norms) -> Array:
     """The loss of every member, shape (M,), without the likelihood."""
     return (
         settings.force_weight * sums.forces / norms.forces

@@ -15,7 +15,7 @@ import numpy as np
 from neuralil_ase import __version__
 from neuralil_ase.errors import ConfigError, OutputError
 from neuralil_ase.files.atomic import append_record, set_aside, write_atomically
-from neuralil_ase.files.lock import Lock
+from neuralil_ase.files.lock import OutputLock
 from neuralil_ase.files.model_file import FORMAT as MODEL_FORMAT
 from neuralil_ase.files.model_file import save_potential
 from neuralil_ase.files.outputs import check_can_write, check_folder, check_is_no_input
@@ -74,7 +74,7 @@ class Output:
                     "train without a report (report=False, --no-report)"
                 )
         self._written: set[Path] = set()
-        self._lock = Lock(self.model)
+        self._lock = OutputLock(self.model)
 
     def __enter__(self) -> "Output":
         return self

@@ -12,9 +12,9 @@ from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConf
 from neuralil_ase.model.spectrum import channels
 from neuralil_ase.progress import Progress
 from neuralil_ase.samples.batches import (
-    Labels,
     Packer,
     Sample,
+    Targets,
     neighbour_counts,
     packer_for,
     precompute,
@@ -96,7 +96,7 @@ class Task:
     def has_stress(self) -> bool:
         """Whether stresses are learnt: any training sample has one, and their weight is not 0."""
         return self.settings.stress_weight > 0 and any(
-            np.isfinite(sample.labels.stress).all() for sample in self.train
+            np.isfinite(sample.targets.stress).all() for sample in self.train
         )
 
 
@@ -319,9 +319,9 @@ def _samples(
     samples: list[Sample] = []
     with Progress(len(frames), "frame", "preparing", progress) as bar:
         for frame, t, p in zip(frames, types, pairs, strict=True):
-            labels = make_labels(config, frame, t, p, reference)
+            targets = make_targets(config, frame, t, p, reference)
             arrays = precompute(config.descriptor, p, t, slots) if keep else None
-            samples.append(Sample(frame, t, None, frame.volume or 1.0, labels, arrays))
+            samples.append(Sample(frame, t, None, frame.volume or 1.0, targets, arrays))
             bar.update(len(samples))
     return samples
 
@@ -329,7 +329,7 @@ def _samples(
 def scaling_of_samples(packer: Packer, samples: Sequence[Sample]) -> Scaling:
     """Scales of descriptor and energy."""
     features = packer.features(some_of(samples))
-    forces = np.concatenate([sample.labels.forces for sample in samples])
+    forces = np.concatenate([sample.targets.forces for sample in samples])
     finite = forces[np.isfinite(forces)]
     return scaling_of(features, float(np.sqrt(np.mean(finite**2))) if finite.size else np.nan)
 
@@ -344,9 +344,9 @@ def _counts(settings: TrainingSettings, n_samples: int) -> np.ndarray:
     )
 
 
-def make_labels(
+def make_targets(
     config: ModelConfig, frame: Frame, types: np.ndarray, pairs: Pairs, reference: np.ndarray
-) -> Labels:
+) -> Targets:
     """Targets of the network for one frame, without energy reference and repulsion."""
     energy, forces, virial = repulsion(config, types, pairs)
     target = np.nan if frame.energy is None else frame.energy - reference[types].sum() - energy
@@ -356,4 +356,4 @@ def make_labels(
     stress = np.full(6, np.nan)
     if frame.stress is not None and frame.volume is not None:
         stress = frame.stress - virial / frame.volume
-    return Labels(float(target), target_forces, stress)
+    return Targets(float(target), target_forces, stress)

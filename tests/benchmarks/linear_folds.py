@@ -17,7 +17,7 @@ import numpy as np
 from ase.io import read
 from variants import VALIDATION, schedule
 
-from neuralil_ase.samples.batches import Labels, Sample
+from neuralil_ase.samples.batches import Sample, Targets
 from neuralil_ase.samples.equations import Choice, Equations, Unknowns, equations_of
 from neuralil_ase.samples.least_squares import FOLDS, _best_choice
 from neuralil_ase.samples.linear import what_is_left
@@ -60,20 +60,20 @@ class Fits:
             weights /= weights.mean()
         return weights
 
-    def left(self, kind: str, numbers: np.ndarray) -> list[Labels]:
+    def left(self, kind: str, numbers: np.ndarray) -> list[Targets]:
         """Labels of all frames after a fit to these."""
         if kind == "none":
-            return [s.labels for s in self.samples]
+            return [s.targets for s in self.samples]
         name, _, factor = kind.partition("*")
         weights = self.robust(numbers) if name == "robust" else np.ones(len(numbers))
         best = self.choice(numbers, weights)
         choice = best._replace(penalty=best.penalty * float(factor or 1))
         linear = self.unknowns.linear(self.total(numbers, weights).solve(choice)[None])
-        return [s.labels for s in what_is_left(self.task.packer, linear, self.samples)]
+        return [s.targets for s in what_is_left(self.task.packer, linear, self.samples)]
 
 
-def errors(samples: list[Sample], left: list[Labels], test: np.ndarray, learnt: np.ndarray) -> str:
-    forces = np.array([1e3 * np.abs(labels.forces).mean() for labels in left])
+def errors(samples: list[Sample], left: list[Targets], test: np.ndarray, learnt: np.ndarray) -> str:
+    forces = np.array([1e3 * np.abs(targets.forces).mean() for targets in left])
     energies = np.array([1e3 * left[k].energy / len(samples[k].types) for k in test])
     spread = np.median(np.abs(energies - np.median(energies)))
     return (

@@ -154,7 +154,7 @@ def frames_of(task: Task) -> Frames:
     reverse = [np.concatenate([a.reverse, alone[len(a.reverse) :]]) for a in arrays]
     real = [np.ones(len(s.types), np.float32) for s in samples]
     weights = [
-        [s.weight * float(np.isfinite(label).all()) for label in (s.labels.energy, s.labels.forces, s.labels.stress)]
+        [s.weight * float(np.isfinite(label).all()) for label in (s.targets.energy, s.targets.forces, s.targets.stress)]
         for s in samples
     ]  # fmt: skip
     return Frames(
@@ -164,11 +164,11 @@ def frames_of(task: Task) -> Frames:
         padded([a.vectors for a in arrays]),
         jnp.asarray(np.stack(reverse).astype(np.int32)),
         padded(real),
-        numbers([s.labels.energy for s in samples]),
+        numbers([s.targets.energy for s in samples]),
         numbers([w[0] for w in weights]),
-        padded([np.nan_to_num(s.labels.forces).astype(np.float32) for s in samples]),
+        padded([np.nan_to_num(s.targets.forces).astype(np.float32) for s in samples]),
         padded([w[1] * r for w, r in zip(weights, real, strict=True)]),
-        numbers([s.labels.stress for s in samples]),
+        numbers([s.targets.stress for s in samples]),
         numbers([w[2] for w in weights]),
         numbers([len(s.types) for s in samples]),
         numbers([s.volume for s in samples]),
@@ -386,7 +386,7 @@ def cross_validate(
     number = kind_of_run * n_folds + np.tile(np.arange(n_folds), len(each))
     number = np.zeros_like(number) if labels is None else number
     squares = jnp.sum(arrays.forces**2, axis=(1, 2, 3))
-    whole = np.nansum(np.concatenate([s.labels.forces for s in task.train]) ** 2)
+    whole = np.nansum(np.concatenate([s.targets.forces for s in task.train]) ** 2)
     chosen |= {"labels": jnp.asarray(number), "size": jnp.sqrt(squares[number] / whole)}
     order = schedule(
         count,

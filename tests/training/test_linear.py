@@ -84,9 +84,9 @@ def test_the_labels_are_what_the_linear_part_leaves(structures: list[Atoms], tas
     whole = prepare(replace(task.settings, linear=False), frames_from_atoms(structures), [])
     parts = by_linear(task, task.linear, frames)
     for left, before, (energy, forces, stress) in zip(task.train, whole.train, parts, strict=False):
-        assert before.labels.energy - left.labels.energy == pytest.approx(energy, abs=2e-4)
-        np.testing.assert_allclose(before.labels.forces - left.labels.forces, forces, atol=2e-4)
-        np.testing.assert_allclose(before.labels.stress - left.labels.stress, stress, atol=2e-5)
+        assert before.targets.energy - left.targets.energy == pytest.approx(energy, abs=2e-4)
+        np.testing.assert_allclose(before.targets.forces - left.targets.forces, forces, atol=2e-4)
+        np.testing.assert_allclose(before.targets.stress - left.targets.stress, stress, atol=2e-5)
 
 
 def test_a_linear_teacher_is_found(structures: list[Atoms], task: Task) -> None:
@@ -96,7 +96,7 @@ def test_a_linear_teacher_is_found(structures: list[Atoms], task: Task) -> None:
     parts = by_linear(task, teacher, frames_from_atoms(structures))
     taught = [labelled(a, *part) for a, part in zip(structures, parts, strict=True)]
     found = task_of(taught)
-    left = [sample.labels for sample in found.train]
+    left = [sample.targets for sample in found.train]
     for k, part in ((0, "energy"), (1, "forces"), (2, "stress")):
         size = np.concatenate([np.ravel(p[k]) for p in parts]).std()
         rest = np.concatenate([np.ravel(getattr(labels, part)) for labels in left])
@@ -171,7 +171,7 @@ def test_isolated_atoms_stay_at_their_energies(structures: list[Atoms]) -> None:
     assert [len(s.types) for s in found.train[-2:]] == [1, 1]
     whole = task_of(structures, isolated_atoms=alone, linear=False)
     for left, before in zip(found.train[-2:], whole.train[-2:], strict=True):
-        assert left.labels.energy == before.labels.energy
+        assert left.targets.energy == before.targets.energy
 
 
 def test_few_frames_or_no_gain_mean_no_linear_part() -> None:

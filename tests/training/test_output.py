@@ -21,7 +21,7 @@ from neuralil_ase.errors import (
     TrainingError,
 )
 from neuralil_ase.evaluation.dataset import Frame
-from neuralil_ase.files.lock import Lock
+from neuralil_ase.files.lock import OutputLock
 from neuralil_ase.training import train
 from neuralil_ase.training.checkpoint import check_same_run, fingerprint, load_checkpoint
 from neuralil_ase.training.loop import Run, Trainer, fit
@@ -111,7 +111,7 @@ def test_a_new_run_keeps_every_earlier_one(
 @pytest.mark.slow  # the lock itself is tried in tests/monitor
 def test_a_second_run_of_one_output_is_refused(tmp_path: Path) -> None:
     path = tmp_path / NAMES[0]
-    lock = Lock(path)
+    lock = OutputLock(path)
     with pytest.raises(OutputError, match="is being written by"):
         train(list(alloy()), path, settings=TINY)
     lock.release()

@@ -98,7 +98,7 @@ def test_single_atoms_set_the_energies_of_elements(caplog: pytest.LogCaptureFixt
     assert task.config.descriptor.elements == ("Au", "Cu")
     assert [len(s.types) for s in task.train[-3:]] == [16, 1, 1]
     for sample, energy in zip(task.train[-2:], (3.8, 3.5), strict=True):
-        assert sample.labels.energy == pytest.approx(energy - task.reference[sample.types[0]])
+        assert sample.targets.energy == pytest.approx(energy - task.reference[sample.types[0]])
     plain = prepare(TINY, training[:6], validation)
     np.testing.assert_allclose(task.reference, plain.reference)
     assert task.config == plain.config
