@@ -6,10 +6,10 @@ error of an atom with spread s is taken as Gaussian with
     σ² = (scale · s)² + floor²
 
 Both σ² and s² are sums over x, y, z. The floor describes noise of the labels and errors that all members share. The
-energy of a frame of N atoms likewise has σ² = (scale · s)² + N floor². For deep ensembles s² is the sum of the squares
-of the spread and of the aleatoric standard deviation, which members predict for their own errors. This prediction is
-reliable only for structures like the training data. For an atom with an unusually large spread, the error bar is
-therefore at least as large as the spread alone would give.
+energy of a frame of N atoms likewise has σ² = (scale · s)² + N floor². In models with aleatoric layers, s² is the sum
+of the squares of the spread and of the aleatoric standard deviation, which members predict for their own errors. This
+prediction is reliable only for structures like the training data. For an atom with an unusually large spread, the error
+bar is therefore at least as large as the spread alone would give.
 
 Errors grow more slowly than spreads: in hot copper they are as large as the spread, in cold copper four times as large.
 If only spreads are used, the error bar is therefore
@@ -38,7 +38,8 @@ ESTIMATOR = (
     "s0 (spread / s0)^exponent with its 0.99 quantile s0; of an energy, floor * sqrt(atoms)"
 )
 ESTIMATOR_WITH_ALEATORIC = (
-    f"{ESTIMATOR}; for spread^2 read spread^2 + (deviation that the members expect)^2, but a force with a spread "
+    f"{ESTIMATOR}; for spread^2 read spread^2 + aleatoric^2, with the aleatoric standard deviation, "
+    "which members predict for their own errors, but a force with a spread "
     "above the 0.99 quantile of its element has no smaller error bar than that fitted to spreads alone"
 )
 _CONSTANTS = {"ddof": 1, "units": {"force": "eV/Å", "energy": "eV", "distance": "Å"}}

@@ -68,7 +68,7 @@ class Members(ArrayRecord, units={"energies": "eV", "forces": "eV/Å", "virials"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Aleatoric(ArrayRecord, units={"energy_std": "eV", "forces_std": "eV/Å"}):
-    """Standard deviations that the members predict for their own errors, for a structure of N atoms.
+    """Aleatoric standard deviations: those that members predict for their own errors, for a structure of N atoms.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class Prediction(ArrayRecord):
     members
         Predictions of each member; None for uncertainty "off".
     aleatoric
-        Errors that the members predict for themselves; None for uncertainty "off" and models without ``head_widths``.
+        Aleatoric standard deviations; None for uncertainty "off" and models without aleatoric layers (``head_widths``).
     calibration
         The calibration of the model, for error bars; None if the model is not calibrated.
     """
@@ -186,12 +186,12 @@ class Prediction(ArrayRecord):
 
     @property
     def energy_aleatoric_std(self) -> float:
-        """Standard deviation in eV that members predict for the error of the energy. See :class:`Aleatoric`."""
+        """Aleatoric standard deviation of the energy in eV: members predict it for their own errors."""
         return self._aleatoric("energy_aleatoric_std").energy_std
 
     @property
     def forces_aleatoric_std(self) -> np.ndarray:
-        """Standard deviations in eV/Å that members predict for the errors of forces, shape (N,)."""
+        """Aleatoric standard deviation of every force in eV/Å, shape (N,): members predict it for their own errors."""
         return self._aleatoric("forces_aleatoric_std").forces_std
 
     @property
@@ -239,7 +239,7 @@ class Prediction(ArrayRecord):
         return _asked(self._members(name, _FORCES).virials, name)
 
     def _aleatoric(self, name: str) -> Aleatoric:
-        return _held(self.aleatoric, name, _NO_HEADS if self.members else _HEADS)
+        return _held(self.aleatoric, name, _NO_ALEATORIC if self.members else _ASK_ALEATORIC)
 
     def _calibration(self, name: str) -> Calibration:
         return _held(self.calibration, name, _UNCALIBRATED)
@@ -253,8 +253,10 @@ _SINGLE = "the model has one member, and a spread needs two; use an ensemble"
 _UNCALIBRATED = (
     "the model is not calibrated; run neuralil-ase calibrate MODEL DATA on held-out data"
 )
-_NO_HEADS = "members predict their own errors only in models with head_widths, and this has none"
-_HEADS = f"members predict their own errors only in models with head_widths; there, {_ASK.format('energy')}"
+_NO_ALEATORIC = (
+    "only models with aleatoric layers (head_widths) predict it, and this model has none"
+)
+_ASK_ALEATORIC = f"only models with aleatoric layers (head_widths) predict it; for these, {_ASK.format('energy')}"
 
 
 def _missing(name: str, reason: str) -> UncertaintyError:

@@ -94,7 +94,7 @@ def test_error_bars_of_deep_ensembles_take_the_noise_in() -> None:
     )  # fmt: skip
     record = fit_calibration(data, {}, "test")
     assert record.uses_aleatoric
-    assert "that the members expect" in record.estimator
+    assert "spread^2 + aleatoric^2" in record.estimator
     symbols = data.symbols.tolist()
     bars = record.force_error_bars(symbols, data.force_spreads, noise)
     usual = data.force_spreads < np.quantile(data.force_spreads, 0.98)

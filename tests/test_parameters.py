@@ -93,8 +93,8 @@ def test_parameters_act_on_what_the_list_says(network: NetworkConfig) -> None:
         assert (np.abs(gradient).max() == 0) == listed[name].is_aleatoric, name
         if not listed[name].is_shared:
             assert np.abs(gradient[1]).max() == 0, name
-    assert any(p.is_aleatoric for p in listed.values()) == config.is_heteroscedastic
-    if config.is_heteroscedastic:
+    assert any(p.is_aleatoric for p in listed.values()) == config.has_aleatoric
+    if config.has_aleatoric:
         gradients = flatten(jax.jit(jax.grad(output), static_argnums=1)(params, 1))
         acting = {name for name, gradient in gradients.items() if np.abs(gradient).max() > 0}
         assert acting & {name for name, p in listed.items() if p.is_aleatoric}

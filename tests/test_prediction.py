@@ -114,9 +114,10 @@ WITHOUT = {
          r'ask for prediction\(atoms, uncertainty="forces"\), or build the calculator with it'),
         ("a second member", "energy_std energies_std forces_std stress_std energy_error_bar forces_error_bar",
          "the model has one member, and a spread needs two; use an ensemble"),
-        ("aleatoric", "energy_aleatoric_std forces_aleatoric_std", "models with head_widths, and this has none"),
+        ("aleatoric", "energy_aleatoric_std forces_aleatoric_std",
+         r"only models with aleatoric layers \(head_widths\) predict it, and this model has none"),
         ("members and aleatoric", "energy_aleatoric_std forces_aleatoric_std",
-         'only in models with head_widths; there, ask for .*uncertainty="energy"'),
+         r'only models with aleatoric layers \(head_widths\) predict it; for these, ask for .*uncertainty="energy"'),
         ("calibration", "energy_error_bar forces_error_bar", "not calibrated; run neuralil-ase calibrate MODEL DATA"),
         ("energies in the calibration", "energy_error_bar", "calibrated without energies"),
     ],
@@ -181,7 +182,7 @@ def test_the_display_has_units_and_names_the_atom() -> None:
         "forces                up to 3.606 eV/Å (atom 0)",
         "forces_std            up to 2.828 eV/Å (atom 0)",
         "member_forces         shape (3, 2, 3), eV/Å",
-        "not held: energy_aleatoric_std, forces_aleatoric_std (members predict",
+        "not held: energy_aleatoric_std, forces_aleatoric_std (only models with aleatoric layers",
     ):
         assert f"  {line}" in text
     assert len(text.splitlines()) < 20

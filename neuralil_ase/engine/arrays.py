@@ -34,7 +34,7 @@ class Derivatives(NamedTuple):
     Attributes
     ----------
     outputs
-        Atomic energies in eV and, for the heteroscedastic kind, σ²_E and σ²_F: shape (M, N, outputs); the mean
+        Atomic energies in eV and, with aleatoric layers, σ²_E and σ²_F: shape (M, N, outputs); the mean
         over members, (1, N, outputs), at uncertainty "off".
     forces
         Of the mean over members, in eV/Å, shape (N, 3).

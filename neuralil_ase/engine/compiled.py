@@ -48,8 +48,8 @@ def energies_and_forces(
 
 def _derivatives(found: Evaluated, uncertainty: Uncertainty) -> Derivatives:
     outputs = found.energies[..., None]
-    if found.variances is not None:
-        outputs = np.concatenate([outputs, found.variances], axis=-1)
+    if found.aleatoric_variances is not None:
+        outputs = np.concatenate([outputs, found.aleatoric_variances], axis=-1)
     return Derivatives(
         outputs.mean(axis=0, keepdims=True) if uncertainty == "off" else outputs,
         found.forces,

@@ -38,7 +38,7 @@ class _Results(ctypes.Structure):
 
     _fields_ = tuple(
         (name, c_void_p)
-        for name in ("energies", "variances", "forces", "virials", "neighbor_virials", "member_forces",
+        for name in ("energies", "aleatoric_variances", "forces", "virials", "neighbor_virials", "member_forces",
                      "member_virials")
     )  # fmt: skip
 
@@ -102,8 +102,8 @@ class Evaluated(NamedTuple):
     ----------
     energies
         Atomic energies in eV, the energy reference included, shape (M, N).
-    variances
-        Aleatoric variances that each member predicts, of energy in eV² and of a force component in eV²/Å²,
+    aleatoric_variances
+        Variances that each member predicts for its own errors, of energy in eV² and of a force component in eV²/Å²,
         shape (M, N, 2); None for models without them.
     forces
         Of the mean over members, in eV/Å, shape (A, 3).
@@ -114,7 +114,7 @@ class Evaluated(NamedTuple):
     """
 
     energies: np.ndarray
-    variances: np.ndarray | None
+    aleatoric_variances: np.ndarray | None
     forces: np.ndarray
     virials: np.ndarray
     member_forces: np.ndarray | None
@@ -148,7 +148,7 @@ class CoreModel:
         )
         self._free = weakref.finalize(self, library.neuralil_free, self._handle)
         info = library.neuralil_get_info(self._handle)
-        self.n_members, self.n_variances = info.n_members, info.n_variances
+        self.n_members, self.n_aleatoric = info.n_members, info.n_aleatoric
 
     def __call__(
         self,
@@ -191,15 +191,15 @@ class CoreModel:
         inputs.append(np.ascontiguousarray(vectors, np.float64))
         results = Evaluated(
             np.empty((members, n)),
-            np.empty((members, n, self.n_variances)) if self.n_variances else None,
+            np.empty((members, n, self.n_aleatoric)) if self.n_aleatoric else None,
             np.empty((n_atoms, 3)),
             np.empty((n, 3, 3)),
             np.empty((members, n_atoms, 3)) if by_member else None,
             np.empty((members, n, 3, 3)) if by_member else None,
         )
         graph = _Graph(n_atoms, n, len(inputs[1]), *map(_address, inputs))
-        energies, variances, forces, virials, *by_members = map(_address, results)
-        written = _Results(energies, variances, forces, virials, None, *by_members)
+        energies, aleatoric, forces, virials, *by_members = map(_address, results)
+        written = _Results(energies, aleatoric, forces, virials, None, *by_members)
         executor = _executor(thread_count() if n_threads is None else n_threads)
         _check(
             _library().neuralil_evaluate(
@@ -368,7 +368,7 @@ class _Info(ctypes.Structure):
         ("atomic_numbers", POINTER(c_int32)),
         ("energy_reference", POINTER(c_double)),
         ("n_members", c_int64),
-        ("n_variances", c_int64),
+        ("n_aleatoric", c_int64),
         ("n_parameters", c_int64),
         ("precision", c_int),
         ("description", c_char_p),

@@ -176,7 +176,7 @@ def _of_members(values: Derivatives) -> tuple[np.ndarray | None, np.ndarray | No
 
 
 def _aleatoric(outputs: np.ndarray) -> Aleatoric:
-    """From the variances that the members predict, outputs 1 and 2 of shape (M, N, 3)."""
+    """From the aleatoric variances of the members, outputs 1 and 2 of shape (M, N, 3)."""
     variances = outputs[..., 1].sum(axis=1, dtype=float)
     energy_std = float(np.sqrt(variances.mean()))
     return Aleatoric(energy_std, np.sqrt(3 * outputs[..., 2].mean(axis=0, dtype=float)))

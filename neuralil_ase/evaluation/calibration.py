@@ -3,8 +3,8 @@
 ``neuralil_ase.calibration`` describes the formula. Scale, exponent and floor minimise the continuous ranked probability
 score (CRPS) of the held-out errors (Gneiting et al., Mon. Weather Rev. 133, 1098 (2005)). With the likelihood, the many
 atoms with tiny errors, as in perfect crystals, would dominate the fit, and the others would get wrong error bars. For
-deep ensembles, the rank correlation with force errors on test frames of liquid EAN is 0.77 for spread and aleatoric
-deviation together, and 0.70 for the spread alone.
+models with aleatoric layers, the rank correlation with force errors on test frames of liquid EAN is 0.77 for spread and
+aleatoric deviation together, and 0.70 for the spread alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +60,7 @@ class HeldOut(ArrayRecord, units=_UNITS):
     energy_errors, energy_spreads
         In eV, shape (frames,); errors after removing the mean offset per atom. NaN where a label is missing.
     force_aleatoric, energy_aleatoric
-        Deep ensembles: aleatoric deviations in the units and shapes of the spreads; None for others.
+        Aleatoric deviations in the units and shapes of the spreads; None without aleatoric layers.
     """
 
     symbols: np.ndarray

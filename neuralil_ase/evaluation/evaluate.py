@@ -127,7 +127,7 @@ def predict_frames(
 def compare(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Comparison:
     """Combine labels and predictions (with uncertainty "forces")."""
     none = np.full(6, np.nan)
-    is_deep = all(p.holds("forces_aleatoric_std") for p in predictions)
+    has_aleatoric = all(p.holds("forces_aleatoric_std") for p in predictions)
     return Comparison(
         np.array([len(frame.symbols) for frame in frames]),
         np.concatenate([frame.symbols for frame in frames]),
@@ -137,8 +137,8 @@ def compare(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> Compa
         np.concatenate([np.asarray(p.member_forces) for p in predictions], axis=1),
         np.array([_or_nan(frame.stress, (6,)) for frame in frames]),
         np.array([p.stress if p.holds("stress") else none for p in predictions]),
-        np.array([p.energy_aleatoric_std for p in predictions]) if is_deep else None,
-        np.concatenate([p.forces_aleatoric_std for p in predictions]) if is_deep else None,
+        np.array([p.energy_aleatoric_std for p in predictions]) if has_aleatoric else None,
+        np.concatenate([p.forces_aleatoric_std for p in predictions]) if has_aleatoric else None,
     )
 
 

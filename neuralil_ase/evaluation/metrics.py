@@ -35,8 +35,8 @@ class Comparison(ArrayRecord, units=_UNITS):
     stresses, predicted_stresses
         In eV/Å³, shape (F, 6); the prediction is the mean over members.
     energy_aleatoric, force_aleatoric
-        Deep ensembles: the aleatoric deviation in eV, shape (F,), and of a force (norm over x, y, z) in eV/Å, shape
-        (A,); None for others.
+        The aleatoric deviation in eV, shape (F,), and of a force (norm over x, y, z) in eV/Å, shape (A,); None without
+        aleatoric layers.
     """
 
     sizes: np.ndarray
@@ -91,9 +91,9 @@ def accuracy(comparison: Comparison) -> Card:
     "mae" and "rmse" of forces run over components; "norm" is the mean length of the error vector, which does not depend
     on the orientation of the axes. "offset_removed" is after subtracting the mean energy error per atom. "members" are
     the errors of single members, averaged over the members. "spread" compares the error of the mean with the spread
-    over members (standard deviation, ddof 1; of a force the norm over components). Deep ensembles also have
-    "energy_aleatoric" and "force_aleatoric", with the aleatoric deviation instead of the spread, and "energy_total" and
-    "force_total", with the root of the sum of the squares of both.
+    over members (standard deviation, ddof 1; of a force the norm over components). With aleatoric layers there are
+    also "energy_aleatoric" and "force_aleatoric", with the aleatoric deviation instead of the spread, and
+    "energy_total" and "force_total", with the root of the sum of the squares of spread and aleatoric deviation.
     """
     card: Card = {"frames": len(comparison.sizes), "atoms": int(comparison.sizes.sum())}
     if np.isfinite(comparison.energies).any():
@@ -250,9 +250,9 @@ def _rows(cards: Mapping[str, Card]) -> list[tuple[str, tuple[str, ...]]]:
         ("one member: force MAE", ("members", "force_mae")),
     ]
     for name in ("energy", "force"):
-        for suffix, title in (("", "spread"), ("_aleatoric", "aleatoric"), ("_total", "both")):
+        for suffix, title in _EXPECTED.items():
             path = ("spread", name + suffix)
-            rows.append((f"{name} error and {title}: rank correlation", (*path, "spearman")))
+            rows.append((f"{name} error: rank correlation with {title}", (*path, "spearman")))
             rows.append((f"{name} rms error / rms {title}", (*path, "rms_error_over_rms_spread")))
     return rows
 
@@ -280,6 +280,9 @@ def _notes(cards: Mapping[str, Card]) -> list[str]:
     ]
 
 
+_EXPECTED = {"": "spread", "_aleatoric": "aleatoric", "_total": "spread and aleatoric"}
+"""What errors are compared with: endings of the keys in a card, and the words of the table."""
 _NOTE_ON_ALEATORIC = (
-    "Aleatoric: the standard deviation that members predict of their own errors. Both: root of the sum of squares.",
+    "Aleatoric: standard deviation that members predict for their own errors. Spread and aleatoric: root of the sum of",
+    "their squares.",
 )

@@ -35,7 +35,7 @@ def _architecture(potential: Potential) -> str:
         "radial scaling": descriptor.radial_scaling or "",
         "descriptor": f"{descriptor.n_features} features, n_max {descriptor.n_max}, {products} cross terms",
         "network": f"{network.kind}, widths {_words(network.widths)}, {network.activation}",
-        "heads": _words(network.head_widths),
+        "aleatoric layers": _words(network.head_widths),
         "shared layers": network.shared_layers or "",
         "linear part": "fitted by least squares" if network.linear else "",
         "repulsion": config.pair_term,

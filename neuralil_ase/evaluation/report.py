@@ -125,15 +125,15 @@ def draw_spread(comparison: Comparison, calibration: Calibration | None) -> Figu
     """Force errors against spread and error bar, and the share of errors inside them.
 
     Left: rms norm of the errors in bins of equal population. Right: share of components inside Gaussian intervals.
-    Both show the spread over members and, if they are known, the calibrated error bar and the spread with the aleatoric
-    part.
+    Both show the spread over members and, if they are known, the calibrated error bar, and spread and aleatoric
+    deviation together.
     """
     known = np.isfinite(comparison.force_errors).all(axis=1)
     errors, spreads = comparison.force_errors[known], comparison.force_spreads[known]
-    sigmas, aleatoric = {"spread of the members": spreads}, None
+    sigmas, aleatoric = {"spread": spreads}, None
     if comparison.force_aleatoric is not None:
         aleatoric = comparison.force_aleatoric[known]
-        sigmas["with the aleatoric part"] = np.hypot(spreads, aleatoric)
+        sigmas["spread and aleatoric"] = np.hypot(spreads, aleatoric)
     if calibration is not None:
         symbols = comparison.symbols[known].tolist()
         sigmas["calibrated error bar"] = calibration.force_error_bars(symbols, spreads, aleatoric)

@@ -166,11 +166,11 @@ def _config(
     embedding = arrays.get("embed/embedding")
     if embedding is None or embedding.ndim != (3 if kind.branch else 2):
         raise ConfigError("its element embedding is missing or has the wrong number of axes")
-    is_deep = kind.network == "heteroscedastic"
+    has_aleatoric = kind.network == "heteroscedastic"
     network = NetworkConfig(
         kind=kind.network,
-        widths=_items(fields, "extractor_widths" if is_deep else "core_widths", int),
-        head_widths=_items(fields, "head_widths", int) if is_deep else (),
+        widths=_items(fields, "extractor_widths" if has_aleatoric else "core_widths", int),
+        head_widths=_items(fields, "head_widths", int) if has_aleatoric else (),
         embed_d=_field(fields, "embed_d", int),
     )
     r_cut = float(_field(fields, "r_cut", float))

@@ -84,14 +84,14 @@ class NetworkConfig:
     Attributes
     ----------
     kind
-        "core": dense layers with layer normalisation, optionally with a head for the variances of energy and force.
+        "core": dense layers with layer normalisation, optionally with aleatoric layers.
         "resnet": residual blocks. "heteroscedastic": a residual trunk with a head for the energy and one for each
-        variance.
+        aleatoric variance.
     widths
         Layer widths (for "heteroscedastic", of the trunk).
     head_widths
-        For "heteroscedastic", the widths of the three heads. For "core", the widths of the head that follows the first
-        layer and predicts the variances; () for none.
+        For "heteroscedastic", the widths of the three heads. For "core", the widths of the aleatoric layers, which
+        follow the first layer; () for none.
     activation
         Name of the activation function in jax.nn; the published models use "swish".
     embed_d
@@ -174,8 +174,8 @@ class ModelConfig:
         )
 
     @property
-    def is_heteroscedastic(self) -> bool:
-        """Whether the network also predicts variances."""
+    def has_aleatoric(self) -> bool:
+        """Whether the network also predicts aleatoric variances: those of its own errors of energy and force."""
         return bool(self.network.head_widths)
 
     def to_dict(self) -> dict[str, Any]:

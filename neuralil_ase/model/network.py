@@ -1,7 +1,7 @@
 """Flax modules from descriptor and element to the outputs of one atom.
 
 They follow arXiv:2106.16220 (Core) and arXiv:2302.08805 (residual networks and deep ensembles). Every network
-maps ``(features (N, F), types (N,))`` to ``(N, 1)``, the atomic energy in eV. With variances it maps to
+maps ``(features (N, F), types (N,))`` to ``(N, 1)``, the atomic energy in eV. With aleatoric layers it maps to
 ``(N, 3)``: atomic energy, σ² of the energy in eV², σ² of a force component in eV²/Å².
 """
 
@@ -64,7 +64,7 @@ class Embedded(nn.Module):
 class Core(nn.Module):
     """Dense layers, with layer normalisation from the second layer on; arXiv:2106.16220, section 2.
 
-    With ``head_widths``, more such layers lead from the first layer to σ²_E and σ²_F.
+    With ``head_widths``, aleatoric layers lead from the first layer to σ²_E and σ²_F.
     """
 
     widths: tuple[int, ...]
@@ -160,8 +160,8 @@ class Heteroscedastic(nn.Module):
             h = ResNet((*self.head_widths, 1), self.activation, name=f"{name}_head")(x)
             return nn.Dense(1, use_bias, name=f"{name}_denormalizer", param_dtype=x.dtype)(h)
 
-        variances = [nn.softplus(head(name, use_bias=False)) for name in ALEATORIC]
-        return jnp.concatenate([head("energy", use_bias=True), *variances], axis=-1)
+        aleatoric = [nn.softplus(head(name, use_bias=False)) for name in ALEATORIC]
+        return jnp.concatenate([head("energy", use_bias=True), *aleatoric], axis=-1)
 
 
 def build_network(config: NetworkConfig, n_elements: int) -> nn.Module:
@@ -203,7 +203,7 @@ def network_outputs(
     Returns
     -------
     Array, shape (members, N, outputs)
-        Output 0 is the atomic energy in eV; for the heteroscedastic kind 1 and 2 are σ² of energy and force.
+        Output 0 is the atomic energy in eV; with aleatoric layers, outputs 1 and 2 are σ² of energy and force.
     """
     apply = _apply(config)
     in_axes = (

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from neuralil_ase.model.config import ModelConfig
 
 ALEATORIC = ("sigma2e", "sigma2f")
-"""Beginnings of the names of layers that lead to the variances of energy and force, in the order of the outputs."""
+"""Beginnings of the names of the aleatoric layers, of energy and of force, in the order of the outputs."""
 
 
 LINEAR_WEIGHTS, LINEAR_BIAS = "network/linear/kernel", "network/linear/bias"
@@ -29,7 +29,8 @@ class Parameter(NamedTuple):
     is_shared
         Whether all members share the parameter.
     is_aleatoric
-        Whether the parameter acts only on the variances that members predict for their own errors.
+        Whether the parameter belongs to an aleatoric layer: it acts only on the variances that members predict for
+        their own errors.
     """
 
     shape: tuple[int, ...]

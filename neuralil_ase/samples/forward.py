@@ -99,7 +99,7 @@ def predict(
     if with_stress:
         virials = per_frame(virials_of(pair_gradient, jnp.asarray(batch.vectors)))
         stress = virials.transpose(2, 0, 1) / batch.volume[:, None]
-    variances = _aleatoric_variances(config, params, batch) if config.is_heteroscedastic else None
+    variances = _aleatoric_variances(config, params, batch) if config.has_aleatoric else None
     return Predicted(
         jax.vmap(per_frame)(outputs[..., 0]),
         forces_of(pair_gradient, jnp.asarray(batch.reverse)),
@@ -110,7 +110,7 @@ def predict(
 
 
 def _aleatoric_variances(config: ModelConfig, params: Params, batch: Batch) -> Array:
-    """σ²_E and σ²_F of every atom, (M, N, 2). Gradients reach only the layers that predict these variances.
+    """σ²_E and σ²_F of every atom, (M, N, 2). Gradients reach only the aleatoric layers.
 
     The layers that lead to the energy do not learn from this likelihood: forces would become worse ("faithful"
     regression, Stirn et al., arXiv:2212.09184).

@@ -16,7 +16,7 @@ from neuralil_ase.model.parameters import ALEATORIC
 from neuralil_ase.model.potential import Params, flatten, unflatten
 
 ALEATORIC_FACTOR = 10.0
-"""Factor between the last layers of the variances and the argument of softplus, which gives σ². An error of 0.05 eV/Å
+"""Factor between the last aleatoric layers and the argument of softplus, which gives σ². An error of 0.05 eV/Å
 needs an argument of -6, an energy -9. With a learning rate of 2e-3, a weight does not change by so much in a usual
 run."""
 
@@ -75,10 +75,10 @@ def factor_of(features: np.ndarray) -> np.ndarray:
 def first_params(config: ModelConfig, seed: int) -> Params:
     """Random initial parameters.
 
-    All variances begin at softplus(-5) = 0.007. For forces this is a σ of 0.08 eV/Å.
+    All aleatoric variances begin at softplus(-5) = 0.007. For forces this is a σ of 0.08 eV/Å.
     """
     flat = dict(flatten(init_params(config, seed)))
-    for name in ALEATORIC if config.is_heteroscedastic else ():
+    for name in ALEATORIC if config.has_aleatoric else ():
         layer = f"network/body/{name}_denormalizer"
         flat[f"{layer}/kernel"] = np.zeros_like(flat[f"{layer}/kernel"])
         flat[f"{layer}/bias"] = np.full_like(flat[f"{layer}/bias"], -5 / ALEATORIC_FACTOR)
@@ -144,7 +144,7 @@ def _outlets(config: ModelConfig, scaling: Scaling) -> dict[str, float]:
     is_published = config.network.kind == "heteroscedastic"
     energy = "energy_denormalizer" if is_published else "denormalizer"
     outlets = {f"network/body/{energy}/{leaf}": scaling.energy for leaf in ("kernel", "bias")}
-    if config.is_heteroscedastic:
+    if config.has_aleatoric:
         # In the published architecture, these layers have no bias.
         leaves = ("kernel",) if is_published else ("kernel", "bias")
         for name in ALEATORIC:

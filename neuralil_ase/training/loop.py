@@ -260,7 +260,7 @@ def _gradient(
         predicted = _predicted(objective, scaling, p, batch, objective.has_stress)
         sums = loss_sums(objective.settings, predicted, batch)
         losses = total(objective.settings, sums, norms)
-        # Only the variances learn from the likelihood, and they learn from nothing else. It needs no weight.
+        # Only the aleatoric layers learn from the likelihood, and they learn from nothing else. It needs no weight.
         likelihood = sums.likelihood / (norms.forces + norms.energy)
         return (losses + likelihood).sum(), (losses, sums)
 

@@ -19,7 +19,7 @@ class LossSums(NamedTuple):
     energy, forces, stress
         Sums of the loss function over the scaled residuals, dimensionless.
     likelihood
-        Negative log-likelihood of energies and forces if the network predicts variances, else 0.
+        Negative log-likelihood of energies and forces if the network has aleatoric layers, else 0.
     energy_error, force_error
         Sums of absolute residuals in eV/atom and eV/Å, for the progress bar.
     """

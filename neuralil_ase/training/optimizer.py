@@ -52,7 +52,7 @@ def schedule(settings: TrainingSettings, n_steps: int) -> optax.Schedule:
 def clip_members(config: ModelConfig, gradient: Params, limit: float) -> Params:
     """Scale the gradient of every member to a norm of at most ``limit``.
 
-    Shared layers are clipped as if they were one more member. Layers that predict variances have a loss of their own
+    Shared layers are clipped as if they were one more member. Aleatoric layers have a loss of their own
     and are clipped separately.
     """
     listed, leaves = parameters(config), flatten(gradient)

@@ -230,9 +230,9 @@ def model_config(
         raise ConfigError(
             "the network 'heteroscedastic' is the published architecture of deep ensembles. It can be trained from an "
             "imported model (start_from), but not from random parameters: with its swish before σ², gradients vanish "
-            "too easily. For a new deep ensemble use 'core' with head_widths"
+            "too easily. For a new model with aleatoric layers use 'core' with head_widths"
         )
-    heads = () if settings.network == "resnet" else settings.head_widths
+    aleatoric = () if settings.network == "resnet" else settings.head_widths
     use_zbl = settings.pair_term == "zbl"
     return ModelConfig(
         DescriptorConfig(
@@ -245,7 +245,7 @@ def model_config(
         NetworkConfig(
             settings.network,
             settings.widths,
-            heads,
+            aleatoric,
             settings.activation,
             settings.embed_d,
             settings.shared_layers,

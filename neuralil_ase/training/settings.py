@@ -91,8 +91,8 @@ class TrainingSettings:
     widths
         Widths of the layers. () chooses them from the number of neighbours in the data ("none" on the command line).
     head_widths
-        Widths of the layers that predict the variances of a member's own errors (deep ensembles). In a "core" network
-        they follow its first layer; in a "heteroscedastic" network they form its three heads. () gives a core network
+        Widths of the aleatoric layers, which predict the variances of a member's own errors. In a "core" network they
+        follow its first layer; in a "heteroscedastic" network they form its three heads. () gives a core network
         without them ("none" on the command line). A "resnet" has none.
     activation
         Name of the activation function in jax.nn.

@@ -23,7 +23,7 @@ from lammps_speed import PROGRAMS, inputs
 from neuralil_ase.hosts import lammps as host
 
 COUNTER = Path(__file__).with_name("mpi_counter.c")
-ROWS = ("ten members", "ten, energy_std every step", "ten, force_std every step")
+ROWS = ("ten members", "ten, energies_std every step", "ten, forces_std every step")
 REPEAT = {1: (2, 2, 1), 2: (2, 2, 2), 4: (4, 2, 2), 8: (4, 4, 2), 16: (4, 4, 4)}
 """Copies of the cell of 225 atoms along the axes."""
 

@@ -59,9 +59,9 @@ def inputs(folder: Path, repeat: int) -> dict[str, tuple[str, int]]:
     for row, model, every, name in (
         ("NeuralIL, one member", "neuralil-1", 0, ""),
         ("ten members", "neuralil-10", 0, ""),
-        ("ten, energy_std every step", "neuralil-10", 1, "energy_std"),
-        ("ten, force_std every 10th", "neuralil-10", 10, "force_std"),
-        ("ten, force_std every step", "neuralil-10", 1, "force_std"),
+        ("ten, energies_std every step", "neuralil-10", 1, "energies_std"),
+        ("ten, forces_std every 10th", "neuralil-10", 10, "forces_std"),
+        ("ten, forces_std every step", "neuralil-10", 1, "forces_std"),
     ):
         spread = SPREAD.format(every=every, name=name) if every else ""
         found[row] = (head.format(model=model) + DYNAMICS.format(step=0.0005) + spread, 100)
@@ -141,7 +141,7 @@ def speedup(ranks: int, rounds: int, folder: Path) -> tuple[float, float]:
     The first is that of several ranks over one. The second is what the machine allows: as many independent runs at
     once, over one run alone.
     """
-    text, steps = inputs(folder, 3)["ten, energy_std every step"]
+    text, steps = inputs(folder, 3)["ten, energies_std every step"]
     copies = [folder / str(k) for k in range(ranks)]
     for copy in copies:
         copytree(folder, copy, ignore=ignore_patterns("[0-9]*"))

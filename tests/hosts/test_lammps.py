@@ -35,7 +35,7 @@ DUMP = """
 compute pe all pe/atom
 compute stress all stress/atom NULL virial
 compute nine all centroid/stress/atom NULL virial
-fix u all pair 1 neuralil energy_std 1 force_std 1
+fix u all pair 1 neuralil energies_std 1 forces_std 1
 dump d all custom 1 out.dump id fx fy fz c_pe c_stress[*] c_nine[*] f_u[*]
 dump_modify d sort id format float %20.15g
 run 0
@@ -147,7 +147,7 @@ def test_single_precision_agrees_to_rounding(tmp_path: Path, environment) -> Non
 def test_error_bars_are_those_of_the_calibration(tmp_path: Path, environment) -> None:
     model, atoms = shipped(tmp_path), liquid()
     bars = """
-fix b all pair 1 neuralil force_error_bar 1
+fix b all pair 1 neuralil forces_error_bar 1
 dump d all custom 1 out.dump id f_b
 dump_modify d sort id format float %20.15g
 run 0

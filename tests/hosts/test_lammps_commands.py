@@ -51,7 +51,7 @@ def test_atoms_of_another_style(tmp_path: Path, environment) -> None:
         f"pair_style neuralil {model} precision double", f"{places}\nmass 5 40\n{both}"
     )
     text = text.replace("pair_coeff * * C", "pair_coeff * * neuralil C").replace("N O", "N O NULL")
-    spread = lj.format(style="lj/cut") + "fix u all pair 1 neuralil force_std 1\n"
+    spread = lj.format(style="lj/cut") + "fix u all pair 1 neuralil forces_std 1\n"
     tail = "compute n all pair neuralil\nthermo_style custom step c_n\n" + DIGITS + "run 0\n"
     text = text.replace("dump d all", spread + "dump d all")
     row = thermo(output(text + tail, tmp_path, environment, 2))[0]
@@ -189,7 +189,7 @@ def test_memory_does_not_grow(tmp_path: Path, environment) -> None:
         setup_text(atoms, shipped(tmp_path), extra="")
         + MOVE
         + """
-fix u all pair 10 neuralil force_std 1
+fix u all pair 10 neuralil forces_std 1
 compute worst all reduce max f_u
 thermo_style custom step temp c_worst
 thermo 1000

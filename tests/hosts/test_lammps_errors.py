@@ -18,7 +18,7 @@ from neuralil_ase.hosts import lammps as host
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 
 pytestmark = needs_lammps
-SPREAD = "fix u all pair 1 neuralil force_std 1\nrun 0\n"
+SPREAD = "fix u all pair 1 neuralil forces_std 1\nrun 0\n"
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ SPREAD = "fix u all pair 1 neuralil force_std 1\nrun 0\n"
      (("precision double", "precision"), "needs: pair_style neuralil MODEL"),
      (("run 0", "change_box all boundary f f f\nvelocity all set 100 0 0\nfix m all nve\nthermo 1\nrun 50"),
       "Lost atoms"),
-     (("force_std 1", "speed 1"), "speed")],
+     (("forces_std 1", "speed 1"), "speed")],
     ids=lambda value: value[1].strip()[:30] if isinstance(value, tuple) else "",
 )  # fmt: skip
 def test_what_cannot_be_right_ends_the_run(
@@ -99,7 +99,7 @@ def test_one_member_has_no_spread(tmp_path: Path, environment) -> None:
 def test_a_model_without_calibration_has_no_error_bars(tmp_path: Path, environment) -> None:
     model = saved(ensemble(), tmp_path)
     text = setup_text(in_box(structure("triclinic")), model) + SPREAD
-    text = text.replace("force_std", "force_error_bar")
+    text = text.replace("forces_std", "forces_error_bar")
     assert "calibrat" in failure(text, tmp_path, environment)
 
 

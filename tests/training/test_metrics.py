@@ -209,5 +209,5 @@ def test_the_aleatoric_part_stands_beside_the_spread_and_adds_in_squares() -> No
     assert card["force"]["rms_error_over_rms_spread"] == pytest.approx(2**0.5, abs=0.05)
     assert card["force_total"]["spearman"] > card["force_aleatoric"]["spearman"] > 0.1
     table = format_table({"data": accuracy(comparison)})
-    assert "force error and both: rank correlation" in table
+    assert "force error: rank correlation with spread and aleatoric" in table
     assert "Aleatoric:" in table

@@ -219,7 +219,7 @@ def check_first_state(before: Potential, trainer: Trainer) -> None:
     )
     assert second.energy == pytest.approx(first.energy, abs=1e-4)
     names = ["forces", "stress", "member_energies", "member_forces"]
-    names += ["forces_aleatoric_std"] if before.config.is_heteroscedastic else []
+    names += ["forces_aleatoric_std"] if before.config.has_aleatoric else []
     for name in names:
         expected = getattr(first, name)
         atol = 1e-4 * max(1.0, np.abs(expected).max())

@@ -74,7 +74,7 @@ typedef struct {
   const int32_t* atomic_numbers;
   const double* energy_reference; /* of each element; part of all energies */
   int64_t n_members;
-  int64_t n_variances;  /* that each member predicts for each atom: 0, or 2, of energy and force component */
+  int64_t n_aleatoric;  /* aleatoric variances of each member and atom: 0, or 2, of energy and force component */
   int64_t n_parameters; /* of all members, pair terms included */
   neuralil_precision precision;
   const char* description; /* the JSON header of the file: architecture, provenance, calibration */
@@ -98,13 +98,13 @@ typedef struct {
  * A virial is dE/d(strain) = sum over pairs of vector_a gradient_b, in the order xx xy xz yx yy yz zx zy zz: stress is
  * its sum over the volume, tension positive. */
 typedef struct {
-  double* energies;         /* (members, centres) */
-  double* variances;        /* (members, centres, n_variances): squared errors that a member expects of itself */
-  double* forces;           /* (atoms, 3): of the mean over members; on ghosts too, from the centres here */
-  double* virials;          /* (centres, 9): of the mean, each pair with its centre */
-  double* neighbor_virials; /* (atoms, 9): of the mean, each pair with its neighbour, as heat currents need it */
-  double* member_forces;    /* (members, atoms, 3) */
-  double* member_virials;   /* (members, centres, 9); needs member_forces */
+  double* energies;            /* (members, centres) */
+  double* aleatoric_variances; /* (members, centres, n_aleatoric): those that a member predicts for its own errors */
+  double* forces;              /* (atoms, 3): of the mean over members; on ghosts too, from the centres here */
+  double* virials;             /* (centres, 9): of the mean, each pair with its centre */
+  double* neighbor_virials;    /* (atoms, 9): of the mean, each pair with its neighbour, as heat currents need it */
+  double* member_forces;       /* (members, atoms, 3) */
+  double* member_virials;      /* (members, centres, 9); needs member_forces */
 } neuralil_results;
 
 /* Threads lent by the host. run() calls task(data, k) for k = 0 ... count - 1 and returns when all calls have. */
@@ -126,7 +126,7 @@ NEURALIL_EXPORT neuralil_executor neuralil_threads(int n_threads);
 
 /* Expected sizes of the errors of forces in eV/Å, for n atoms, by the calibration that the model carries; NaN for
  * elements that it did not see. spreads: standard deviation of the members' forces (ddof 1), norm over x, y, z.
- * aleatoric: of models with variances, sqrt(3 mean over members of the second variance), else NULL.
+ * aleatoric: of models with aleatoric variances, sqrt(3 mean over members of the second one), else NULL.
  * NEURALIL_UNSUPPORTED without a calibration. */
 NEURALIL_EXPORT neuralil_status neuralil_force_error_bars(const neuralil_model* model, int64_t n, const int32_t* types,
                                                           const double* spreads, const double* aleatoric,

@@ -19,7 +19,7 @@ struct neuralil_model {
   std::vector<double> reference;
   neuralil::Calibration calibration;
   std::vector<const char*> elements;
-  std::int64_t n_parameters = 0, n_variances = 0;
+  std::int64_t n_parameters = 0, n_aleatoric = 0;
   std::variant<std::monostate, neuralil::Model<float>, neuralil::Model<double>> numbers;
 };
 
@@ -67,7 +67,7 @@ std::unique_ptr<neuralil_model> build(std::string content, neuralil_precision pr
     model->numbers.emplace<neuralil::Model<double>>(file, model->config, model->reference);
   for (const auto& [name, array] : file.arrays) model->n_parameters += array.size();
   model->n_parameters -= std::int64_t(model->reference.size());
-  model->n_variances = model->config.head_widths.empty() ? 0 : 2;
+  model->n_aleatoric = model->config.head_widths.empty() ? 0 : 2;
   return model;
 }
 
@@ -115,7 +115,7 @@ neuralil_info neuralil_get_info(const neuralil_model* model) {
           model->config.atomic_numbers.data(),
           model->reference.data(),
           model->config.n_members,
-          model->n_variances,
+          model->n_aleatoric,
           model->n_parameters,
           model->numbers.index() == 1 ? NEURALIL_FLOAT32 : NEURALIL_FLOAT64,
           model->description.c_str()};

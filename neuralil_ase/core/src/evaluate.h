@@ -109,11 +109,11 @@ class Evaluation {
   void store_outputs(std::int64_t member, const std::int32_t* types) {
     double* energies = target_.energies + member * graph_.n_centers + first_;
     for (int k = 0; k < count_; ++k) energies[k] = view_.reference[types[k]] + double(output(0, k));
-    const std::int64_t n_variances = tape_.n_outputs - 1;
-    if (!target_.variances) return;
-    double* variances = target_.variances + (member * graph_.n_centers + first_) * n_variances;
+    const std::int64_t n_aleatoric = tape_.n_outputs - 1;
+    if (!target_.aleatoric_variances) return;
+    double* variances = target_.aleatoric_variances + (member * graph_.n_centers + first_) * n_aleatoric;
     for (int k = 0; k < count_; ++k)
-      for (std::int64_t i = 0; i < n_variances; ++i) variances[k * n_variances + i] = double(output(i + 1, k));
+      for (std::int64_t i = 0; i < n_aleatoric; ++i) variances[k * n_aleatoric + i] = double(output(i + 1, k));
   }
 
   T output(std::int64_t number, int k) const {

@@ -121,7 +121,7 @@ void evaluate(const View<T>& view, const neuralil_graph& graph, const neuralil_r
     found.parts[k].reset(new T[graph.n_atoms * found.n_components * found.width]());
     const Target<T> target{n_energies,
                            results.energies,
-                           view.network.n_outputs > 1 ? results.variances : nullptr,
+                           view.network.n_outputs > 1 ? results.aleatoric_variances : nullptr,
                            results.virials,
                            results.member_virials,
                            found.parts[k].get(),

@@ -13,7 +13,7 @@ struct Columns {
   Int start, width;
 };
 
-constexpr const char* kVariances[] = {"sigma2e", "sigma2f"};
+constexpr const char* kAleatoric[] = {"sigma2e", "sigma2f"};
 
 class Writer {
  public:
@@ -66,7 +66,7 @@ class Writer {
       h = dense("body/sigma2_Dense_" + number, h, config_.head_widths[k]);
       h = activate(norm("body/sigma2_LayerNorm_" + number, h));
     }
-    for (const std::string name : kVariances)
+    for (const std::string name : kAleatoric)
       tape_.outputs.push_back(function(kSoftplus, dense("body/" + name + "_denormalizer", h, 1)).start);
   }
 
@@ -79,7 +79,7 @@ class Writer {
   void heteroscedastic(Columns x) {
     x = blocks("body/trunk", x, config_.widths);
     end_energy(head("energy", x, true));
-    for (const std::string name : kVariances) tape_.outputs.push_back(function(kSoftplus, head(name, x, false)).start);
+    for (const std::string name : kAleatoric) tape_.outputs.push_back(function(kSoftplus, head(name, x, false)).start);
   }
 
   Columns head(const std::string& name, Columns x, bool has_bias) {

@@ -116,10 +116,10 @@ struct View {
 template <class T>
 struct Target {
   std::int64_t n_energies;
-  double* energies;        // (members, centres)
-  double* variances;       // (members, centres, outputs - 1), or null
-  double* virials;         // of the mean, (centres, 9), or null
-  double* member_virials;  // (members, centres, 9), or null
+  double* energies;             // (members, centres)
+  double* aleatoric_variances;  // (members, centres, outputs - 1), or null
+  double* virials;              // of the mean, (centres, 9), or null
+  double* member_virials;       // (members, centres, 9), or null
   // What pairs do to atoms: (atoms, components, width) with 3 components, or 12 when the virial of a pair is also given
   // to its neighbour. Every part of the work has its own.
   T* actions;

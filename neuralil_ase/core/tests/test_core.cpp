@@ -216,7 +216,7 @@ static Pairs pairs_of(const Structure& structure) {
 
 struct Results {
   neuralil_status status;
-  Numbers energies, variances, forces, virials, neighbor_virials, member_forces, member_virials;
+  Numbers energies, aleatoric_variances, forces, virials, neighbor_virials, member_forces, member_virials;
 
   double energy(int member, int n_centers) const {
     double sum = 0;
@@ -237,7 +237,7 @@ static Results evaluate(const neuralil_model* model, const Structure& structure,
   const std::size_t n = structure.types.size(), centers = structure.n_centers, members = info.n_members;
   Results found{NEURALIL_OK,
                 Numbers(members * centers, NAN),
-                Numbers(members * centers * info.n_variances, NAN),
+                Numbers(members * centers * info.n_aleatoric, NAN),
                 Numbers(3 * n, NAN),
                 Numbers(9 * centers, NAN),
                 Numbers(9 * n, NAN),
@@ -247,7 +247,7 @@ static Results evaluate(const neuralil_model* model, const Structure& structure,
                              structure.types.data(), pairs.centers.data(), pairs.neighbors.data(),
                              pairs.vectors.data()};
   const neuralil_results results{found.energies.data(),
-                                 info.n_variances ? found.variances.data() : nullptr,
+                                 info.n_aleatoric ? found.aleatoric_variances.data() : nullptr,
                                  found.forces.data(),
                                  found.virials.data(),
                                  found.neighbor_virials.data(),
@@ -329,7 +329,7 @@ static void test_derivatives() {
         CHECK(std::abs(virial - by_neighbor) <= 1e-10 * (1 + std::abs(virial)));
         CHECK(std::abs(virial - by_member) <= 1e-10 * (1 + std::abs(virial)));
       }
-    for (const double variance : found.variances) CHECK(variance >= 0);
+    for (const double variance : found.aleatoric_variances) CHECK(variance >= 0);
     neuralil_free(model);
   }
 }

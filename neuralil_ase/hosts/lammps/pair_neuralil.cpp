@@ -144,7 +144,7 @@ void PairNeuralIL::compute(int eflag, int vflag) {
   ev_init(eflag, vflag);
   number_atoms();
   collect_pairs();
-  evaluate(fields[FORCE_STD].is_needed() || fields[FORCE_ERROR_BAR].is_needed());
+  evaluate(fields[FORCES_STD].is_needed() || fields[FORCES_ERROR_BAR].is_needed());
   tally_energies();
   tally_forces();
   tally_virials();
@@ -202,7 +202,7 @@ void PairNeuralIL::collect_pairs() {
 void PairNeuralIL::evaluate(bool by_member) {
   const std::size_t n = atoms.size(), m = info.n_members;
   energies.resize(m * n_centers);
-  variances.resize(m * n_centers * info.n_variances);
+  aleatoric_variances.resize(m * n_centers * info.n_aleatoric);
   forces.resize(3 * n);
   virials.resize(9 * n_centers);
   neighbor_virials.resize(cvflag_atom ? 9 * n : 0);
@@ -213,7 +213,7 @@ void PairNeuralIL::evaluate(bool by_member) {
   results.energies = energies.data();
   results.forces = forces.data();
   if (vflag_either) results.virials = virials.data();
-  if (info.n_variances) results.variances = variances.data();
+  if (info.n_aleatoric) results.aleatoric_variances = aleatoric_variances.data();
   if (cvflag_atom) results.neighbor_virials = neighbor_virials.data();
   if (by_member) results.member_forces = member_forces.data();
   if (n > 0) check_status(neuralil_evaluate(model, &graph, &results, nullptr));
@@ -292,7 +292,7 @@ void* PairNeuralIL::extract_peratom(const char* name, int& n_columns) {
   if (!field) return nullptr;
   if (info.n_members < 2)
     error->all(FLERR, "Pair style neuralil: {} needs a model of two members or more, and {} has one", name, file);
-  if (field == &fields[FORCE_ERROR_BAR])
+  if (field == &fields[FORCES_ERROR_BAR])
     check_status(neuralil_force_error_bars(model, 0, nullptr, nullptr, nullptr, nullptr));
   field->is_wanted = true;
   if (field->values.empty()) field->values.resize(std::max(atom->nmax, 1));
@@ -303,8 +303,8 @@ void* PairNeuralIL::extract_peratom(const char* name, int& n_columns) {
 void PairNeuralIL::compute_spreads() {
   for (Field& field : fields)
     if (field.is_needed()) field.values.assign(std::max(atom->nmax, 1), 0.0);
-  if (fields[ENERGY_STD].is_needed()) deviations_of_energies();
-  if (fields[FORCE_STD].is_needed() || fields[FORCE_ERROR_BAR].is_needed()) deviations_of_forces();
+  if (fields[ENERGIES_STD].is_needed()) deviations_of_energies();
+  if (fields[FORCES_STD].is_needed() || fields[FORCES_ERROR_BAR].is_needed()) deviations_of_forces();
 }
 
 void PairNeuralIL::deviations_of_energies() {
@@ -313,7 +313,7 @@ void PairNeuralIL::deviations_of_energies() {
     double mean = 0, square = 0;
     for (int64_t member = 0; member < m; ++member) mean += energies[member * n_centers + k] / double(m);
     for (int64_t member = 0; member < m; ++member) square += std::pow(energies[member * n_centers + k] - mean, 2);
-    fields[ENERGY_STD].values[atoms[k]] = energy_scale * std::sqrt(square / double(m - 1));
+    fields[ENERGIES_STD].values[atoms[k]] = energy_scale * std::sqrt(square / double(m - 1));
   }
 }
 
@@ -326,7 +326,7 @@ void PairNeuralIL::deviations_of_forces() {
       for (int axis = 0; axis < 3; ++axis)
         all_member_forces[3 * (m * atoms[k] + member) + axis] = member_forces[3 * (member * n + k) + axis];
   comm->reverse_comm(this);
-  std::vector<double> spreads(n_centers), aleatoric(info.n_variances ? n_centers : 0), bars(n_centers);
+  std::vector<double> spreads(n_centers), aleatoric(info.n_aleatoric ? n_centers : 0), bars(n_centers);
   for (int k = 0; k < n_centers; ++k) {
     const double* own = &all_member_forces[3 * m * atoms[k]];
     double square = 0;
@@ -336,19 +336,19 @@ void PairNeuralIL::deviations_of_forces() {
       for (int64_t member = 0; member < m; ++member) square += std::pow(own[3 * member + axis] - mean, 2);
     }
     spreads[k] = std::sqrt(square / double(m - 1));
-    if (info.n_variances) {
+    if (info.n_aleatoric) {
       double variance = 0;
       for (int64_t member = 0; member < m; ++member)
-        variance += variances[info.n_variances * (member * n_centers + k) + 1] / double(m);
+        variance += aleatoric_variances[info.n_aleatoric * (member * n_centers + k) + 1] / double(m);
       aleatoric[k] = std::sqrt(3 * variance);
     }
   }
-  if (fields[FORCE_STD].is_needed())
-    for (int k = 0; k < n_centers; ++k) fields[FORCE_STD].values[atoms[k]] = energy_scale * spreads[k];
-  if (!fields[FORCE_ERROR_BAR].is_needed()) return;
+  if (fields[FORCES_STD].is_needed())
+    for (int k = 0; k < n_centers; ++k) fields[FORCES_STD].values[atoms[k]] = energy_scale * spreads[k];
+  if (!fields[FORCES_ERROR_BAR].is_needed()) return;
   check_status(neuralil_force_error_bars(model, n_centers, types.data(), spreads.data(),
-                                         info.n_variances ? aleatoric.data() : nullptr, bars.data()));
-  for (int k = 0; k < n_centers; ++k) fields[FORCE_ERROR_BAR].values[atoms[k]] = energy_scale * bars[k];
+                                         info.n_aleatoric ? aleatoric.data() : nullptr, bars.data()));
+  for (int k = 0; k < n_centers; ++k) fields[FORCES_ERROR_BAR].values[atoms[k]] = energy_scale * bars[k];
 }
 
 int PairNeuralIL::pack_reverse_comm(int n, int first, double* buffer) {
@@ -366,8 +366,8 @@ void PairNeuralIL::unpack_reverse_comm(int n, int* indices, double* buffer) {
 double PairNeuralIL::memory_usage() {
   double bytes =
       Pair::memory_usage() + double((centers.capacity() + neighbors.capacity() + types.capacity()) * sizeof(int32_t));
-  for (const auto* array :
-       {&vectors, &energies, &variances, &forces, &virials, &neighbor_virials, &member_forces, &all_member_forces})
+  for (const auto* array : {&vectors, &energies, &aleatoric_variances, &forces, &virials, &neighbor_virials,
+                            &member_forces, &all_member_forces})
     bytes += double(array->capacity() * sizeof(double));
   return bytes + double((atoms.capacity() + number.capacity()) * sizeof(int));
 }

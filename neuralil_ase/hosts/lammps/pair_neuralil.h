@@ -47,7 +47,7 @@ class PairNeuralIL : public Pair {
 
     bool is_needed() const { return is_wanted && (is_due || !has_trigger); }
   };
-  enum { ENERGY_STD, FORCE_STD, FORCE_ERROR_BAR };
+  enum { ENERGIES_STD, FORCES_STD, FORCES_ERROR_BAR };
 
   void free_model();
   void check_status(neuralil_status);
@@ -74,9 +74,9 @@ class PairNeuralIL : public Pair {
   int n_centers = 0;
   std::vector<int32_t> types, centers, neighbors;
   std::vector<double> vectors;
-  std::vector<double> energies, variances, forces, virials, neighbor_virials, member_forces;
+  std::vector<double> energies, aleatoric_variances, forces, virials, neighbor_virials, member_forces;
   std::vector<double> all_member_forces;  // (local and ghost atoms, 3 members), summed over ranks
-  std::array<Field, 3> fields{{{"energy_std"}, {"force_std"}, {"force_error_bar"}}};
+  std::array<Field, 3> fields{{{"energies_std"}, {"forces_std"}, {"forces_error_bar"}}};
 };
 
 }  // namespace LAMMPS_NS
