@@ -69,7 +69,7 @@ def test_evaluate_prints_draws_and_writes(folder: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert "force MAE (meV/Å)" in printed
     assert "energy error bar" in printed
-    assert "components within 1 sigma (0.683)" in printed
+    assert "components within 1 error bar (0.683)" in printed
     assert {path.name for path in Path(out).iterdir()} == (PICTURES - {"learning_curve.png"}) | {
         "accuracy.json"
     }

@@ -271,16 +271,16 @@ COMMANDS = {
 
 def _quality_table(report: "dict[str, dict[str, float]]") -> str:
     titles = {
-        "rms_error_over_rms_sigma": "rms error / rms sigma (1 is right)",
-        "coverage_68": "components within 1 sigma (0.683)",
-        "coverage_95": "components within 1.96 sigma (0.950)",
+        "rms_error_over_rms_sigma": "rms error / rms error bar (1 is right)",
+        "coverage_68": "components within 1 error bar (0.683)",
+        "coverage_95": "components within 1.96 error bars (0.950)",
         "spearman": "rank correlation with the error",
         "miscalibration_area": "miscalibration area (0)",
         "auroc_largest_tenth": "AUROC for the largest 10 %",
         "crps": "CRPS of components (eV/Å; eV)",
     }
     first = max(map(len, titles.values()))
-    lines = [f"{'sigma:':<{first}}" + "".join(f"  {column:>16}" for column in report)]
+    lines = [f"{'error bar or spread:':<{first}}" + "".join(f"  {column:>16}" for column in report)]
     lines += [
         f"{title:<{first}}" + "".join(f"  {values[key]:>16.3f}" for values in report.values())
         for key, title in titles.items()

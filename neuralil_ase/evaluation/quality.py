@@ -18,10 +18,10 @@ def quality(errors: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
     Returns
     -------
     dict
-        rms error / rms sigma (1 is right); the share of components within 1 and 1.96 component sigmas (0.683 and
-        0.950 for Gaussian errors); Spearman's rank correlation of norm and sigma; the area between observed and
-        expected coverage (0 is right, 0.5 the worst); AUROC of finding the largest 10 % of the errors; the mean
-        continuous ranked probability score of the components, in the unit of the errors (smaller is better).
+        rms error / rms error bar (1 is right); the share of components within 1 and 1.96 error bars of a component
+        (0.683 and 0.950 for Gaussian errors); Spearman's rank correlation of norm and error bar; the area between
+        observed and expected coverage (0 is right, 0.5 the worst); AUROC of finding the largest 10 % of the errors; the
+        mean continuous ranked probability score of the components, in the unit of the errors (smaller is better).
     """
     size = np.linalg.norm(errors, axis=1)
     ratio = np.abs(errors) / (sigma / np.sqrt(errors.shape[1]))[:, None]
