@@ -330,4 +330,4 @@ def _check_names(config: ModelConfig, names: Any) -> None:
 
 
 def _refuse(path: Path, what: str, advice: str) -> NoReturn:
-    raise ModelFileError(f"{path} {what}. {advice}.")
+    raise ModelFileError(f"{path} {what}. {advice}")

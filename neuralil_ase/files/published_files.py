@@ -103,28 +103,28 @@ def import_published(path: str | os.PathLike[str]) -> Potential:
     # A damaged pickle can make the unpickler fail in any way, with any exception.
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise ModelFileError(f"{path} was refused: {reason}. {_ADVICE}.") from error
+        raise ModelFileError(f"{path} was refused: {reason}. {_ADVICE}") from error
     try:
         return _potential(fields, _provenance(path, content, fields))
     except ConfigError as error:
-        raise ModelFileError(f"{path} is no published potential: {error}. {_ADVICE}.") from error
+        raise ModelFileError(f"{path} is no published potential: {error}. {_ADVICE}") from error
 
 
 def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
             kind = "is a folder, not a file" if path.is_dir() else "does not exist"
-            raise ModelFileError(f"{path} {kind}. Check the spelling and the working folder.")
+            raise ModelFileError(f"{path} {kind}. Check the spelling and the working folder")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
                 limit = MAX_FILE_BYTES >> 20
                 raise ModelFileError(
-                    f"{path} is larger than {limit} MiB, and no published file is. {_ADVICE}."
+                    f"{path} is larger than {limit} MiB, and no published file is. {_ADVICE}"
                 )
             return file.read(size)  # reading in one call would allocate the whole limit
     except OSError as error:
-        raise ModelFileError(f"{path} cannot be read ({error}). Check its permissions.") from error
+        raise ModelFileError(f"{path} cannot be read ({error}). Check its permissions") from error
 
 
 def _potential(fields: Mapping[str, Any], provenance: dict[str, Any]) -> Potential:

@@ -123,14 +123,14 @@ class RollBack:
         if self.step is None:
             raise MonitorError(
                 f"step {event.step}: nothing to roll back to, no frame of this run was trusted. The starting structure "
-                "is already unknown to the model, or the thresholds are too low for it."
+                "is already unknown to the model, or the thresholds are too low for it"
             )
         for atoms, state in zip(self.images, self._trusted, strict=True):
             if len(atoms) != len(state.positions):
                 raise MonitorError(
                     f"step {event.step}: cannot roll back to step {self.step}: the structure had "
                     f"{len(state.positions)} atoms then and has {len(atoms)} now. Atoms were added or removed during "
-                    "the run, which a rollback cannot undo; nothing was changed. Restart from a saved trajectory."
+                    "the run, which a rollback cannot undo; nothing was changed. Restart from a saved trajectory"
                 )
         for atoms, state in zip(self.images, self._trusted, strict=True):
             state.restore(atoms)
@@ -182,7 +182,7 @@ def call(function: Callable[[Event], Any], event: Event) -> None:
         kept = f"{event.saved} frame(s) were saved before" if event.saved else "no frame was saved"
         problem.add_note(
             f"raised in the function that ExtrapolationMonitor calls, at step {event.step} "
-            f"({event.describe()}); {kept}, and monitor.last_event holds the frame."
+            f"({event.describe()}); {kept}, and monitor.last_event holds the frame"
         )
         raise
 

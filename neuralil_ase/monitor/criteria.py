@@ -75,7 +75,7 @@ class Criterion:
         for name in ("elements", "indices"):
             chosen = getattr(self, name)
             if isinstance(chosen, str | int):
-                raise ConfigError(f"{type(self).__name__}: give {name} as a tuple, ({chosen!r},).")
+                raise ConfigError(f"{type(self).__name__}: give {name} as a tuple, ({chosen!r},)")
             if chosen is not None:
                 object.__setattr__(self, name, tuple(chosen))
         unknown: list[Any] = [s for s in self.elements or () if s not in atomic_numbers]
@@ -84,11 +84,11 @@ class Criterion:
         ]
         if unknown:
             raise ConfigError(
-                f"{type(self).__name__}: {unknown[0]!r} is neither the symbol of an element nor the index of an atom."
+                f"{type(self).__name__}: {unknown[0]!r} is neither the symbol of an element nor the index of an atom"
             )
         if self.label is not None and not names_column(self.label):
             raise ConfigError(
-                f"label {self.label!r} names a column of the log: give a name that is not empty and has no blanks."
+                f"label {self.label!r} names a column of the log: give a name that is not empty and has no blanks"
             )
 
     @property
@@ -118,7 +118,7 @@ class Criterion:
         if values.shape != (len(atoms),):
             raise MonitorError(
                 f"{self.name}: values() of {type(self).__name__} has the shape {values.shape} for {len(atoms)} atoms; "
-                "it must return one number per atom."
+                "it must return one number per atom"
             )
         values = values[chosen]
         worst = int(np.argmin(values) if self.below else np.argmax(values))
@@ -127,7 +127,7 @@ class Criterion:
     def reading(self, value: float, atom: int | None = None) -> Reading:
         """A reading of this criterion: its value, the atom it belongs to (None: the whole frame), the thresholds."""
         if self.low is None:
-            raise MonitorError(f"{self.name}: no threshold; give low= to {type(self).__name__}.")
+            raise MonitorError(f"{self.name}: no threshold; give low= to {type(self).__name__}")
         return Reading(self.name, self.unit, float(value), atom, self.low, self.high, self.below)
 
     def chosen(self, atoms: Atoms) -> np.ndarray:
@@ -143,7 +143,7 @@ class Criterion:
             wanted = np.asarray(self.indices, dtype=int)
             if wanted.size and not (-len(atoms) <= wanted.min() and wanted.max() < len(atoms)):
                 raise MonitorError(
-                    f"{self.name}: indices reach beyond the {len(atoms)} atoms of the structure; count from 0."
+                    f"{self.name}: indices reach beyond the {len(atoms)} atoms of the structure; count from 0"
                 )
             chosen = chosen[wanted]
         if self.elements is not None:
@@ -151,7 +151,7 @@ class Criterion:
         if chosen.size == 0:
             raise MonitorError(
                 f"{self.name}: no atom to look at: elements = {self.elements}, indices = {self.indices}, structure "
-                f"{atoms.symbols.formula}. Usually the element is misspelled or not part of this system."
+                f"{atoms.symbols.formula}. Usually the element is misspelled or not part of this system"
             )
         return chosen
 
@@ -166,7 +166,7 @@ class Criterion:
             If the calibration lacks what is needed; :meth:`resolved` turns it into a MonitorError that says so.
         """
         raise MonitorError(
-            f"{self.name} has no threshold and none can be taken from a model; give low= to {type(self).__name__}."
+            f"{self.name} has no threshold and none can be taken from a model; give low= to {type(self).__name__}"
         )
 
     def resolved(self, calibration: Calibration | None) -> Self:
@@ -200,7 +200,7 @@ class Criterion:
             raise MonitorError(
                 f"{self.name} takes numbers from the calibration of the model, but {why}. Give them yourself "
                 "(threshold= of the monitor; low= or usual= of the criterion), or calibrate the model on held-out "
-                "data with neuralil-ase calibrate MODEL DATA."
+                "data with neuralil-ase calibrate MODEL DATA"
             ) from problem
 
     def _check_thresholds(self) -> None:
@@ -209,14 +209,14 @@ class Criterion:
                 isinstance(value, Real) and isfinite(value) and value > 0
             ):
                 raise ConfigError(
-                    f"{type(self).__name__}: {name} = {value!r} is not a threshold; give a finite number above 0."
+                    f"{type(self).__name__}: {name} = {value!r} is not a threshold; give a finite number above 0"
                 )
         if self.high is None or self.low is None:
             return
         if (self.high > self.low) if self.below else (self.high < self.low):
             raise ConfigError(
                 f"{type(self).__name__}: high = {self.high} comes before low = {self.low}; high is the band of the "
-                f"worse values, here the {'smaller' if self.below else 'larger'} ones."
+                f"worse values, here the {'smaller' if self.below else 'larger'} ones"
             )
 
 
@@ -266,7 +266,7 @@ class MaxForceErrorBar(Criterion):
             missing = ", ".join(sorted(set(atoms.symbols[without])))
             raise MonitorError(
                 f"{self.name}: the calibration of the model knows no {missing}; calibrate it on held-out data that "
-                "hold these elements, or leave them out with elements=."
+                "hold these elements, or leave them out with elements="
             )
         return bars
 
@@ -276,7 +276,7 @@ class MaxForceErrorBar(Criterion):
         if calibration is None:
             raise MonitorError(
                 f"{self.name} needs error bars, and the model is not calibrated: run neuralil-ase calibrate MODEL DATA "
-                "on held-out data, or watch MaxForceSpread."
+                "on held-out data, or watch MaxForceSpread"
             )
         return found
 
@@ -318,7 +318,7 @@ class EnergySpreadPerAtom(Criterion):
         if self.elements is not None or self.indices is not None:
             raise ConfigError(
                 "EnergySpreadPerAtom takes no elements or indices: the spread of the total energy belongs to the "
-                "whole frame. MaxEnergySpread looks at single atoms."
+                "whole frame. MaxEnergySpread looks at single atoms"
             )
 
     def read(self, atoms: Atoms, prediction: PredictionLike) -> Reading:
@@ -348,7 +348,7 @@ def one_member() -> MonitorError:
     """The error for a model without a spread."""
     return MonitorError(
         "the model has a single member, so it has no spread to watch. Use an ensemble of two or "
-        "more members (train with several, or import a committee)."
+        "more members (train with several, or import a committee)"
     )
 
 

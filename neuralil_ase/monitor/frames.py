@@ -199,7 +199,7 @@ def _frames(content: bytes, path: Path) -> tuple[list[Atoms], int]:
             line = content.count(b"\n", 0, start) + 1
             raise MonitorError(
                 f"{path}: the frame that begins on line {line} cannot be read ({type(problem).__name__}: {problem}). "
-                "Correct or remove it, or choose another name; append=False renames the whole file. It was not touched."
+                "Correct or remove it, or choose another name; append=False renames the whole file. It was not touched"
             ) from problem
         start = end
     return frames, start
@@ -216,7 +216,7 @@ def _ends(content: bytes, path: Path) -> Iterator[int]:
             raise MonitorError(
                 f"{path} is not an extxyz file: line {line} should begin a frame with "
                 f"the number of its atoms, but reads {count[:40]!r}. Frames are not added to a foreign file; choose "
-                "another name."
+                "another name"
             )
         for _ in range(int(count) + 1):
             end = content.find(b"\n", end + 1) if end >= 0 else -1

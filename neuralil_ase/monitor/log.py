@@ -93,7 +93,7 @@ class Log:
         if found is not None and found != step:
             warnings.warn(
                 f"{self._file.path}: first_step = {first_step} puts this structure at step {step}, but it is that of "
-                f"step {found} in the log. Leave first_step out to continue from there.",
+                f"step {found} in the log. Leave first_step out to continue from there",
                 stacklevel=2,
             )
         self._go_on(self._file, table, step)
@@ -137,7 +137,7 @@ class Log:
         if table is not None and table.columns != self.columns:
             raise MonitorError(
                 f"{file.path} was written with other criteria (columns {' '.join(table.columns[len(FIXED) :])}); "
-                "resume with the same ones, or choose another log. The file was not touched."
+                "resume with the same ones, or choose another log. The file was not touched"
             )
         if table is not None and whole < len(content):
             aside = file.cut_tail(whole)
@@ -232,7 +232,7 @@ def read_log(path: str | PathLike[str]) -> dict[str, np.ndarray]:
     content = target.read_bytes()
     table = _parsed(target, content[: _whole_lines(content)] or content)
     if table is None:
-        raise MonitorError(f"{target} holds no more than the beginning of a log's header.")
+        raise MonitorError(f"{target} holds no more than the beginning of a log's header")
     return table.as_dict()
 
 
@@ -245,21 +245,21 @@ def column_names(criteria: Sequence[Criterion]) -> tuple[str, ...]:
         If there is no criterion, or if a column would have no name or the same name as another one.
     """
     if not criteria:
-        raise ConfigError("criteria is empty: give at least one, e.g. [MaxForceSpread(0.5)].")
+        raise ConfigError("criteria is empty: give at least one, e.g. [MaxForceSpread(0.5)]")
     for criterion in criteria:
         if not isinstance(criterion, Criterion):
             raise ConfigError(
-                f"criteria holds {criterion!r:.80}, which is no Criterion, e.g. MaxForceSpread(0.5)."
+                f"criteria must hold criteria such as MaxForceSpread(0.5), got {criterion!r:.80}"
             )
         if not names_column(criterion.name):
             raise ConfigError(
-                f"{type(criterion).__name__} needs a name for its log column: set its kind, no blanks."
+                f"{type(criterion).__name__} needs a name for its log column: set its kind, no blanks"
             )
     names = (*FIXED, *(name for c in criteria for name in (c.name, f"{c.name}_atom")))
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(
-            f"two columns of the log would be called {twice[0]}; tell criteria apart with label=, which names them."
+            f"two columns of the log would be called {twice[0]}; tell criteria apart with label=, which names them"
         )
     return names
 
@@ -267,7 +267,7 @@ def column_names(criteria: Sequence[Criterion]) -> tuple[str, ...]:
 def waiting(problem: Exception, what: str) -> MonitorError:
     """The error for records that stay in memory after `problem`."""
     return MonitorError(
-        f"{problem}. {what} wait in memory and are not lost: remove the cause and call monitor.flush() in this session."
+        f"{problem}. {what} wait in memory and are not lost: remove the cause and call monitor.flush() in this session"
     )
 
 
@@ -296,7 +296,7 @@ def _parsed(path: Path, content: bytes) -> _Table | None:
     if not titles or lines[0].strip() != first:
         raise MonitorError(
             f"{path} is not a monitor log of this format: its first line should read {FIRST_LINE!r}. Choose another "
-            "name; the file was not touched."
+            "name; the file was not touched"
         )
     columns = tuple(titles[-1].decode(errors="replace")[2:].split())
     rows = [
@@ -316,7 +316,7 @@ def _row(path: Path, number: int, line: bytes, width: int) -> list[float]:
         raise MonitorError(
             f"{path}: line {number} is damaged: it should hold {width} numbers, but reads {line[:60]!r}. Correct or "
             "remove this line; or begin a new log with append=False, which keeps this one under another name. The "
-            "file was not touched."
+            "file was not touched"
         )
     return values
 

@@ -35,7 +35,7 @@ class NoveltyFilter:
 
     def __init__(self, min_distance: float, fingerprint: Fingerprint | None = None) -> None:
         if not (np.isfinite(min_distance) and min_distance >= 0):
-            raise ConfigError(f"min_distance = {min_distance}: give a number, 0 or above.")
+            raise ConfigError(f"min_distance = {min_distance}: give a number, 0 or above")
         self.min_distance = min_distance
         self.fingerprint = fingerprint
         self._known: dict[tuple[int, int], np.ndarray] = {}
@@ -76,7 +76,7 @@ class NoveltyFilter:
         if rows.ndim != 2 or len(rows) != len(frame):
             raise MonitorError(
                 f"the fingerprint has shape {rows.shape} for {len(frame)} atoms; it must be "
-                "(N, D), one row per atom, or (D,), one vector for the frame."
+                "(N, D), one row per atom, or (D,), one vector for the frame"
             )
         chosen = range(len(frame)) if watched is None else watched
         return [(int(frame.numbers[i]), rows[i]) for i in chosen]

@@ -372,13 +372,13 @@ def _criteria(threshold: Any, criteria: Sequence[Criterion] | None) -> tuple[Cri
         bounds = threshold if isinstance(threshold, tuple | list) else (threshold, None)
         if len(bounds) != 2 or not all(b is None or isinstance(b, Real) for b in bounds):
             raise ConfigError(
-                f"threshold = {threshold!r}: give one number in eV/Å, or two as (low, high)."
+                f"threshold = {threshold!r}: give one number in eV/Å, or two as (low, high)"
             )
         criteria = [MaxForceSpread(*bounds)]
     elif threshold is not None:
         raise ConfigError(
             "threshold= belongs to the default criterion; with criteria= put it into these, e.g. "
-            "criteria=[MaxForceSpread(0.5)]."
+            "criteria=[MaxForceSpread(0.5)]"
         )
     column_names(chosen := tuple(criteria))  # refuses criteria that a log could not hold
     return chosen
@@ -387,11 +387,11 @@ def _criteria(threshold: Any, criteria: Sequence[Criterion] | None) -> tuple[Cri
 def _check_counts(least: int = 1, **counts: int) -> None:
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
-            raise ConfigError(f"{name} = {count!r}: give a whole number, {least} or above.")
+            raise ConfigError(f"{name} = {count!r}: give a whole number, {least} or above")
 
 
 def _check_files(log: _PathLike | None, save: _PathLike | None, before: int) -> None:
     if before and save is None:
-        raise ConfigError("before= keeps frames to save them, but save= names no file.")
+        raise ConfigError("before= keeps frames to save them, but save= names no file")
     if log is not None and save is not None and os.path.realpath(log) == os.path.realpath(save):
-        raise ConfigError(f"log and save are the same file, {log}; give them different names.")
+        raise ConfigError(f"log and save are the same file, {log}; give them different names")

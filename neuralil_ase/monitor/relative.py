@@ -63,7 +63,7 @@ class RelativeForceSpread(RelativeCriterion):
         if missing:
             raise MonitorError(
                 f"{self.name}: no usual spread for {', '.join(missing)}; give usual={{element: eV/Å}} for every "
-                "element of the structure."
+                "element of the structure"
             )
         return prediction.forces_std / np.array([usual[symbol] for symbol in atoms.symbols])
 
@@ -123,7 +123,7 @@ class ShortestDistance(RelativeCriterion):
         if missing or not shortest:
             raise MonitorError(
                 f"{self.name}: no usual distance for {', '.join(missing) or 'any pair'}; give "
-                "usual=shortest_distances(training_frames), or the pairs by hand in Å."
+                "usual=shortest_distances(training_frames), or the pairs by hand in Å"
             )
 
 
@@ -170,9 +170,9 @@ def normalised(distances: Mapping[str, float]) -> dict[str, float]:
     for pair, distance in distances.items():
         symbols = pair.split("-")
         if len(symbols) != 2 or not all(symbol in atomic_numbers for symbol in symbols):
-            raise ConfigError(f"{pair!r} is not a pair of elements; write it as in 'H-N'.")
+            raise ConfigError(f"{pair!r} is not a pair of elements; write it as in 'H-N'")
         if not (np.isfinite(distance) and distance > 0):
-            raise ConfigError(f"{pair} = {distance} is not a distance in Å above 0.")
+            raise ConfigError(f"{pair} = {distance} is not a distance in Å above 0")
         result[pair_key(*symbols)] = float(distance)
     return result
 
@@ -214,5 +214,5 @@ def _pick(quantiles: Mapping[str, float], wanted: float, element: str) -> float:
             return value
     stored = ", ".join(quantiles)
     raise MonitorError(
-        f"The calibration holds no {wanted} quantile for {element}, but {stored}; choose one of these with quantile=."
+        f"the calibration holds no {wanted} quantile for {element}, but {stored}; choose one of these with quantile="
     )

@@ -58,7 +58,7 @@ def plot_table(
     from matplotlib.figure import Figure
 
     if not records or len(records["step"]) == 0:
-        raise MonitorError("nothing to plot: the monitor has not been called yet.")
+        raise MonitorError("nothing to plot: the monitor has not been called yet")
     in_time = np.isfinite(records["time_fs"]).all()
     x = records["time_fs"] / 1000 if in_time else records["step"]
     with_temperature = bool(np.isfinite(records["temperature_K"]).any())

@@ -67,7 +67,7 @@ def unknown_structure(path: Path, present: Sequence[Row], records: Records) -> M
         f"step {records['step'][nearest]:.0f} with {records['energy_eV'][nearest]:.6f} eV. Usually the run was "
         "restarted from a frame between two checks, from another run, or with another model. Give first_step=, the "
         "number of steps done before this dynamics began (0 if it counts on from the earlier parts itself), or begin "
-        "a new log with append=False. No file was changed."
+        "a new log with append=False. No file was changed"
     )
 
 

@@ -23,7 +23,7 @@ class PredictionLike(Protocol):
     """The part of a prediction the monitor reads (N atoms, M members).
 
     Spreads are standard deviations over members with ddof 1. ``forces_std`` is needed only when
-    the prediction was asked for with ``uncertainty="forces"``.
+    the prediction was requested with ``uncertainty="forces"``.
     """
 
     @property
@@ -144,7 +144,7 @@ def target_of(system: Any, dynamics: Any = None) -> Target:
         if not hasattr(followed, "atoms"):
             raise MonitorError(
                 f"cannot follow a {type(system).__name__}: give the dynamics (MD or optimiser), "
-                "an Atoms object, a filter or a NEB."
+                "an Atoms object, a filter or a NEB"
             )
         followed = followed.atoms
     return Target((followed,), (None,), dynamics)
@@ -154,13 +154,13 @@ def check_stoppable(target: Target) -> None:
     """Raise a MonitorError if ASE could not stop this run from inside."""
     if target.dynamics is None:
         raise MonitorError(
-            "stop and rollback need the dynamics: give it in place of the atoms, or as dyn=."
+            "stop and rollback need the dynamics: give it in place of the atoms, or as dyn="
         )
     if isinstance(target.dynamics, _UNSTOPPABLE):
         raise MonitorError(
             f"a {type(target.dynamics).__name__} cannot be stopped from inside: its loop does not "
             "look at max_steps. Leave stop and rollback out, or use another optimiser (for NEB, "
-            "BFGS or FIRE)."
+            "BFGS or FIRE)"
         )
 
 
@@ -168,13 +168,13 @@ def predicting(calculator: Any) -> PredictingCalculator:
     """Return `calculator` if it can predict with uncertainties; raise a MonitorError otherwise."""
     if calculator is None:
         raise MonitorError(
-            "the atoms have no calculator; set atoms.calc, or give the monitor one as calculator=."
+            "the atoms have no calculator; set atoms.calc, or give the monitor one as calculator="
         )
     if not callable(getattr(calculator, "prediction", None)):
         raise MonitorError(
             f"{type(calculator).__name__} offers no prediction(atoms, uncertainty=...); a monitor "
             "needs the spread of an ensemble. Where the run uses a sum of calculators, give the "
-            "ensemble among them as calculator=."
+            "ensemble among them as calculator="
         )
     chosen: PredictingCalculator = calculator
     return chosen
@@ -190,9 +190,9 @@ def _neb_target(neb: Any, dynamics: Any) -> Target:
     if getattr(neb, "parallel", False):
         raise MonitorError(
             "a NEB with parallel=True keeps each image on a rank or thread of its own; the monitor "
-            "follows NEBs with parallel=False."
+            "follows NEBs with parallel=False"
         )
     images: Sequence[Atoms] = neb.images
     if len(images) < 3:
-        raise MonitorError("the NEB has no moving image; it needs three images or more.")
+        raise MonitorError("the NEB has no moving image; it needs three images or more")
     return Target(tuple(images[1:-1]), tuple(range(1, len(images) - 1)), dynamics)

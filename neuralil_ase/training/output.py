@@ -279,7 +279,7 @@ class Recorder:
             output.write(output.log, lambda path: append_record(path, line, sync=False))
         except OutputError as error:
             raise OutputError(
-                f"{error} The last checkpoint is untouched, and the run can be resumed from it"
+                f"{error}. The last checkpoint is untouched, and the run can be resumed from it"
             ) from error
 
 

@@ -366,7 +366,10 @@ def test_values_of_another_shape_are_refused():
         ([Criterion(1.0)], "Criterion needs a name for its log column"),
         ([MaxForceSpread(1.0, label="step")], "two columns of the log would be called step"),
         ([MaxForceSpread(1.0, label="a"), MaxForceSpread(1.0, label="a_atom")], "called a_atom"),
-        (["max_force_std"], "holds 'max_force_std', which is no Criterion"),
+        (
+            ["max_force_std"],
+            r"must hold criteria such as MaxForceSpread\(0\.5\), got 'max_force_std'",
+        ),
     ],
 )
 def test_criteria_that_the_log_could_not_tell_apart_are_refused(criteria, message):
