@@ -3,7 +3,7 @@
 import argparse
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, get_args, get_origin
 
@@ -26,7 +26,7 @@ def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
 
 
 def help_texts(cls: type) -> dict[str, str]:
-    """Descriptions of the attributes, by name, from a docstring in numpy style."""
+    """Descriptions of the attributes, by name, from a docstring in numpy style, in the words of the command line."""
     texts: dict[str, str] = {}
     names: list[str] = []
     for line in inspect.getdoc(cls).__str__().partition("----------\n")[2].splitlines():
@@ -35,7 +35,19 @@ def help_texts(cls: type) -> dict[str, str]:
                 texts[name] = f"{texts.get(name, '')} {line.strip()}".strip()
         else:
             names = re.findall(r"\w+", line)
-    return {name: text.replace("``", "") for name, text in texts.items()}
+    options = {*texts, "start_from"}
+    return {name: _of_command_line(text, options) for name, text in texts.items()}
+
+
+def _of_command_line(text: str, options: Set[str]) -> str:
+    """Options instead of names in Python, "none" instead of (), and the form of other help texts."""
+    text = re.sub(
+        r"``(\S+)``",
+        lambda code: f"--{code[1].replace('_', '-')}" if code[1] in options else code[1],
+        text,
+    )
+    text = re.sub(r"(?<!\S)\(\)(?!\S)", '"none"', text)
+    return text[:1].lower() + text[1:].removesuffix(".")
 
 
 def _kind(kind: Any) -> dict[str, Any]:

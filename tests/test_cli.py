@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import ase.io
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 from small_runs import alloy
 
-from neuralil_ase import Potential, cli, load_potential, save_potential
+from neuralil_ase import Potential, cli, load_potential, save_potential, training
 from neuralil_ase.evaluation.model_card import describe
 
 QUICK = [
@@ -172,9 +173,18 @@ def test_training_goes_on_from_a_model(folder: Path, capsys: pytest.CaptureFixtu
     assert load_potential(new).provenance["start_from"]["file"] == "model.safetensors"
     assert cli.main(["info", new]) == 0
     assert "model.safetensors" in capsys.readouterr().out
-    # The default, but named: it is asked for, and the model has two.
+    # The default, but given: it counts, and the model has two.
     assert cli.main([*words, "--members", "8"]) == 2
-    assert "members (model: 2, asked for: 8)" in capsys.readouterr().err
+    assert "members (model: 2, requested: 8)" in capsys.readouterr().err
+
+
+def test_a_run_that_ended_too_early_says_that_there_is_no_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    early = SimpleNamespace(accuracy={}, output=None, reason="interrupted")
+    monkeypatch.setattr(training, "train", lambda *_, **__: early)
+    assert cli.main(["train", "x", "-o", "m"]) == cli.INTERRUPTED
+    assert "no model was written: the run ended before its first" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """The parser. Only the command that ``words`` names gets its options, so that help loads no heavy modules."""
     parser = argparse.ArgumentParser(
         "neuralil-ase",
-        description="Train, evaluate and inspect NeuralIL potentials.",
+        description="train, evaluate and inspect NeuralIL potentials",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -107,11 +107,11 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "labelled data")
     add_keys(parser)
     add_selection(parser)
-    parser.add_argument("--output", metavar="FOLDER", help="folder for pictures and figures")
+    parser.add_argument("--output", metavar="FOLDER", help="folder for pictures and accuracy.json")
     parser.add_argument(
         "--write-predictions",
         metavar="EXTXYZ",
-        help="file for structures with predictions and labels",
+        help="file for the structures with predictions and labels",
     )
 
 
@@ -165,7 +165,10 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     add_keys(parser)
     add_selection(parser)
     parser.add_argument(
-        "-o", "--output", metavar="MODEL", help="write this file instead of changing MODEL"
+        "-o",
+        "--output",
+        metavar="NEW",
+        help="write the calibrated model to NEW and leave MODEL as it is",
     )
 
 
@@ -197,7 +200,7 @@ def _info_options(parser: argparse.ArgumentParser) -> None:
         const="metal",
         choices=("metal", "real"),
         metavar="UNITS",
-        help="print lines for LAMMPS to include (model, elements, cutoff, thresholds), in metal or real units",
+        help="print lines that LAMMPS includes (model, elements, cutoff, thresholds), in metal or real units",
     )
 
 
@@ -232,7 +235,7 @@ def _import(options: argparse.Namespace) -> int:
 
 def _host_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "program", choices=["ipi"], help="ipi: for i-pi-py_driver -m custom -P PATH"
+        "program", choices=["ipi"], help="ipi: the driver for i-pi-py_driver -m custom -P PATH"
     )
 
 
@@ -265,7 +268,7 @@ COMMANDS = {
     ),
     "info": _Command("describe a model file", _info_options, _info),
     "import": _Command("convert a published NeuralIL file", _import_options, _import),
-    "host": _Command("print the path of the file that another program loads", _host_options, _host),
+    "host": _Command("print the path of the i-PI driver", _host_options, _host),
 }
 
 

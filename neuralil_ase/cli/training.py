@@ -26,7 +26,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="at the end, evaluate, calibrate and draw pictures in MODEL.report",
     )
-    _add_shared(parser, "train members apart, in N processes of their own")
+    _add_shared(parser, "train the members in N parallel processes")
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -40,30 +40,32 @@ def run_train(options: argparse.Namespace) -> int:
         )
     if result.accuracy:
         print(format_table(result.accuracy))
-    where = "the model is in" if result.output else "it was too early to write"
-    print(f"{result.reason}; {where} {options.output}")
+    if result.output:
+        print(f"{result.reason}; the model is in {result.output}")
+    else:
+        print(f"{result.reason}; no model was written: the run ended before its first validation")
     return INTERRUPTED if result.reason == "interrupted" else OK
 
 
 def add_cross_validate_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``cross-validate``."""
     parser.epilog = (
-        "Frames are assigned to the folds in turn (with --split-by, group by group). The same command goes on after an "
-        "interruption. Example: neuralil-ase cross-validate data.extxyz -o folds.jsonl --folds 5 --workers 2"
+        "Frames are assigned to the folds in turn (with --split-by, group by group). After an interruption, the same "
+        "command continues. Example: neuralil-ase cross-validate data.extxyz -o folds.jsonl --folds 5 --workers 2"
     )
     add_data(parser, "data to train on and to evaluate on")
     parser.add_argument(
         "-o",
         "--output",
         required=True,
-        metavar="FOLDS",
+        metavar="SCORES",
         help="file for the scores, a line of JSON for each fold; folds that it holds are not trained again",
     )
     parser.add_argument("--folds", type=int, default=5, metavar="N", help="number of folds [5]")
     parser.add_argument(
         "--only", type=int, nargs="+", metavar="K", help="only these folds, counted from 0"
     )
-    _add_shared(parser, "train folds in N processes of their own")
+    _add_shared(parser, "train the folds in N parallel processes")
 
 
 def run_cross_validate(options: argparse.Namespace) -> int:
@@ -88,7 +90,7 @@ def _add_shared(parser: argparse.ArgumentParser, workers: str) -> None:
     parser.add_argument(
         "--start-from",
         metavar="OLD",
-        help="start from the parameters of this model, for example with new data; keeps its architecture",
+        help="start from this model, for example with new data, and keep its architecture",
     )
     parser.add_argument("--workers", type=int, metavar="N", help=workers)
     parser.add_argument("--quiet", action="store_true", help="do not show progress")

@@ -89,11 +89,11 @@ class TrainingSettings:
     network
         Kind of network: "core" or "resnet". "heteroscedastic", the published deep ensemble, needs ``start_from``.
     widths
-        Widths of the layers. () chooses them from the number of neighbours in the data ("none" on the command line).
+        Widths of the layers. () chooses them from the number of neighbours in the data.
     head_widths
         Widths of the aleatoric layers, which predict the variances of a member's own errors. In a "core" network they
         follow its first layer; in a "heteroscedastic" network they form its three heads. () gives a core network
-        without them ("none" on the command line). A "resnet" has none.
+        without them. A "resnet" has no aleatoric layers.
     activation
         Name of the activation function in jax.nn.
     embed_d
@@ -115,7 +115,7 @@ class TrainingSettings:
         Short-range repulsion: "zbl" below the distances in the data, or "none".
     linear
         Add a linear function of the descriptor to the energy, fitted by least squares before the networks are trained
-        on the rest. It is left out if held-out frames do not gain. By default small molecules have none.
+        on the rest. It is left out if it does not improve held-out frames. By default small molecules have none.
     loss
         Loss function of each residual.
     force_scale

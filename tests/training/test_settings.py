@@ -210,6 +210,9 @@ def test_neighbours_are_counted_by_element() -> None:
 def test_every_setting_is_an_option_with_help() -> None:
     texts = help_texts(TrainingSettings)
     assert [field.name for field in fields(TrainingSettings) if not texts.get(field.name)] == []
+    assert [text for text in texts.values() if text[0].isupper() or text.endswith(".")] == []
+    assert "needs --start-from" in texts["network"]
+    assert '"none" chooses' in texts["widths"]
     parser = argparse.ArgumentParser()
     add_options(parser)
     words = "--widths 32,16 --isolated-atoms H=-13.6,C=2 --bootstrap --no-cross-terms --head-widths none"
