@@ -96,7 +96,7 @@ class Calibration:
         for name, check in _CHECKS.items():
             if not check(getattr(self, name)):
                 raise ConfigError(
-                    f"the calibration has {name} {getattr(self, name)!r:.200}, which it cannot be"
+                    f"the calibration holds an invalid {name}: {getattr(self, name)!r:.200}"
                 )
         for first, second in _TOGETHER:
             if _elements(getattr(self, first)) != _elements(getattr(self, second)):

@@ -133,8 +133,8 @@ def label(
     frames
         Structures. Elements, positions, cell, periodicity, initial charges and initial magnetic moments identify them.
     calculator_factory
-        Makes an ASE calculator; called by the worker for every frame. Process pools need a factory that pickles: a
-        function of a module, or ``functools.partial``.
+        Makes an ASE calculator; called by the worker for every frame. Process pools need a factory that can be pickled:
+        a function of a module, or ``functools.partial``.
     executor
         Its workers compute. With None, this process computes.
     folder
@@ -249,7 +249,7 @@ def answers_of(
                 k = pending.pop(future)
                 answer = _answer(future)
                 if isinstance(answer, Lost) and not answer.executor_broke and k not in sent_again:
-                    _log.warning("sent again, for a worker died: %s", answer.reason)
+                    _log.warning("sent again, because a worker died: %s", answer.reason)
                     sent_again.add(k)
                     unsent.append(k)
                 else:
@@ -294,8 +294,8 @@ def _answer(future: "Future[Any]") -> Any | Lost:
         answer = future.result()
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ConfigError(
-            f"the work could not be sent to a worker ({error}). Process pools need what pickles: functions and classes "
-            "of a module, or functools.partial, but no lambda and nothing defined inside a function"
+            f"the work could not be sent to a worker ({error}). Process pools can send only what can be pickled: "
+            "functions and classes of a module, or functools.partial, but no lambda and nothing defined in a function"
         ) from error
     except Exception as error:  # the executor's error for a worker that died
         broke = isinstance(error, BrokenExecutor | CancelledError)

@@ -353,7 +353,7 @@ def test_jax_is_not_compiled_where_the_core_computes() -> None:
         predictor.predict([box_system(27)], "off")
     assert [predictor.compilations for predictor in predictors] == [0, 1]
     assert [predictor.backend for predictor in predictors] == ["compiled", "jax"]
-    assert [predictor.backend_reason for predictor in predictors] == [None, "it was asked for"]
+    assert [predictor.backend_reason for predictor in predictors] == [None, "JAX was requested"]
 
 
 @needs_core
@@ -490,7 +490,7 @@ def test_without_the_library_the_pure_path_serves(empty_folder) -> None:
 
 def test_a_library_that_does_not_load_is_reported(empty_folder) -> None:
     (empty_folder / "libneuralil.so").write_bytes(b"not a library")
-    assert "does not load" in native.missing_reason()
+    assert "the compiled core cannot be loaded" in native.missing_reason()
 
 
 def test_pull_back_of_the_pure_path_is_the_derivative() -> None:

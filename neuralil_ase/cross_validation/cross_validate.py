@@ -120,11 +120,11 @@ def cross_validate(
         frames, validation = read_data(data, chosen)
         if chosen.stress_weight > 0:
             check_stresses([*frames, *validation])
-        dealt = _dealt(frames, n_folds, chosen)
-        run = _record(frames, validation, dealt, n_folds, chosen, start)
+        fold_of = _folds_of(frames, n_folds, chosen)
+        run = _record(frames, validation, fold_of, n_folds, chosen, start)
         found = {} if file is None else file.scores(run)
         missing = [
-            _fold(k, frames, validation, dealt, chosen, start) for k in numbers if k not in found
+            _fold(k, frames, validation, fold_of, chosen, start) for k in numbers if k not in found
         ]
         try:
             for score in _scores(missing, chosen, start, executor, progress):
@@ -184,7 +184,7 @@ def _numbers(n_folds: int, folds: Sequence[int] | None) -> list[int]:
     numbers = list(folds)
     wrong = [k for k in numbers if not _is_whole(k) or not 0 <= k < n_folds]
     if wrong or not numbers:
-        what = f"there is no fold {wrong[0]!r}" if wrong else "no fold was asked for"
+        what = f"there is no fold {wrong[0]!r}" if wrong else "give at least one fold"
         raise ConfigError(f"{what}: with n_folds={n_folds}, folds are numbered 0 to {n_folds - 1}")
     return sorted({int(k) for k in numbers})
 
@@ -193,7 +193,9 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _dealt(frames: Sequence[Frame], n_folds: int, settings: TrainingSettings) -> list[int | None]:
+def _folds_of(
+    frames: Sequence[Frame], n_folds: int, settings: TrainingSettings
+) -> list[int | None]:
     """The fold of every frame; None for frames that are in no fold."""
     atoms = {id(frame) for frame in without_isolated_atoms(frames, settings)[1]}
     is_named = any(frame.group == "train" for frame in frames)
@@ -206,8 +208,7 @@ def _dealt(frames: Sequence[Frame], n_folds: int, settings: TrainingSettings) ->
     order = {key: k for k, key in enumerate(dict.fromkeys(k for k in keys if k is not None))}
     if len(order) < n_folds:
         raise DataError(
-            f"{n_folds} folds need at least as many frames (with split_by, groups) to deal, but there are "
-            f"{len(order)}. Give more frames, or use fewer folds"
+            f"cannot make {n_folds} folds of {len(order)} frames (or groups). Give more frames, or use fewer folds"
         )
     return [None if key is None else order[key] % n_folds for key in keys]
 
@@ -216,12 +217,12 @@ def _fold(
     number: int,
     frames: Sequence[Frame],
     validation: Sequence[Frame],
-    dealt: Sequence[int | None],
+    fold_of: Sequence[int | None],
     settings: TrainingSettings,
     start: Start | None,
 ) -> Fold:
     """The frames of a fold. Called for all folds before the first training, so that errors are found early."""
-    pairs = [*zip(frames, dealt, strict=True)]
+    pairs = [*zip(frames, fold_of, strict=True)]
     train, held_back = divide([f for f, k in pairs if k != number], validation, settings)
     held_out = [f for f, k in pairs if k == number]
     learnt = without_isolated_atoms(train, settings)[0]
@@ -238,7 +239,7 @@ def _fold(
 def _record(
     frames: Sequence[Frame],
     validation: Sequence[Frame],
-    dealt: Sequence[int | None],
+    fold_of: Sequence[int | None],
     n_folds: int,
     settings: TrainingSettings,
     start: Start | None,
@@ -248,7 +249,7 @@ def _record(
         "settings": plain({**settings.to_dict(), "n_folds": n_folds}),
         "data": {
             **fingerprint(frames, validation),
-            "folds": hashlib.sha256(repr([*dealt]).encode()).hexdigest(),
+            "folds": hashlib.sha256(repr([*fold_of]).encode()).hexdigest(),
         },
         "start": None if start is None else start.provenance,
     }
@@ -279,5 +280,5 @@ def _scores(
 def _say_what_is_kept(file: FoldFile | None, found: dict[int, FoldScore]) -> None:
     if file is not None and found:
         logger.warning(
-            "interrupted: %s holds the folds %s; the same call goes on with the others", file.path, sorted(found)
+            "interrupted: %s holds the folds %s; the same call continues with the others", file.path, sorted(found)
         )  # fmt: skip

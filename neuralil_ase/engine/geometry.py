@@ -86,7 +86,7 @@ def _refuse_positions(positions: np.ndarray) -> None:
 
 
 def _refuse_far_images(positions: np.ndarray, lattice: Lattice) -> None:
-    """Refuse atoms so far away that float64 cannot resolve their place in a cell, or int32 cannot count the cells."""
+    """Refuse atoms so far away that float64 cannot resolve their position in a cell, or int32 cannot count cells."""
     vectors, pbc = lattice.vectors, lattice.pbc
     fractional = np.where(pbc, fractional_coordinates(positions, lattice), 0)
     distances = np.linalg.norm(fractional @ vectors, axis=1)
@@ -94,9 +94,9 @@ def _refuse_far_images(positions: np.ndarray, lattice: Lattice) -> None:
     if far.any():
         atom = int(np.flatnonzero(far)[0])
         raise StructureError(
-            f"atom {atom} is {distances[atom]:.3g} Å away from the origin in periodic directions, where its place in "
-            "the cell is lost in rounding. Usually a simulation has exploded; if not, wrap atoms into the cell "
-            "(atoms.wrap()) before they are so far out"
+            f"atom {atom} is {distances[atom]:.3g} Å away from the origin in periodic directions, where float64 "
+            "cannot resolve its position in the cell. Usually a simulation has exploded; if not, wrap atoms into the "
+            "cell (atoms.wrap()) before they are so far out"
         )
 
 

@@ -56,16 +56,17 @@ def compiled_library() -> ctypes.CDLL | str:
         (path for path in FOLDER.glob("libneuralil.*") if path.suffix in (".so", ".dylib")), None
     )
     if path is None:
-        return f"it was not built when neuralil_ase was installed (nothing in {FOLDER})"
+        return f"the compiled core was not built when neuralil_ase was installed (nothing in {FOLDER})"
     try:
         loaded = ctypes.CDLL(str(path))
         if (found := loaded.neuralil_api_version()) != _API_VERSION:
             return (
-                f"{path} has interface {found} instead of {_API_VERSION}; install the package again"
+                f"the compiled core {path} has interface {found} instead of {_API_VERSION}; install the package "
+                "again"
             )
         _declare(loaded)
     except (OSError, AttributeError) as error:
-        return f"it was built but does not load: {error}"
+        return f"the compiled core cannot be loaded: {error}"
     return loaded
 
 

@@ -250,7 +250,8 @@ def refuse_crowds(box: Box) -> None:
     """Refuse structures with more pairs than real matter can have, before memory is allocated.
 
     Atoms are sorted into bins of about half the radius. With n atoms in a bin and K bins within the radius of one, no
-    more than K Σ n² directed pairs exist: four times as many as at an even density, fewer where atoms are together.
+    more than K Σ n² directed pairs exist. At an even density, this bound is four times the number of pairs; where atoms
+    stand close together in few bins, it is up to K times.
 
     Raises
     ------
@@ -270,6 +271,6 @@ def refuse_crowds(box: Box) -> None:
     most = min(most, reached * float(occupied @ occupied))
     if most > allowed:
         raise StructureError(
-            f"atoms may have {most / n_atoms:.2g} neighbours within {radius:.3g} Å on average: there is no such "
-            "density. Usually the cell or the positions are not in Å, or the structure has collapsed"
+            f"atoms may have {most / n_atoms:.2g} neighbours within {radius:.3g} Å on average: no real "
+            "material is that dense. Usually the cell or the positions are not in Å, or the structure has collapsed"
         )

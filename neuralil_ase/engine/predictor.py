@@ -98,7 +98,7 @@ class Predictor:
     def backend_reason(self) -> str | None:
         """Why JAX computes energies and forces; None if the compiled core does."""
         if self._wanted == "jax":
-            return "it was asked for"
+            return "JAX was requested"
         return backends.reason_for_jax(self.potential.config)
 
     @property

@@ -73,7 +73,7 @@ def _check_something(labels: Sequence[Labels], keys: Keys, names: str) -> None:
         return
     found = "".join(_suggestion(label, labels, keys) for label in ("energy", "forces"))
     raise DataError(
-        f"neither energies nor forces were found in {names}. Usually they go by other names there (REF_energy, "
+        f"neither energies nor forces were found in {names}. Usually they have other names there (REF_energy, "
         f"dft_forces, …): name them with energy_key and forces_key{found}"
     )
 
@@ -125,7 +125,7 @@ def _check_predictions(labels: Sequence[Labels], keys: Keys, names: str) -> None
     if not predicted:
         return
     text = (
-        f"the labels of {len(predicted)} frames of {names} seem to be predictions of a model: beside them stand "
+        f"the labels of {len(predicted)} frames of {names} seem to be predictions of a model: they are stored with "
         f"{', '.join(sorted({name for found in predicted for name in found.predicted_by}))}"
     )
     others = [
@@ -135,8 +135,8 @@ def _check_predictions(labels: Sequence[Labels], keys: Keys, names: str) -> None
         for name in sorted({n for found in predicted for n in found.lookalikes.get(x, ())})
     ]
     if others:
-        raise DataError(f"{text}. The labels go by other names there: give {', '.join(others)}")
-    logger.warning("%s. Use them only if that is meant", text)
+        raise DataError(f"{text}. The labels have other names there: give {', '.join(others)}")
+    logger.warning("%s. Use them only if this is intended", text)
 
 
 def _name_what_is_left(labels: Sequence[Labels], keys: Keys, names: str) -> None:
@@ -150,8 +150,8 @@ def _name_what_is_left(labels: Sequence[Labels], keys: Keys, names: str) -> None
         is_open = all(getattr(keys, x) is None for x in _SYNONYMS.get(label, (label,)))
         if label in ("energy", "forces") and twins and is_open and label not in keys.unused:
             raise DataError(
-                f"{_PLURAL[label]} are taken from {_looked_for(label, keys)}, but {_listed(counts)} of {names} goes "
-                f"with the names that were given. Say which is meant: {OPTIONS[label]}={twins[0]!r}, or "
+                f"{_PLURAL[label]} are taken from {_looked_for(label, keys)}, but {_listed(counts)} of {names} "
+                f"fits the other names that were given. Say which one to use: {OPTIONS[label]}={twins[0]!r}, or "
                 f"{OPTIONS[label]}={label!r}"
             )
         if counts:

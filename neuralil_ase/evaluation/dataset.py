@@ -238,7 +238,7 @@ def split(frames: Sequence[Frame], fraction: float, seed: int) -> tuple[list[Fra
     count = max(1, round(fraction * len(groups)))
     if count >= len(groups):
         raise DataError(
-            f"cannot hold back {fraction:.0%} of {len(groups)} frames or groups for validation: nothing would "
+            f"cannot hold out {fraction:.0%} of {len(groups)} frames or groups for validation: nothing would "
             "be left to train on. Give more data, a validation file, or validation_fraction 0"
         )
     order = np.random.default_rng(seed).permutation(groups).tolist()
@@ -268,12 +268,12 @@ def _with_all_elements_left(
         left.subtract(elements[group])
     if kept:
         logger.info(
-            "frames with %s are not held back for validation: no other frame or group to train on has these elements",
+            "frames with %s are not held out for validation: no other frame or group to train on has these elements",
             "; ".join(kept),
         )
     if not held:
         raise DataError(
-            "nothing can be held back for validation: every frame or group is the only one with some element. Give "
+            "nothing can be held out for validation: every frame or group is the only one with some element. Give "
             "more data, a validation file, or validation_fraction 0"
         )
     return held
@@ -285,8 +285,8 @@ def _named_split(
     unknown = sorted(str(name) for name in names - {"train", "test", *VALIDATION_NAMES})
     if unknown:
         raise DataError(
-            f"the data come with a split, but besides 'train' frames are called {', '.join(unknown)}. Known are train, "
-            f"{', '.join(VALIDATION_NAMES)} and test; rename them, or split by another key"
+            f"the data define a split with unknown names: {', '.join(unknown)}. Known names are train, "
+            f"{', '.join(VALIDATION_NAMES)} and test; rename the others, or split by another key"
         )
     unused = sum(frame.group == "test" for frame in frames)
     if unused:

@@ -74,8 +74,8 @@ def verdict(labels: np.ndarray, implied: np.ndarray, volume: float) -> str | Non
     ratio = float(np.sqrt(np.mean(given**2) / np.mean(expected**2)))
     if abs(correlation) < UNRELATED and len(labels) >= ENOUGH:
         return (
-            f"the stresses do not go with energies and forces (correlation {correlation:.2f}): usually they belong to "
-            "other frames. Train without them (stress_weight 0) or look where they come from"
+            f"the stresses do not fit energies and forces (correlation {correlation:.2f}): usually they belong to "
+            "other frames. Train without them (stress_weight 0) or find out where they come from"
         )
     if abs(correlation) < AGREES:
         return None

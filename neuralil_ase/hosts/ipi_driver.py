@@ -92,7 +92,7 @@ class NeuralILDriver(Dummy_driver):  # type: ignore[misc]  # i-PI has no types
         with _said_once():
             if unknown:
                 raise ConfigError(
-                    f"there is no option {', '.join(unknown)}; those there are: template, model, dtype, committee"
+                    f"there is no option {', '.join(unknown)}; the options are: template, model, dtype, committee"
                 )
             if committee not in (None, True, False):
                 raise ConfigError(f"committee must be True or False, not {committee}")

@@ -185,7 +185,7 @@ def _check_same_start(
         for start in (before, now)
     ]
     raise TrainingError(
-        f"cannot resume from {path}: that run began with {names[0]}, this one is to begin with {names[1]}. Start from "
+        f"cannot resume from {path}: that run began with {names[0]}, but this run starts from {names[1]}. Start from "
         f"the same model again, or {otherwise}"
     )
 

@@ -229,8 +229,8 @@ def model_config(
     if settings.network == "heteroscedastic":
         raise ConfigError(
             "the network 'heteroscedastic' is the published architecture of deep ensembles. It can be trained from an "
-            "imported model (start_from), but not from random parameters: with its swish before σ², gradients vanish "
-            "too easily. For a new model with aleatoric layers use 'core' with head_widths"
+            "imported model (start_from), but not from random parameters: gradients vanish too "
+            "easily in the swish function before σ². For a new model with aleatoric layers use 'core' with head_widths"
         )
     aleatoric = () if settings.network == "resnet" else settings.head_widths
     use_zbl = settings.pair_term == "zbl"

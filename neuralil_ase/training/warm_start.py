@@ -111,7 +111,7 @@ def settings_from(
     """
     fixed, defaults = _fixed_by(start.potential), TrainingSettings()
     wrong = [
-        f"{name} (model: {value}, asked for: {getattr(settings, name)})"
+        f"{name} (model: {value}, requested: {getattr(settings, name)})"
         for name, value in fixed.items()
         if name in given or getattr(settings, name) != getattr(defaults, name)
         if getattr(settings, name) != value

@@ -118,7 +118,7 @@ def test_what_is_wrong_is_said_in_one_line(
 
 
 def test_options_that_mean_nothing_are_refused(files: tuple[str, str]) -> None:
-    with pytest.raises(SystemExit, match=r"no option modle; those there are: template, model"):
+    with pytest.raises(SystemExit, match=r"no option modle; the options are: template, model"):
         NeuralILDriver(files[0], modle=files[1])
     with pytest.raises(SystemExit, match="committee must be True or False, not no"):
         NeuralILDriver(*files, committee="no")  # type: ignore[arg-type]  # as i-PI reads it

@@ -119,7 +119,7 @@ def test_what_an_interruption_leaves_is_not_trained_again(
     monkeypatch.setattr(Trainer, "step", counted)
     with pytest.raises(KeyboardInterrupt):
         cross_validate([*alloy()], output, n_folds=3, settings=QUICK)
-    assert "folds.jsonl holds the folds [0]; the same call goes on" in caplog.text
+    assert "folds.jsonl holds the folds [0]; the same call continues" in caplog.text
     monkeypatch.undo()
     executor = Mortal()
     found = cross_validate([*alloy()], output, n_folds=3, settings=QUICK, executor=executor)
@@ -190,12 +190,12 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"n_folds": 1}, ConfigError, "at least 2, got 1: with one fold, no frames would be left"),
     ({"n_folds": 2.5}, ConfigError, "whole number and at least 2, got 2.5"),
     ({"n_folds": True}, ConfigError, "got True"),
-    ({"n_folds": 13}, DataError, "13 folds need at least as many frames .* there are 12"),
-    ({"split_by": "seed"}, DataError, r"5 folds need .*groups\) to deal, but there are 4"),
+    ({"n_folds": 13}, DataError, "cannot make 13 folds of 12 frames"),
+    ({"split_by": "seed"}, DataError, r"cannot make 5 folds of 4 frames \(or groups\)"),
     ({"folds": [0, 5]}, ConfigError, "there is no fold 5: with n_folds=5, .* 0 to 4"),
     ({"folds": [-1]}, ConfigError, "there is no fold -1"),
     ({"folds": ["a"]}, ConfigError, "there is no fold 'a'"),
-    ({"folds": []}, ConfigError, "no fold was asked for"),
+    ({"folds": []}, ConfigError, "give at least one fold"),
     ({"folds": 2}, ConfigError, "folds must be a list of numbers, got 2"),
     ({"epoch": 3}, ConfigError, r"unknown training options \['epoch'\]"),
     ({"members": 0}, ConfigError, "members must lie between 1"),
@@ -369,6 +369,6 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [line.split()[0] for line in lines] == ["fold", "2", "mean", "Energies", "the"]
     assert [json.loads(line)["fold"] for line in output.read_text().splitlines()] == [2]
     assert main([*words, "--folds", "13"]) == 2
-    assert "13 folds need at least as many frames" in capsys.readouterr().err
+    assert "cannot make 13 folds of 12 frames" in capsys.readouterr().err
     assert main([*words, "--workers", "0"]) == 2
     assert "workers: at least 1 is needed, not 0" in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_a_key_for_one_label_and_twins_of_it_for_another() -> None:
     for copy, atoms in zip(data, alloy(3), strict=True):
         copy.arrays["forces"] = 0.9 * atoms.calc.results["forces"]
     with pytest.raises(
-        DataError, match=r"REF_forces.*goes with the names .*forces_key='REF_forces'"
+        DataError, match=r"REF_forces.*fits the other names .*forces_key='REF_forces'"
     ):
         frames_from_atoms(data, Keys("REF_energy"))
     assert frames_from_atoms(data, Keys("REF_energy", "forces"))[0].forces is not None
@@ -162,7 +162,7 @@ def test_predictions_are_no_labels(marker: str, caplog: pytest.LogCaptureFixture
         ]
     frames_from_atoms(data)
     assert (
-        f"labels of 3 frames of the structures seem to be predictions of a model: beside them stand {marker}"
+        f"labels of 3 frames of the structures seem to be predictions of a model: they are stored with {marker}"
         in caplog.text
     )
     for copy in data:

@@ -128,7 +128,7 @@ def test_accuracy_does_not_depend_on_the_energies_of_isolated_atoms() -> None:
     assert errors[8.0] < 1  # eV/atom, after twelve steps
 
 
-def test_an_element_that_would_be_held_back_alone_stays_in_training(
+def test_an_element_that_would_be_held_out_alone_stays_in_training(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Whatever the seed; silver is in one frame, gold in two."""
@@ -143,11 +143,11 @@ def test_an_element_that_would_be_held_back_alone_stays_in_training(
             training, validation = split(data, 0.3, seed)
             assert len(validation) == 3
             assert {s for f in training for s in f.symbols} == {"Ag", "Au", "Cu"}
-    assert "not held back for validation" in caplog.text
+    assert "not held out for validation" in caplog.text
     alone = [
         replace(f, symbols=np.array([s] * 16)) for f, s in zip(frames(2), ("Cu", "Ag"), strict=True)
     ]
-    with pytest.raises(DataError, match="nothing can be held back"):
+    with pytest.raises(DataError, match="nothing can be held out"):
         split(alone, 0.3, 0)
 
 
@@ -167,7 +167,7 @@ def test_parts_of_a_split_with_other_names_are_refused() -> None:
     training, validation = split(data, 0.1, 0)
     assert (len(training), len(validation)) == (2, 1)
     data[2] = replace(data[2], group="holdout")
-    with pytest.raises(DataError, match="besides 'train' frames are called holdout"):
+    with pytest.raises(DataError, match="split with unknown names: holdout"):
         split(data, 0.1, 0)
 
 

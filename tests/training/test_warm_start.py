@@ -289,7 +289,7 @@ def test_resuming_with_another_start_is_refused(tmp_path: Path) -> None:
     quick(data, path, start_from=old())
     with pytest.raises(TrainingError, match=r"began with a potential in memory \(SHA-256 \w+…\)"):
         quick(data, path, start_from=other, resume=True)
-    with pytest.raises(TrainingError, match="this one is to begin with random parameters"):
+    with pytest.raises(TrainingError, match="this run starts from random parameters"):
         quick(data, path, settings=TINY, resume=True)
     cold = tmp_path / "cold"
     train(data, cold, settings=TINY, report=False)
@@ -314,13 +314,13 @@ def test_unknown_elements_are_named() -> None:
     ],
 )  # fmt: skip
 def test_another_architecture_is_refused(option: str, value: Any) -> None:
-    """Also where what was asked for is the default (members, widths, n_max)."""
+    """Also where what was requested is the default (members, widths, n_max)."""
     with pytest.raises(ConfigError, match=rf"contradict them: {option} \(model: .*\)\. Leave"):
         quick(list(alloy()), start_from=old(), **{option: value})
 
 
 def test_settings_that_differ_from_the_defaults_count_as_given(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"n_max \(model: 2, asked for: 3\); members"):
+    with pytest.raises(ConfigError, match=r"n_max \(model: 2, requested: 3\); members"):
         quick([], start_from=old(), settings=TrainingSettings(members=3, n_max=3))
     (tmp_path / "s.toml").write_text("members = 8\n")
     options = read_settings(tmp_path / "s.toml")

