@@ -4,7 +4,8 @@
 
 Needs ``pip install neuralil-ase[jax-md]``. A Nosé-Hoover thermostat at 300 K, 0.5 fs a step. The neighbour list is
 updated inside the compiled block; where it has no room for all neighbours, the block is repeated with a larger one.
-On a CPU ASE's loop is faster: jax-md is for what is differentiated, or compiled further. Writes jax_md_nvt.png.
+On a CPU, ASE's loop is faster; use jax-md for gradients through trajectories, or inside other compiled code.
+Writes jax_md_nvt.png.
 """
 
 import sys

@@ -6,7 +6,7 @@ Needs ``pip install neuralil-ase[ipi]``. Runs i-PI twice at 300 K, with one bead
 and draws the distribution of N-H distances, path_integral.png; one of the three protons is shared with the nitrate.
 The bands are the spread over the members of the ensemble: each would have made another trajectory, and the frames of
 this one are reweighted for it by a cumulant expansion of first order (Imbalzano et al., J. Chem. Phys. 154, 074102
-(2021)). They do not hold the error of sampling, which is printed with the mean.
+(2021)). They do not include the sampling error, which is printed with the mean.
 """
 
 import argparse

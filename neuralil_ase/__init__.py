@@ -1,6 +1,6 @@
 """ASE calculator for NeuralIL, differentiable neural potentials with uncertainties one can act on.
 
-Names are loaded on first use, because ASE imports this package to list its plugins and must not pay for JAX.
+Names are loaded on first use, because ASE imports this package to list its plugins and must not wait for JAX.
 """
 
 from importlib import import_module

@@ -2,7 +2,7 @@
 
 Workers are those of a ``concurrent.futures.Executor``. The standard library's pools are tested. Dask 2026.8
 (``client.get_executor()``) and Parsl 2026.10 (``ParslPoolExecutor`` with two workers) were tried by hand on one
-machine, with a worker killed on the way: predictions, labels and trained members were complete. With mpi4py 4.1, give a
+machine, while a worker was killed: predictions, labels and trained members were complete. With mpi4py 4.1, give a
 script an ``MPIPoolExecutor()`` and start it by ``mpiexec -n 3 python -m mpi4py.futures script.py``: one process sends,
 the others work. If one of the others dies, MPI ends all processes; labels and members that were saved remain. Only the
 calling process reads and writes files.
@@ -282,7 +282,7 @@ def _portable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        said = ProcessError(f"a worker met {type(error).__name__}: {error}")
+        said = ProcessError(f"a worker raised {type(error).__name__}: {error}")
         for note in getattr(error, "__notes__", ()):
             said.add_note(note)
         return said

@@ -223,7 +223,7 @@ def _odd() -> None:
 
 def test_an_error_that_does_not_travel_is_told_by_one_that_does() -> None:
     """A pool of processes breaks of such an answer, and loses those of others."""
-    with pytest.raises(ProcessError, match="met TwoArguments: much is wrong") as caught:
+    with pytest.raises(ProcessError, match="raised TwoArguments: much is wrong") as caught:
         dict(answers_of(Mortal(), _odd, {0: ()}))
     assert any("_odd" in note for note in caught.value.__notes__)
 

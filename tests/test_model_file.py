@@ -336,7 +336,7 @@ def test_a_newer_format_names_both_versions(path: Path) -> None:
         ({"calibration": {}}, "the calibration lacks force_floor, force_scale"),
         (
             {"calibration": {"force_scale": {}, "force_floor": {"H": "0"}}},
-            "calibration has force_floor",
+            "calibration holds an invalid force_floor",
         ),
         ({"units": {"energy": "Hartree"}}, "is in units"),
         ({"elements": ["C", "H", "O", "N"]}, "list of elements"),

@@ -310,7 +310,7 @@ def _bushy() -> dict[str, Any]:
         ({"model_version": None}, "model_version is missing or of type NoneType"),
         ({"constructor_kwargs": {"a": 1}}, "constructor_kwargs are not empty"),
         ({"sorted_elements": ["Sr", "O", "Ti"]}, "alphabetical order"),
-        ({"sorted_elements": ["A", "O", "Ti"]}, "no chemical elements"),
+        ({"sorted_elements": ["A", "O", "Ti"]}, "not chemical elements"),
         ({"sorted_elements": "OTi"}, "sorted_elements is missing or of type str"),
         ({"sorted_elements": ["O", "Ti"]}, "has shape"),
         ({"n_max": 4}, "has shape"),
@@ -319,12 +319,12 @@ def _bushy() -> dict[str, Any]:
         ({"core_widths": [64, "32"]}, "not a short list of type int"),
         ({"core_widths": [1] * 1000}, "not a short list"),
         ({"core_widths": [64, 32]}, "do not belong to this architecture"),
-        ({"params": {}}, "should lie under 'params' alone"),
-        ({"params": {"params": {"other": {}}}}, "should lie under 'neuralil' alone"),
-        ({"params": {"params": {"neuralil": {"embed": 3}}}}, "embed is no array"),
+        ({"params": {}}, "should all be under 'params'"),
+        ({"params": {"params": {"other": {}}}}, "should all be under 'neuralil'"),
+        ({"params": {"params": {"neuralil": {"embed": 3}}}}, "embed is not an array"),
         ({"params": {"params": {"neuralil": {}}}}, "element embedding is missing"),
-        ({"params": {"params": {"neuralil": _endless()}}}, "is no array"),
-        ({"params": {"params": {"neuralil": _bushy()}}}, "is no array"),
+        ({"params": {"params": {"neuralil": _endless()}}}, "is not an array"),
+        ({"params": {"params": {"neuralil": _bushy()}}}, "is not an array"),
         (_renamed("denormalizer", "normalizer"), "normalizer/kernel belongs to no known layout"),
         (_renamed("embed", "embedding"), "element embedding is missing"),
         ({"model_version": "0.2"}, "unexpected .*pair/embedding"),
@@ -409,7 +409,7 @@ def test_forged_pickles_are_refused_at_once(tmp_path: Path, content: bytes) -> N
     """Python's own unpickler took gigabytes, hung for ever or ran into its limit of recursion."""
     began = time.process_time()
     tracemalloc.start()
-    with pytest.raises(ModelFileError, match=r"was refused|is no published potential"):
+    with pytest.raises(ModelFileError, match=r"was refused|is not a published potential"):
         import_published(write(tmp_path, content))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""MD of copper without a model at the start: EMT labels frames for which the model is uncertain, soon no more.
+"""MD of copper without a model at the start: EMT labels the frames for which the model is uncertain.
 
     python md_examples/learning/learn_metal.py 2000
 

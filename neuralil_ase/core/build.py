@@ -1,8 +1,8 @@
 """Build of the compiled core, named in pyproject.toml; setuptools runs it, the package never does.
 
-One shared library holds the code for every instruction set worth telling apart, and picks one when it runs. It is
-called, not imported, so one wheel serves every version of Python. Without a C++ compiler the package installs all the
-same and runs in pure JAX.
+One shared library holds code for several instruction sets and chooses one when it runs. It is loaded through ctypes and
+not imported, so that one wheel serves every version of Python. Without a C++ compiler, the package is installed without
+it and computes with JAX.
 """
 
 import os

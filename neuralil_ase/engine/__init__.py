@@ -1,1 +1,1 @@
-"""From arrays on the host to predictions: pair lists, compiled functions, derivatives. Knows no ASE."""
+"""From arrays on the host to predictions: pair lists, compiled functions, derivatives. Uses no ASE."""

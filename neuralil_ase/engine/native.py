@@ -1,4 +1,4 @@
-"""The compiled core: finds the library at the first use and calls its functions through ctypes. Knows no JAX."""
+"""The compiled core: finds the library at the first use and calls its functions through ctypes. Uses no JAX."""
 
 import ctypes
 import json

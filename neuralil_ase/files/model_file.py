@@ -50,7 +50,7 @@ _HEADER_TYPES: dict[str, type | tuple[type, ...]] = {
 }
 _DTYPES = ("F16", "F32", "F64")
 _DAMAGED = (
-    "Usually the file was cut short or changed on its way; compare its checksum with the source "
+    "Usually the file was cut short or changed during a transfer; compare its checksum with the source "
     "and copy or download it again"
 )
 _FOREIGN = (
@@ -196,7 +196,7 @@ def _check_layout(path: Path, content: bytes) -> Mapping[str, Any]:
     _check_start(path, content)
     length = int.from_bytes(content[:8], "little")
     if length > MAX_HEADER_BYTES:
-        _refuse(path, f"announces a header of {length} bytes, so it is no model file", _FOREIGN)
+        _refuse(path, f"announces a header of {length} bytes, so it is not a model file", _FOREIGN)
     if 8 + length > len(content):
         what = f"is truncated: its header has {length} bytes, and {len(content) - 8} are there"
         _refuse(path, what, _DAMAGED)
@@ -223,11 +223,11 @@ def _check_start(path: Path, content: bytes) -> None:
         advice = f"Import it once with: neuralil-ase import {path} -o MODEL.safetensors"
         _refuse(
             path,
-            "is a Python pickle, perhaps published NeuralIL parameters, and no model file",
+            "is a Python pickle, perhaps published NeuralIL parameters, and not a model file",
             advice,
         )
     if content[:2] == b"PK":
-        _refuse(path, "is a zip archive (.npz or PyTorch) and no model file", _FOREIGN)
+        _refuse(path, "is a zip archive (.npz or PyTorch) and not a model file", _FOREIGN)
 
 
 def _array_end(path: Path, name: str, entry: Any) -> int:

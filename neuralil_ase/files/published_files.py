@@ -107,7 +107,7 @@ def import_published(path: str | os.PathLike[str]) -> Potential:
     try:
         return _potential(fields, _provenance(path, content, fields))
     except ConfigError as error:
-        raise ModelFileError(f"{path} is no published potential: {error}. {_ADVICE}") from error
+        raise ModelFileError(f"{path} is not a published potential: {error}. {_ADVICE}") from error
 
 
 def _read(path: Path) -> bytes:
@@ -162,7 +162,9 @@ def _config(
     elements = _items(fields, "sorted_elements", str)
     unknown = sorted(set(elements) - set(chemical_symbols[1:]))
     if unknown:
-        raise ConfigError(f"sorted_elements holds {unknown!s:.200}, which are no chemical elements")
+        raise ConfigError(
+            f"sorted_elements holds {unknown!s:.200}, which are not chemical elements"
+        )
     embedding = arrays.get("embed/embedding")
     if embedding is None or embedding.ndim != (3 if kind.branch else 2):
         raise ConfigError("its element embedding is missing or has the wrong number of axes")
@@ -197,7 +199,7 @@ def _published_arrays(kind: _Kind, fields: Mapping[str, Any]) -> dict[str, np.nd
     tree: Any = _field(fields, "params", dict)
     for branch in ["params", kind.branch] if kind.branch else ["params"]:
         if set(tree) != {branch} or not isinstance(tree[branch], dict):
-            raise ConfigError(f"its parameters should lie under {branch!r} alone")
+            raise ConfigError(f"its parameters should all be under {branch!r}")
         tree = tree[branch]
     arrays: dict[str, np.ndarray] = {}
     _collect(tree, (), arrays)
@@ -218,7 +220,7 @@ def _collect(tree: Mapping[Any, Any], path: tuple[str, ...], arrays: dict[str, n
         elif isinstance(value, PickledArray) and len(arrays) < MAX_LEAVES:
             arrays[name] = value.values
         else:
-            raise ConfigError(f"its parameter {name} is no array, or one too many")
+            raise ConfigError(f"its parameter {name} is not an array, or there are too many")
 
 
 _LEAF = r"/(?P<leaf>kernel|bias|scale)$"

@@ -181,7 +181,7 @@ class _Machine:
     def take(self, count: int) -> list[Any]:
         items = self.stack[len(self.stack) - count :]
         if len(items) < count:
-            raise pickle.UnpicklingError("it takes more than it made")
+            raise pickle.UnpicklingError("it takes more from the stack than is there")
         del self.stack[len(self.stack) - count :]
         return items
 
@@ -198,13 +198,13 @@ class _Machine:
     def append(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not list:
-            raise pickle.UnpicklingError("it appends to what is no list")
+            raise pickle.UnpicklingError("it appends to something that is not a list")
         target.extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         target, keys = self.stack[-1], items[::2]
         if type(target) is not dict or not all(type(key) is str for key in keys):
-            raise pickle.UnpicklingError("it sets entries that are no names of a table")
+            raise pickle.UnpicklingError("it sets entries that are not names in a table")
         target.update(zip(keys, items[1::2], strict=True))
 
     def find_global(self, module: Any, name: Any) -> None:
@@ -226,13 +226,13 @@ class _Machine:
     def call(self, _: Any) -> None:
         function, arguments = self.take(2)
         if type(function) is not _Global or type(arguments) is not tuple:
-            raise pickle.UnpicklingError("it calls what is no function")
+            raise pickle.UnpicklingError("it calls something that is not a function")
         self.push(function(*arguments))
 
     def build(self, _: Any) -> None:
         target, state = self.stack[-2], self.stack.pop()
         if type(target) not in (_Record, _Global, _Dtype, PickledArray):
-            raise pickle.UnpicklingError("it sets the state of what has none")
+            raise pickle.UnpicklingError("it sets the state of an object that has none")
         target.__setstate__(state)
 
 

@@ -217,7 +217,7 @@ class EnergyFunction:
             narrow = (_heights(used["box"], jnp) < 2 * self.potential.r_cut).any()
             _refuse(
                 narrow,
-                "the box is narrower than twice the cutoff, and jax-md sees one image of each atom alone: start from "
+                "the box is narrower than twice the cutoff, and jax-md sees only one image of each atom: start from "
                 "a larger cell",
             )
             good &= ~narrow

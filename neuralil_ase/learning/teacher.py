@@ -38,7 +38,7 @@ def check_offers(teacher: Any) -> None:
     offered = getattr(teacher, "implemented_properties", None)
     if offered is None or not callable(getattr(teacher, "get_property", None)):
         raise TeacherError(
-            f"the teacher is a {type(teacher).__name__}, which is no ASE calculator: give an object like EMT() or "
+            f"the teacher is a {type(teacher).__name__}, which is not an ASE calculator: give an object like EMT() or "
             "Vasp(...), not its class or its name"
         )
     missing = [name for name in ("energy", "forces") if name not in offered]

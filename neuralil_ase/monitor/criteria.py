@@ -265,8 +265,8 @@ class MaxForceErrorBar(Criterion):
         if without.any():
             missing = ", ".join(sorted(set(atoms.symbols[without])))
             raise MonitorError(
-                f"{self.name}: the calibration of the model knows no {missing}; calibrate it on held-out data that "
-                "hold these elements, or leave them out with elements="
+                f"{self.name}: the model has no error bars for {missing}; calibrate it on held-out data with these "
+                "elements, or leave them out with elements="
             )
         return bars
 

@@ -169,7 +169,7 @@ class Log:
             self.clock = (int(reached[-1, 0]), float(times[0]))
 
     def _restore(self, file: OwnedFile) -> str | None:
-        """Repair the file after somebody else changed or deleted it; returns what the user should be told."""
+        """Repair the file after another program changed or deleted it; returns what the user should be told."""
         added = file.added()
         if added == self._unwritten:
             file.read()  # our own rows: an interrupt came just after they were written
@@ -178,11 +178,11 @@ class Log:
             line[:1] in b"#\n\r" for line in added.splitlines(keepends=True)
         ):
             if added.endswith(b"\n"):
-                file.append(self._unwritten, sync=False)  # somebody appended only comments
+                file.append(self._unwritten, sync=False)  # only comments were appended
                 return None
         elif added is not None:
             raise OutputError(
-                f"{file.path}: {len(added)} bytes were added to this log by somebody else, usually by a second run "
+                f"{file.path}: {len(added)} bytes were added to this log by another program, usually by a second run "
                 "with the same log. Give each its own, and remove the other's rows here"
             )
         aside = file.set_aside()
@@ -190,7 +190,7 @@ class Log:
         what = (
             "was deleted or emptied"
             if aside is None
-            else f"was changed by somebody else, is now {aside},"
+            else f"was changed by another program, is now {aside},"
         )
         return f"{file.path} {what} and was written again, with all rows of this run"
 

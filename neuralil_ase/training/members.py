@@ -116,7 +116,7 @@ def train_member(job: Job, member: int) -> Potential:
             run = fit(trainer, recorder.started(), recorder)
         except TrainingError as error:
             raise TrainingError(
-                f"member {member}, trained apart from the others: {error}"
+                f"member {member}, trained separately from the others: {error}"
             ) from error
     if recorder.reason == "interrupted":
         raise KeyboardInterrupt  # a partly trained member is not used

@@ -265,7 +265,11 @@ class OnlyEnergy(Calculator):
 
 @pytest.mark.parametrize(
     ("teacher", "message"),
-    [(OnlyEnergy(), "has no forces"), ("EMT", "no ASE calculator"), (None, "no ASE calculator")],
+    [
+        (OnlyEnergy(), "has no forces"),
+        ("EMT", "not an ASE calculator"),
+        (None, "not an ASE calculator"),
+    ],
 )
 def test_a_teacher_that_cannot_teach_is_refused_at_once(
     folder: Path, teacher: Any, message: str

@@ -255,7 +255,7 @@ def test_error_bars_are_watched_in_the_unit_of_the_error():
     assert (reading.criterion, reading.unit) == ("max_force_error_bar_C", "eV/Å")
     assert MaxForceErrorBar.needs == "forces"
     p.forces_error_bar[ETHANOL.numbers == 8] = np.nan
-    with pytest.raises(MonitorError, match="the calibration of the model knows no O"):
+    with pytest.raises(MonitorError, match="the model has no error bars for O"):
         MaxForceErrorBar(0.1).read(ETHANOL, p)
     p.forces_std[:] = p.forces_error_bar[:] = np.nan  # exploded
     assert MaxForceErrorBar(0.1).read(ETHANOL, p).band == Band.HIGH

@@ -164,7 +164,7 @@ def test_remarks_in_the_log_are_kept_and_rows_of_others_are_refused(in_folder):
     with open(LOG, "ab") as file:
         file.write(row)
     with pytest.raises(
-        MonitorError, match=r"bytes were added to this log by somebody else.*1 row\(s\) wait"
+        MonitorError, match=r"bytes were added to this log by another program.*1 row\(s\) wait"
     ):
         dynamics.run(1)
     content = LOG.read_bytes()

@@ -77,7 +77,7 @@ def test_a_worker_that_dies_costs_its_member_only_and_the_member_is_tried_again(
     output, executor = tmp_path / "model.safetensors", Mortal({1})
     found = train([*alloy()], output, settings=TWO, report=False, executor=executor)
     assert [k for _, k in executor.messages] == [0, 1, 1]
-    assert "sent again, for a worker died: ConnectionError: the worker is gone" in caplog.text
+    assert "sent again, because a worker died: ConnectionError: the worker is gone" in caplog.text
     same(
         found.potential, train([*alloy()], settings=TWO, report=False, executor=Mortal()).potential
     )
@@ -143,7 +143,7 @@ def test_a_diverged_member_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise TrainingError("the loss became nan")
 
     monkeypatch.setattr(members, "fit", diverge)
-    with pytest.raises(TrainingError, match=r"member 0, trained apart .* nan"):
+    with pytest.raises(TrainingError, match=r"member 0, trained separately .* nan"):
         train([*alloy()], settings=TWO, report=False, executor=Mortal())
 
 

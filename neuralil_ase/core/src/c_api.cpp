@@ -101,7 +101,7 @@ neuralil_status neuralil_check(const char* description) {
   if (!description) return fail(NEURALIL_FAILED, "neuralil_check got a null pointer");
   return guarded(nullptr, [&] {
     const neuralil::Json header = neuralil::Json::parse(description);
-    if (!header.object()) throw neuralil::BadFile("the description is no table");
+    if (!header.object()) throw neuralil::BadFile("the description is not a table");
     neuralil::read_config(header);
   });
 }
@@ -140,7 +140,7 @@ neuralil_status neuralil_force_error_bars(const neuralil_model* model, int64_t n
     return fail(NEURALIL_UNSUPPORTED, "the model carries no calibration; make one with: neuralil-ase calibrate");
   for (int64_t i = 0; i < n; ++i) {
     if (types[i] < 0 || types[i] >= std::int32_t(model->config.elements.size()))
-      return fail(NEURALIL_BAD_GRAPH, "a type that is no element of the model");
+      return fail(NEURALIL_BAD_GRAPH, "a type that is not an element of the model");
     error_bars[i] = model->calibration.force_error_bar(types[i], spreads[i], aleatoric ? aleatoric + i : nullptr);
   }
   return NEURALIL_OK;

@@ -20,12 +20,12 @@ std::vector<double> by_element(const Json::Object& table, const char* key, const
   std::vector<double> found(elements.size(), std::nan(""));
   const Json* entries = find(table, key);
   if (!entries) return found;
-  if (!entries->object()) throw BadFile(std::string("its calibration has ") + key + " that is no table");
+  if (!entries->object()) throw BadFile(std::string("its calibration has ") + key + " that is not a table");
   for (std::size_t i = 0; i < elements.size(); ++i) {
     const Json* value = find(*entries->object(), elements[i]);
     if (value && inner) value = value->object() ? find(*value->object(), inner) : nullptr;
     if (!value) continue;
-    if (!value->is_number()) throw BadFile(std::string("its calibration has ") + key + " that is no number");
+    if (!value->is_number()) throw BadFile(std::string("its calibration has ") + key + " that is not a number");
     found[i] = value->number();
   }
   return found;
@@ -45,7 +45,7 @@ Calibration read_calibration(const Json& header, const std::vector<std::string>&
   Calibration found;
   const Json* entry = find(*header.object(), "calibration");
   if (!entry || entry->is_null()) return found;
-  if (!entry->object()) throw BadFile("its calibration is no table");
+  if (!entry->object()) throw BadFile("its calibration is not a table");
   const Json::Object& table = *entry->object();
   const Json* uses_aleatoric = find(table, "with_noise");
   found.is_there = true;

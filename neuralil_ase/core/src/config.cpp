@@ -28,7 +28,7 @@ void require(bool condition, const std::string& what) {
 class Settings {
  public:
   Settings(const Json* table, std::string name) : name_(std::move(name)) {
-    require(table && table->object(), name_ + " is no table");
+    require(table && table->object(), name_ + " is not a table");
     table_ = table->object();
     for (const auto& [key, value] : *table_) rest_.insert(key);
   }
@@ -57,7 +57,7 @@ class Settings {
   void read(const char* key, std::vector<Item>& to) {
     const Json* value = take(key);
     if (!value) return;
-    require(value->array(), where(key) + " is no list");
+    require(value->array(), where(key) + " is not a list");
     to.clear();
     for (const Json& item : *value->array()) {
       if constexpr (std::is_same_v<Item, std::int64_t>)
@@ -74,15 +74,15 @@ class Settings {
  private:
   std::string where(const std::string& key) const { return name_ + "." + key; }
   std::int64_t integer(const char* key, const Json& value) const {
-    require(value.integer(), where(key) + " is no integer");
+    require(value.integer(), where(key) + " is not an integer");
     return *value.integer();
   }
   double real(const char* key, const Json& value) const {
-    require(value.is_number(), where(key) + " is no number");
+    require(value.is_number(), where(key) + " is not a number");
     return value.number();
   }
   const std::string& string(const char* key, const Json& value) const {
-    require(value.string(), where(key) + " is no string");
+    require(value.string(), where(key) + " is not a string");
     return *value.string();
   }
 

@@ -80,7 +80,7 @@ class Reader {
     expect('{');
     if (take('}')) return members;
     do {
-      if (peek() != '"') fail("a key that is no string");
+      if (peek() != '"') fail("a key that is not a string");
       std::string key = string();
       expect(':');
       if (!members.emplace(std::move(key), read(depth + 1)).second) fail("a key occurs twice");

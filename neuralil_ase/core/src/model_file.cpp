@@ -55,14 +55,14 @@ std::vector<std::int64_t> sizes(const Json* list, const std::string& name) {
   if (!list || !list->array()) damaged("no shape or offsets for array '" + name + "'");
   std::vector<std::int64_t> found;
   for (const Json& item : *list->array()) {
-    if (!item.integer() || *item.integer() < 0) damaged("a shape or offset of array '" + name + "' is no size");
+    if (!item.integer() || *item.integer() < 0) damaged("a shape or offset of array '" + name + "' is not a size");
     found.push_back(*item.integer());
   }
   return found;
 }
 
 Array read_array(const std::string& name, const Json& entry, std::string_view data) {
-  if (!entry.object()) damaged("the entry of array '" + name + "' is no table");
+  if (!entry.object()) damaged("the entry of array '" + name + "' is not a table");
   const Json* dtype = find(*entry.object(), "dtype");
   if (!dtype || !dtype->string()) damaged("array '" + name + "' has no dtype");
   if (*dtype->string() != "F16" && *dtype->string() != "F32" && *dtype->string() != "F64")
@@ -137,7 +137,7 @@ ModelFile parse_model_file(std::string content) {
   if (length > all.size() - 8) damaged("it is truncated: it ends within its header");
   const std::string_view data = all.substr(8 + length);
   const Json table = Json::parse(all.substr(8, length));
-  if (!table.object()) foreign("its header is no table");
+  if (!table.object()) foreign("its header is not a table");
   if (table.object()->size() > kMostArrays) foreign("it holds too many arrays");
   std::size_t end = 0;
   for (const auto& [name, entry] : *table.object()) {
@@ -151,7 +151,7 @@ ModelFile parse_model_file(std::string content) {
   if (!text || !text->string()) foreign("it is a safetensors file without a description of a model");
   file.description = *text->string();
   file.header = Json::parse(file.description);
-  if (!file.header.object()) foreign("its description is no table");
+  if (!file.header.object()) foreign("its description is not a table");
   check_version(*file.header.object());
   const Json* sum = find(*file.header.object(), "sha256");  // files of the first releases have none
   if (sum && (!sum->string() || *sum->string() != checksum(file.arrays)))

@@ -126,8 +126,8 @@ constexpr int padded(int width) {
   return (width + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
-// columns[i] = element i of every row; reads padded(width) numbers of each row, and writes as many columns. Whole
-// registers, for a tail put together from smaller pieces would be waited for.
+// columns[i] = element i of every row; reads padded(width) numbers of each row, and writes as many columns. It reads
+// whole registers, because joining a tail from smaller pieces would stall.
 template <class T>
 inline void load_transposed(const T* const* rows, int width, Vec<T>* columns) {
   for (int first = 0; first < width; first += kLanes<T>) {

@@ -70,7 +70,7 @@ void PairNeuralIL::settings(int narg, char** arg) {
   if (status) error->one(FLERR, "Pair style neuralil: {}", neuralil_message());
   if (worst) error->all(FLERR, "Pair style neuralil: {} cannot be read on another rank", file);
   info = neuralil_get_info(model);
-  comm_reverse = 3 * int(info.n_members);  // now, for pair_style hybrid asks after settings() and sizes buffers by it
+  comm_reverse = 3 * int(info.n_members);  // now: pair_style hybrid asks after settings(), to size its buffers
 }
 
 // pair_coeff * * ELEMENT ...: one for every atom type, NULL for types that other styles compute

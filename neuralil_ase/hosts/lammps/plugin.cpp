@@ -21,7 +21,7 @@ struct Plugin {
 
 void* create(void* lmp) { return new LAMMPS_NS::PairNeuralIL(static_cast<LAMMPS_NS::LAMMPS*>(lmp)); }
 
-// "22 Jul 2025" as 20250722, which is how the C interface of LAMMPS gives its version; 0 for what is no date.
+// "22 Jul 2025" as 20250722, which is how the C interface of LAMMPS gives its version; 0 if it is not a date.
 int as_number(const char* date) {
   static const char months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
   int day = 0, year = 0;
