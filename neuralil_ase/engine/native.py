@@ -56,7 +56,9 @@ def compiled_library() -> ctypes.CDLL | str:
         (path for path in FOLDER.glob("libneuralil.*") if path.suffix in (".so", ".dylib")), None
     )
     if path is None:
-        return f"the compiled core was not built when neuralil_ase was installed (nothing in {FOLDER})"
+        return (
+            f"the compiled core was not built when neuralil_ase was installed (nothing in {FOLDER})"
+        )
     try:
         loaded = ctypes.CDLL(str(path))
         if (found := loaded.neuralil_api_version()) != _API_VERSION:
