@@ -20,6 +20,9 @@ DEFAULT_STEPS = 5000
 FEWEST_EPOCHS = 100
 """Smallest number of epochs of such a run, for large data sets. With 114 epochs instead of 57, the force RMSE of copper
 on held-out training frames falls from 63 to 45 meV/Å."""
+EPOCHS_OF_MOLECULES = 200
+"""The same for a small molecule, whose frames have few atoms. With 200 epochs instead of 100, validated forces of 337
+frames of acetylacetone are 12 % better."""
 
 DECAY_OF_ONE_FRAME = 400.0
 DECAY_OF_ONE_MOLECULE = 40.0
@@ -148,7 +151,7 @@ class TrainingSettings:
     ema
         Decay per step of the moving average of the weights, which is validated and saved; 0 for no average.
     epochs
-        Passes over the data. 0 chooses about 5000 steps, but at least 100 epochs.
+        Passes over the data. 0 chooses about 5000 steps, but at least 100 epochs (200 for a small molecule).
     batch_size
         Frames per step.
     time_limit
@@ -257,7 +260,8 @@ class TrainingSettings:
     def with_frames(self, n_frames: int, is_molecule: bool = False) -> "TrainingSettings":
         """A copy with epochs, weight decay, widths and ``linear`` filled in, for this number of training frames."""
         steps_per_epoch = -(-n_frames // self.batch_size)
-        epochs = self.epochs or max(FEWEST_EPOCHS, -(-DEFAULT_STEPS // steps_per_epoch))
+        fewest = EPOCHS_OF_MOLECULES if is_molecule else FEWEST_EPOCHS
+        epochs = self.epochs or max(fewest, -(-DEFAULT_STEPS // steps_per_epoch))
         decay = self.weight_decay
         if decay is None:
             of_one = DECAY_OF_ONE_MOLECULE if is_molecule else DECAY_OF_ONE_FRAME

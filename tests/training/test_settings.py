@@ -19,6 +19,7 @@ from neuralil_ase.samples.cutoff import LONGEST, Sight, Surroundings, sight_for,
 from neuralil_ase.training.settings import (
     DECAY_OF_ONE_FRAME,
     DEFAULT_STEPS,
+    EPOCHS_OF_MOLECULES,
     FEWEST_EPOCHS,
     TrainingSettings,
     read_settings,
@@ -74,15 +75,18 @@ def test_wrong_options_are_refused(options: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize("n_frames", [1, 3, 50, 400])
-def test_without_epochs_the_number_of_steps_counts(n_frames: int) -> None:
-    settings = TrainingSettings().with_frames(n_frames)
+@pytest.mark.parametrize(
+    ("is_molecule", "fewest"), [(False, FEWEST_EPOCHS), (True, EPOCHS_OF_MOLECULES)]
+)
+def test_without_epochs_the_number_of_steps_counts(
+    n_frames: int, is_molecule: bool, fewest: int
+) -> None:
+    settings = TrainingSettings().with_frames(n_frames, is_molecule)
     steps_per_epoch = -(-n_frames // settings.batch_size)
-    assert settings.epochs >= FEWEST_EPOCHS
+    assert settings.epochs >= fewest
     assert settings.epochs * steps_per_epoch >= DEFAULT_STEPS
-    assert settings.epochs == FEWEST_EPOCHS or (settings.epochs - 1) * steps_per_epoch < (
-        DEFAULT_STEPS
-    )
-    assert TrainingSettings(epochs=7).with_frames(n_frames).epochs == 7
+    assert settings.epochs == fewest or (settings.epochs - 1) * steps_per_epoch < DEFAULT_STEPS
+    assert TrainingSettings(epochs=7).with_frames(n_frames, is_molecule).epochs == 7
 
 
 @pytest.mark.parametrize(
@@ -95,7 +99,8 @@ def test_without_a_decay_the_number_of_frames_counts(n_frames: int, decay: float
 
 def test_the_help_says_how_long_a_run_is() -> None:
     text = TrainingSettings.__doc__ or ""
-    assert f"{DEFAULT_STEPS} steps, but at least {FEWEST_EPOCHS} epochs" in text
+    epochs = f"at least {FEWEST_EPOCHS} epochs ({EPOCHS_OF_MOLECULES} for a small molecule)"
+    assert f"{DEFAULT_STEPS} steps, but {epochs}" in " ".join(text.split())
     assert f"{DECAY_OF_ONE_FRAME:g} divided by the number of training frames" in " ".join(
         text.split()
     )
