@@ -3,19 +3,21 @@
     python tests/benchmarks/learning_relax.py -o relax.jsonl             # EMT: 8 slabs, 8 clusters, 8 cells
     python tests/benchmarks/learning_relax.py --ean -o relax_ean.jsonl   # GFN1-xTB (tblite): EAN ion pairs and clusters
     python tests/benchmarks/learning_relax.py --other -o other.jsonl     # others, also with --ean
+    python tests/benchmarks/learning_relax.py --one-learner --ways kept -o one.jsonl
 
 The rules of learning were found while looking at the first structures, so that the other ones judge them.
 
 Every structure is relaxed three times to the same fmax: by the teacher alone, by a learner that begins from nothing,
-and by one learner that is kept over the structures of its series, in their order. Final energies are the teacher's.
-Without ``--series`` all of them are done. Results are appended, and a run that was ended goes on behind them.
+and by one learner that is kept over the structures of its series, in their order, or with ``--one-learner`` over all
+series. Final energies are the teacher's. Without ``--series`` all of them are done. Results are appended, and a run
+that was ended goes on behind them.
 """
 
 import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,7 @@ from ase.optimize import BFGS
 from neuralil_ase import Confirmed, Learner, LearningCalculator
 
 FMAX, MAX_STEPS, SAME = 0.05, 2000, 0.005
+WAYS = ("nothing", "kept")
 
 
 class Choice(NamedTuple):
@@ -143,15 +146,20 @@ def energy_of(atoms: Atoms, teacher: Any) -> float:
 
 
 def one(
-    name: str, k: int, atoms: Atoms, teacher: Callable[[], Any], kept: Learner
+    name: str,
+    k: int,
+    atoms: Atoms,
+    teacher: Callable[[], Any],
+    kept: Learner,
+    ways: Sequence[str] = WAYS,
 ) -> dict[str, Any]:
-    """All three ways for one structure."""
+    """One structure by the teacher alone, and in these ways."""
     with_cell = name == "cells"
     found: dict[str, Any] = {"series": name, "number": k, "atoms": len(atoms)}
     plain = atoms.copy()
     found["plain"], _ = relaxed(plain, teacher(), with_cell)
     energy = energy_of(plain, teacher())
-    for way in ("nothing", "kept"):
+    for way in ways:
         began = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             learner = kept if way == "kept" else Learner(teacher(), folder)
@@ -169,7 +177,7 @@ def summary(results: list[dict[str, Any]]) -> None:
     for name in [*sorted({r["series"] for r in results}), "all"]:
         rows = [r for r in results if name in (r["series"], "all")]
         line = f"{name}: {len(rows)} structures, plain median {np.median([r['plain'] for r in rows]):.0f} calls"
-        for way in ("nothing", "kept"):
+        for way in (way for way in WAYS if all(way in r for r in rows)):
             ratios = [r[way] / r["plain"] for r in rows]
             same = sum(abs(r[f"{way}_meV"]) <= 1e3 * SAME for r in rows)
             lower = sum(r[f"{way}_meV"] < -1e3 * SAME for r in rows)
@@ -187,6 +195,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--ean", action="store_true")
     parser.add_argument("--series", choices=("slabs", "clusters", "cells"))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--one-learner", action="store_true", help="keep one over all series")
     parser.add_argument("--other", action="store_true", help="other elements and displacements")
     options = parser.parse_args()
     series = {"slabs": slabs, "clusters": clusters, "cells": cells}
@@ -204,14 +214,16 @@ def main() -> None:
 
     lines = options.output.read_text().splitlines() if options.output.exists() else []
     results = [json.loads(line) for line in lines]
+    kept: Learner | None = None
     for name, structures in series.items():
         if options.series not in (None, name):
             continue
         done = {r["number"] for r in results if r["series"] == name}
-        kept = Learner(teacher(), options.output.with_suffix(f".{name}"))
+        if kept is None or not options.one_learner:
+            kept = Learner(teacher(), options.output.with_suffix(f".{name}"))
         for k, atoms in enumerate(structures(OTHER if options.other else USUAL)):
             if k not in done:
-                results.append(one(name, k, atoms, teacher, kept))
+                results.append(one(name, k, atoms, teacher, kept, options.ways))
                 with options.output.open("a") as file:
                     file.write(json.dumps(results[-1]) + "\n")
     summary(results)
