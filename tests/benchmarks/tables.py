@@ -56,6 +56,8 @@ def score(structures: Split, options: dict[str, Any], model: Path) -> dict[str, 
     calibration = calibration_report(result.potential.calibration, evaluation.comparison)
     calculator = NeuralILCalculator(result.potential, uncertainty="energy")
     comparison = evaluation.comparison
+    ends = np.cumsum(comparison.sizes)[:-1]
+    by_frame = np.split(np.abs(comparison.force_errors), ends)  # some cells of EAN decide the mean
     return {
         "frames": [len(result.train), len(result.validation), len(structures[1])],
         "train_cpu_s": result.potential.provenance["cpu_seconds"],
@@ -64,6 +66,7 @@ def score(structures: Split, options: dict[str, Any], model: Path) -> dict[str, 
         "molecule_rmse_meV": rmse(1e3 * comparison.energy_errors),
         "card": evaluation.card,
         "calibration": calibration,
+        "force_mae_by_frame": [1e3 * float(errors.mean()) for errors in by_frame],
     }
 
 
