@@ -17,7 +17,7 @@ from ensembles import random_potential
 
 import neuralil_ase
 from neuralil_ase import load_potential
-from neuralil_ase.engine import native
+from neuralil_ase.engine import c_interface, native
 from neuralil_ase.engine.compiled import core_model
 from neuralil_ase.errors import ModelFileError
 from neuralil_ase.files.model_file import save_potential
@@ -89,7 +89,7 @@ def test_the_header_agrees_with_the_declarations_in_python() -> None:
     }
     declared = {
         name: [field for field, *_ in structure._fields_]
-        for name, structure in native.STRUCTURES.items()
+        for name, structure in c_interface.STRUCTURES.items()
     }
     assert declared == found
 

@@ -5,48 +5,32 @@ import json
 import os
 import weakref
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import byref, c_double, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from neuralil_ase.engine.c_interface import (
+    API_VERSION,
+    BAD_FILE,
+    BAD_GRAPH,
+    NO_MEMORY,
+    UNSUPPORTED,
+    Executor,
+    Graph,
+    Results,
+    declare,
+)
 from neuralil_ase.errors import ModelFileError, StructureError
 from neuralil_ase.model.config import ModelConfig
 
 FOLDER = Path(__file__).parents[1] / "core"
 """Where the library is looked for."""
 
-_API_VERSION = 1
-_BAD_FILE, _UNSUPPORTED, _BAD_GRAPH, _NO_MEMORY = 1, 2, 3, 4
 _NAMES = {"x86-64-v4": "AVX-512", "x86-64-v3": "AVX2", "x86-64": "SSE2"}
 _PRECISIONS = {"float32": 0, "float64": 1}
-
-
-class _Graph(ctypes.Structure):
-    """``neuralil_graph`` of core/include/neuralil.h."""
-
-    _fields_ = (
-        *((name, c_int64) for name in ("n_atoms", "n_centers", "n_pairs")),
-        *((name, c_void_p) for name in ("types", "centers", "neighbors", "vectors")),
-    )  # fmt: skip
-
-
-class _Results(ctypes.Structure):
-    """``neuralil_results``."""
-
-    _fields_ = tuple(
-        (name, c_void_p)
-        for name in ("energies", "aleatoric_variances", "forces", "virials", "neighbor_virials", "member_forces",
-                     "member_virials")
-    )  # fmt: skip
-
-
-class _Executor(ctypes.Structure):
-    """``neuralil_executor``."""
-
-    _fields_ = (("n_threads", c_int), ("run", c_void_p), ("context", c_void_p))
 
 
 @lru_cache(maxsize=1)
@@ -61,12 +45,12 @@ def compiled_library() -> ctypes.CDLL | str:
         )
     try:
         loaded = ctypes.CDLL(str(path))
-        if (found := loaded.neuralil_api_version()) != _API_VERSION:
+        if (found := loaded.neuralil_api_version()) != API_VERSION:
             return (
-                f"the compiled core {path} has interface {found} instead of {_API_VERSION}; install the package "
+                f"the compiled core {path} has interface {found} instead of {API_VERSION}; install the package "
                 "again"
             )
-        _declare(loaded)
+        declare(loaded)
     except (OSError, AttributeError) as error:
         return f"the compiled core cannot be loaded: {error}"
     return loaded
@@ -200,9 +184,9 @@ class CoreModel:
             np.empty((members, n_atoms, 3)) if by_member else None,
             np.empty((members, n, 3, 3)) if by_member else None,
         )
-        graph = _Graph(n_atoms, n, len(inputs[1]), *map(_address, inputs))
+        graph = Graph(n_atoms, n, len(inputs[1]), *map(_address, inputs))
         energies, aleatoric, forces, virials, *by_members = map(_address, results)
-        written = _Results(energies, aleatoric, forces, virials, None, *by_members)
+        written = Results(energies, aleatoric, forces, virials, None, *by_members)
         executor = _executor(thread_count() if n_threads is None else n_threads)
         _check(
             _library().neuralil_evaluate(
@@ -314,7 +298,7 @@ def sorted_pairs(
     found = np.empty((2 * count, 3), np.int32), *np.empty((2, 2 * count), np.int32)
     sizes = (c_int64(size) for size in (count, len(types), n_types))
     status = _library().neuralil_order_pairs(*map(_pointer, [*arrays, *found]), *sizes)
-    if status == _NO_MEMORY:
+    if status == NO_MEMORY:
         raise MemoryError(f"no memory to sort {count} pairs of {len(types)} atoms")
     if status != 0:
         raise IndexError(f"pairs or types that are not of {len(types)} atoms and {n_types} types")
@@ -343,7 +327,7 @@ def _address(array: np.ndarray | None) -> int | None:
     return None if array is None else array.ctypes.data
 
 
-def _executor(n_threads: int) -> _Executor:
+def _executor(n_threads: int) -> Executor:
     return _library().neuralil_threads(n_threads)
 
 
@@ -355,50 +339,7 @@ def _check(status: int) -> None:
     """Raise the error that a status stands for."""
     if status == 0:
         return
-    errors = {_BAD_FILE: ModelFileError, _UNSUPPORTED: ModelFileError, _BAD_GRAPH: StructureError}
-    if status == _NO_MEMORY:
+    errors = {BAD_FILE: ModelFileError, UNSUPPORTED: ModelFileError, BAD_GRAPH: StructureError}
+    if status == NO_MEMORY:
         raise MemoryError("no memory for the compiled core; use fewer atoms or members at once")
     raise errors.get(status, RuntimeError)(f"compiled core: {_message()}")
-
-
-class _Info(ctypes.Structure):
-    """``neuralil_info``."""
-
-    _fields_ = (
-        ("r_cut", c_double),
-        ("n_elements", c_int32),
-        ("elements", POINTER(c_char_p)),
-        ("atomic_numbers", POINTER(c_int32)),
-        ("energy_reference", POINTER(c_double)),
-        ("n_members", c_int64),
-        ("n_aleatoric", c_int64),
-        ("n_parameters", c_int64),
-        ("precision", c_int),
-        ("description", c_char_p),
-    )
-
-
-STRUCTURES: dict[str, type[ctypes.Structure]] = {
-    "neuralil_graph": _Graph,
-    "neuralil_results": _Results,
-    "neuralil_executor": _Executor,
-    "neuralil_info": _Info,
-}
-"""The structures of core/include/neuralil.h, as they are declared here."""
-
-
-def _declare(library: ctypes.CDLL) -> None:
-    """Types of arguments and results."""
-    library.neuralil_filter_pairs.restype = c_int64
-    library.neuralil_order_pairs.restype = c_int
-    library.neuralil_message.restype = c_char_p
-    library.neuralil_instruction_set.restype = c_char_p
-    library.neuralil_check.argtypes = [c_char_p]
-    library.neuralil_load_bytes.argtypes = [c_char_p, c_size_t, c_int, POINTER(c_void_p)]
-    library.neuralil_free.argtypes = [c_void_p]
-    library.neuralil_free.restype = None
-    library.neuralil_get_info.argtypes = [c_void_p]
-    library.neuralil_get_info.restype = _Info
-    library.neuralil_threads.restype = _Executor
-    structures = [POINTER(kind) for kind in (_Graph, _Results, _Executor)]
-    library.neuralil_evaluate.argtypes = [c_void_p, *structures]

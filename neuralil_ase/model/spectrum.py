@@ -151,10 +151,8 @@ def _orders(config: DescriptorConfig) -> Iterator[tuple[int, int]]:
 
 def _split_orders(config: DescriptorConfig, density: Array) -> list[Array]:
     """Rows (N, elements · radial functions, 2l+1) of every order l."""
-    sizes = [size // len(config.elements) * m_count for size, m_count in _orders(config)]
-    parts = split(density, sizes, axis=2)
-    shapes = [(len(density), *shape) for shape in _orders(config)]
-    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+    parts = _by_order(config, density)
+    return [part.reshape(len(density), -1, part.shape[-1]) for part in parts]
 
 
 def _by_order(config: DescriptorConfig, coefficients: Array) -> list[Array]:
