@@ -56,6 +56,8 @@ def test_a_model_and_its_data_are_given_in_any_form(folder: Path) -> None:
             assert evaluate(potential, files).comparison == first.comparison
     in_memory = evaluate(ensemble(), list(labelled()))
     assert in_memory == evaluate(ensemble(), frames_from_atoms(labelled()))
+    (one, *_) = labelled()
+    assert evaluate(ensemble(), one) == evaluate(ensemble(), [one])
     np.testing.assert_allclose(in_memory.comparison.forces, first.comparison.forces, atol=1e-7)
 
 
@@ -83,6 +85,9 @@ def test_labels_have_the_names_and_units_that_training_knows() -> None:
         ("none.safetensors", [], {}, ModelFileError, "does not exist"),
         (ensemble(), "none.extxyz", {}, DataError, "there is no data file none.extxyz"),
         (ensemble(), [], {}, DataError, "no data were given; give files, or structures with labels"),
+        (ensemble(), [structure("tiny"), "data.extxyz"], {}, DataError,
+         "the data are of the kinds Atoms, str; give files, or structures"),
+        (ensemble(), None, {}, DataError, "the data are of the kinds NoneType; give files"),
         (ensemble(), [structure("tiny")], {}, DataError, "neither energies nor forces were found"),
         (ensemble(), list(labelled()), {"energy_kye": "E"}, ConfigError,
          r"unknown options \['energy_kye'\]; known are energy_key, forces_key, .*stress_sign"),

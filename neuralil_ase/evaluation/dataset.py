@@ -26,7 +26,7 @@ from neuralil_ase.model.elements import element_types
 
 logger = logging.getLogger(__name__)
 VALIDATION_NAMES = ("valid", "val", "validation")
-Data = Sequence[str | Path] | Sequence[Atoms] | str | Path
+Data = Sequence[str | Path] | Sequence[Atoms] | str | Path | Atoms
 """Labelled structures: one or several files in any format that ASE reads, or ``Atoms`` with calculator results."""
 
 
@@ -96,12 +96,21 @@ def as_frames(
         return items
     if all(isinstance(item, Atoms) for item in items):
         return frames_from_atoms(items, keys, split_by)
+    if not all(isinstance(item, str | Path) for item in items):
+        kinds = ", ".join(sorted({type(item).__name__ for item in items}))
+        raise DataError(
+            f"the data are of the kinds {kinds}; give files, or structures (Atoms) with labels, but not both in one "
+            "list"
+        )
     return read_frames(items, keys, split_by)
 
 
 def items_of(data: Data | Sequence[Frame]) -> list[Any]:
-    """The files, structures or frames of the data as a list, also if there is one file."""
-    return [data] if isinstance(data, str | Path) else list(data)
+    """The files, structures or frames of the data as a list, also if there is only one."""
+    # Atoms can be iterated, too, but are one structure.
+    if isinstance(data, str | Path | Atoms) or not isinstance(data, Iterable):
+        return [data]
+    return list(data)
 
 
 def read_frames(
