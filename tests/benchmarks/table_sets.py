@@ -88,6 +88,7 @@ def score_peer(calculator: Any, structures: list[Atoms]) -> dict[str, Any]:
     return {
         "frames": [0, 0, len(structures)],
         "step_us_per_atom": round(1e6 * seconds / int(sizes.sum()), 2),
+        "molecule_rmse_meV": 1e3 * rmse(np.array(energies)),
         "card": {
             "energy_meV_per_atom": _errors(per_atom),
             "force_meV_per_A": _errors(np.concatenate(forces)),
