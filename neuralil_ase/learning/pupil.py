@@ -277,7 +277,8 @@ class Pupil:
 def first_potential(frames: Sequence[Frame], settings: TrainingSettings) -> Potential:
     """A potential with random parameters and an architecture chosen from the frames."""
     elements = elements_of(frames)
-    r_cut = settings.r_cut or rounded(REACH * surroundings(frames, elements).nearest)
+    found = surroundings(frames, elements)
+    r_cut = settings.r_cut or rounded(REACH * found.nearest, found.longest)
     # A finer descriptor would need more than a few frames.
     n_max = settings.n_max or round(r_cut / RADIAL_SPACING)
     settings = replace(settings, r_cut=r_cut, n_max=n_max).with_frames(len(frames))

@@ -13,7 +13,11 @@ import numpy as np
 from neuralil_ase.evaluation.dataset import Frame, pairs_of, types_of
 
 SHORTEST, LONGEST = 3.5, 6.0
-"""Smallest and largest cutoff in Å that is chosen."""
+"""Smallest and largest cutoff in Å that is chosen if there are short bonds."""
+SHORT_BOND, WIDEST = 3.0, 9.0
+"""If all bonds are longer than a short bond, as in potassium (4.6 Å) or solid argon, the largest cutoff is twice the
+shortest bonds, but no more than the widest cutoff, in Å. With 6 Å, potassium would see no more than copper with 3.3 Å,
+and copper needs 4.5 Å (see ``MOST_ALIKE``)."""
 REACH, REACH_IF_UNEVEN = 2.2, 2.4
 """Cutoff divided by the distance between nearest neighbours, in general and if some bonds are much shorter than others.
 The cutoff then includes the second shell. The limits below can change it."""
@@ -25,7 +29,8 @@ Force errors of copper are 82 meV/Å with 4.0 Å, 59 with 4.5 Å (32 neighbours)
 times the cost. In SrTiO3, the best cutoff is 5.5 Å (35 oxygen atoms) without a scaling, and 6.0 Å (41) with a
 scaling."""
 FEW = 16
-"""If the largest cutoff holds no more neighbours than this, as in a small molecule, the largest cutoff is chosen."""
+"""If a sphere of ``LONGEST`` holds no more neighbours than this and there are short bonds, the data are of a small
+molecule, and this cutoff is chosen. Without short bonds, atoms have few neighbours because they are far apart."""
 RANGE, RANGE_OF_MOLECULES = 1.8, 3.0
 """Range of the scaled radial functions, r_cut / √k, divided by the distance between nearest neighbours; in general and
 for small molecules, which have few environments and many examples of each."""
@@ -47,14 +52,14 @@ class Surroundings(NamedTuple):
     Attributes
     ----------
     nearest
-        Median distance in Å from an atom to its nearest neighbour, for the element where it is largest. The distance of
-        an atom counts as half the largest cutoff at most.
+        Median distance in Å from an atom to its nearest neighbour, for the element where it is largest. It counts as
+        ``SHORT_BOND`` at most if there are short bonds, and as half of ``WIDEST`` at most without.
     shortest
         The same for the element where it is smallest.
     alike
-        Mean number of neighbours of one element within the largest cutoff, for the element where it is largest.
+        Mean number of neighbours of one element within ``LONGEST``, for the element where it is largest.
     neighbours
-        Mean number of neighbours of all elements within the largest cutoff.
+        Mean number of neighbours of all elements within ``LONGEST``.
     """
 
     nearest: float
@@ -64,13 +69,18 @@ class Surroundings(NamedTuple):
 
     @property
     def is_molecule(self) -> bool:
-        """Whether the largest cutoff holds only few neighbours, as in a small molecule."""
-        return self.neighbours <= FEW
+        """Whether atoms have only few neighbours, but near ones, as in a small molecule."""
+        return self.neighbours <= FEW and self.shortest < SHORT_BOND
 
     @property
     def is_uneven(self) -> bool:
         """Whether some bonds are much shorter than others."""
         return self.shortest < UNEVEN * self.nearest
+
+    @property
+    def longest(self) -> float:
+        """Largest cutoff in Å for these distances."""
+        return min(max(LONGEST, 2 * self.shortest), WIDEST)
 
 
 def surroundings(frames: Sequence[Frame], elements: tuple[str, ...]) -> Surroundings:
@@ -79,14 +89,16 @@ def surroundings(frames: Sequence[Frame], elements: tuple[str, ...]) -> Surround
     for frame in frames[:: max(1, len(frames) // SAMPLE)]:
         types.append(types_of(frame, elements))
         pairs = pairs_of(frame, types[-1], LONGEST)
-        nearest.append(np.full(len(types[-1]), LONGEST / 2))
+        nearest.append(np.full(len(types[-1]), WIDEST / 2))
         np.minimum.at(nearest[-1], pairs.centers, np.linalg.norm(pairs.vectors, axis=1))
         counts.append(np.bincount(types[-1][pairs.neighbors], minlength=len(elements)))
     all_types, all_nearest = np.concatenate(types), np.concatenate(nearest)
     by_element = np.sum(counts, axis=0) / len(all_types)
     medians = [np.median(all_nearest[all_types == k]) for k in np.unique(all_types)]
+    shortest = float(min(medians))
+    most = SHORT_BOND if shortest < SHORT_BOND else np.inf
     return Surroundings(
-        float(max(medians)), float(min(medians)), float(by_element.max()), float(by_element.sum())
+        float(min(max(medians), most)), shortest, float(by_element.max()), float(by_element.sum())
     )
 
 
@@ -121,10 +133,11 @@ def sight_for(found: Surroundings) -> Sight:
         reach, most = REACH_IF_UNEVEN, MOST_ALIKE_IF_UNEVEN
     # The radius that holds this many neighbours at the mean density; a count would jump from shell to shell.
     crowded = LONGEST * np.cbrt(most / max(found.alike, 1e-9))
-    r_cut = rounded(min(max(reach * found.nearest, LEAST_REACH), float(crowded)))
+    wanted = min(max(reach * found.nearest, LEAST_REACH), float(crowded))
+    r_cut = rounded(wanted, found.longest)
     return Sight(r_cut, RANGE * found.nearest if r_cut > FAR * found.shortest else np.inf)
 
 
-def rounded(radius: float) -> float:
+def rounded(radius: float, longest: float = LONGEST) -> float:
     """Round to half an Å, between the smallest and the largest cutoff."""
-    return float(np.clip(round(2 * radius) / 2, SHORTEST, LONGEST))
+    return round(2 * float(np.clip(radius, SHORTEST, longest))) / 2

@@ -15,7 +15,14 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from neuralil_ase.errors import ConfigError
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.options import add_options, given_options, help_texts
-from neuralil_ase.samples.cutoff import LONGEST, Sight, Surroundings, sight_for, surroundings
+from neuralil_ase.samples.cutoff import (
+    SHORT_BOND,
+    WIDEST,
+    Sight,
+    Surroundings,
+    sight_for,
+    surroundings,
+)
 from neuralil_ase.training.settings import (
     DECAY_OF_ONE_FRAME,
     DEFAULT_STEPS,
@@ -118,6 +125,9 @@ def test_the_help_says_how_long_a_run_is() -> None:
         (2.5, 1.9, 41.0, 68.0, 6.0),  # a perovskite
         (2.6, 2.5, 57.0, 76.0, 5.0),  # an alloy
         (3.0, 3.0, 20.0, 20.0, 6.0),  # a thin gas
+        (3.7, 3.7, 18.0, 18.0, 7.5),  # solid argon
+        (4.5, 4.5, 10.0, 10.0, 9.0),  # caesium
+        (3.9, 3.15, 10.0, 18.0, 6.5),  # a perovskite of iodine and caesium
     ],
 )
 def test_without_a_cutoff_distances_and_densities_choose_it(
@@ -169,6 +179,7 @@ def test_radial_functions_follow_the_cutoff(elements: tuple[str, ...], n_max: li
 def test_small_molecules_have_wider_layers_and_less_decay() -> None:
     assert Surroundings(1.1, 1.0, 6.0, 14.0).is_molecule
     assert not Surroundings(1.1, 1.0, 40.0, 90.0).is_molecule
+    assert not Surroundings(4.4, 4.4, 11.0, 11.0).is_molecule  # potassium: none is near
     molecule, usual = (TrainingSettings().with_frames(300, kind) for kind in (True, False))
     assert molecule.widths[0] > usual.widths[0]
     assert molecule.weight_decay < usual.weight_decay
@@ -190,7 +201,7 @@ def labelled(*structures: Atoms) -> list[Frame]:
 
 
 def test_distance_between_neighbours_of_what_stands_apart_most() -> None:
-    """Molecules, a salt, and an atom alone: the largest of the elements' medians, within half the longest cutoff."""
+    """Molecules, a salt, and an atom alone: the largest of the elements' medians, within half the widest cutoff."""
     water, argon = molecule("H2O"), Atoms("Ar")
     salt = bulk("NaCl", "rocksalt", a=5.64) * (2, 2, 2)
     salt.rattle(0.02, seed=0)
@@ -198,7 +209,8 @@ def test_distance_between_neighbours_of_what_stands_apart_most() -> None:
         ([water, water, molecule("H2O2")], ("H", "O"), 0.969),
         ([salt], ("Cl", "Na"), 2.82),
         ([salt, water], ("Cl", "H", "Na", "O"), 2.82),
-        ([argon], ("Ar",), LONGEST / 2),
+        ([salt, argon], ("Ar", "Cl", "Na"), SHORT_BOND),
+        ([argon], ("Ar",), WIDEST / 2),
     ):
         found = surroundings(labelled(*structures), elements)
         assert found.nearest == pytest.approx(expected, abs=0.06)
