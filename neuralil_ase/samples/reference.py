@@ -9,6 +9,8 @@ from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import Frame, types_of
 
 logger = logging.getLogger(__name__)
+ROUNDS, USUAL = 30, 0.01
+"""Rounds of the fit by absolute deviations, and the deviation in eV/atom below which it squares them."""
 UNDETERMINED = 1e-9
 """Singular values below this fraction of the largest one are ignored: they do not determine any energy."""
 
@@ -45,6 +47,22 @@ def energy_reference(
         # First fit the elements without an isolated atom to the energy that the others do not explain.
         reference = _closest(fractions, energies, reference, present & ~known)
     return _closest(fractions, energies, reference, present)
+
+
+def deviations(frames: Sequence[Frame], elements: tuple[str, ...]) -> np.ndarray:
+    """Energies of the frames minus those that their compositions imply, in eV/atom; all frames must have one.
+
+    The energies of the elements have the smallest sum of absolute deviations, which a few wrong labels hardly change.
+    """
+    fractions = np.array([_fractions(frame, elements) for frame in frames])
+    energies = np.array([frame.energy for frame in frames], float)
+    energies /= [len(frame.symbols) for frame in frames]
+    left = weights = np.ones(len(frames))
+    for _ in range(ROUNDS):  # least squares with new weights; they end as absolute deviations
+        rows, values = fractions * weights[:, None], energies * weights
+        left = energies - fractions @ np.linalg.lstsq(rows, values, rcond=UNDETERMINED)[0]
+        weights = np.maximum(np.abs(left), USUAL) ** -0.5
+    return left
 
 
 def say_what_is_open(frames: Sequence[Frame], elements: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ from neuralil_ase.evaluation.dataset import (
     Frame,
     as_frames,
     drop_absurd,
+    elements_of,
     is_isolated_atom,
     items_of,
     read_frames,
@@ -19,9 +20,16 @@ from neuralil_ase.evaluation.dataset import (
 )
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.samples.cutoff import LONGEST
+from neuralil_ase.samples.reference import deviations
 from neuralil_ase.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
+MOST_DEVIATION = 100.0
+"""Frames whose energy differs by more than this, in eV/atom, from what their composition implies are left out."""
+MOST_ABSURD = 0.1
+"""Largest fraction of such frames. More of them have another cause than a few calculations that failed."""
+FEWEST = 3
+"""Smallest number of frames in which such energies are looked for."""
 
 
 def load_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
@@ -30,17 +38,51 @@ def load_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list
 
 
 def read_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
-    """All frames of the data except frames with absurd forces, and all frames of the validation files.
+    """All frames of the data except those with absurd labels, and all frames of the validation files.
 
     Raises
     ------
     DataError
-        If a file cannot be read, labels are wrong or missing, or most forces are absurd.
+        If a file cannot be read, labels are wrong or missing, or too many labels are absurd.
     """
     keys = settings.keys
     frames = drop_absurd(as_frames(data, keys, settings.split_by), settings.max_force)
+    if settings.energy_weight > 0:
+        frames = without_absurd_energies(frames)
     files = settings.validation_files
     return frames, read_frames(files, keys, None) if files else []
+
+
+def without_absurd_energies(frames: Sequence[Frame]) -> list[Frame]:
+    """Leave out frames whose energy is far from what their composition implies, and report them.
+
+    Raises
+    ------
+    DataError
+        If there are many such frames, which usually means two methods or other units.
+    """
+    # The energies of isolated atoms may have another zero.
+    known = [f for f in frames if f.energy is not None and not is_isolated_atom(f, LONGEST)]
+    if len(known) < FEWEST:
+        return list(frames)
+    found = deviations(known, elements_of(known))
+    bad = [(f, x) for f, x in zip(known, found, strict=True) if abs(x) > MOST_DEVIATION]
+    if len(bad) > max(1, MOST_ABSURD * len(known)):
+        first, by = bad[0]
+        raise DataError(
+            f"the energies of {len(bad)} of {len(known)} frames differ by more than {MOST_DEVIATION:g} eV/atom from "
+            f"what the compositions of the others imply (the first: {first.source}, by {by:.4g}). Usually they were "
+            "computed with another method, whose energies have another zero, or are not in eV. Train on one kind of "
+            "energies, or without energies (energy_weight=0)"
+        )
+    for frame, by in bad:
+        logger.warning(
+            "%s left out: its energy differs by %.4g eV/atom from what the compositions of the others imply. Usually "
+            "the calculation failed",
+            frame.source, by,
+        )  # fmt: skip
+    left_out = {id(frame) for frame, _ in bad}
+    return [frame for frame in frames if id(frame) not in left_out]
 
 
 def divide(

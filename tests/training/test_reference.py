@@ -18,7 +18,7 @@ from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms, split
 from neuralil_ase.evaluation.evaluate import evaluate
 from neuralil_ase.samples.reference import energy_reference, isolated_energies, say_what_is_open
 from neuralil_ase.training import train
-from neuralil_ase.training.data import load_data
+from neuralil_ase.training.data import load_data, read_data, without_absurd_energies
 from neuralil_ase.training.prepare import prepare
 
 
@@ -203,3 +203,24 @@ def test_weights_count_in_training() -> None:
     np.testing.assert_allclose(batch.stress_weight[:2], [4 / 3, 0])
     with pytest.raises(DataError, match="all training frames have weight 0"):
         prepare(TINY, [replace(f, weight=0.0) for f in data], [])
+
+
+def test_absurd_energies_are_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """A failed calculation would move the energies of the elements, and with them every other frame."""
+    data = list(frames(12))
+    data[5] = replace(data[5], energy=1e6)
+    atom = frames_from_atoms([single("Cu", -45000.0)])  # its zero may be another one
+    kept = without_absurd_energies([*data, *atom])
+    assert kept == [f for f in [*data, *atom] if f is not data[5]]
+    assert "structure 5 left out: its energy differs by 6.25e+04 eV/atom" in caplog.text
+    assert without_absurd_energies(list(frames(12))) == list(frames(12))
+    half = [replace(f, energy=f.energy - 8000 * (k % 2)) for k, f in enumerate(frames(12))]
+    with pytest.raises(DataError, match=r"6 of 12 frames differ .* another method"):
+        without_absurd_energies(half)
+    assert read_data(half, TINY.updated({"energy_weight": 0.0}))[0] == half
+
+
+def test_energies_of_elements_of_any_size_are_not_absurd() -> None:
+    zeros = {"Au": -5e5, "Cu": -4.5e4}
+    data = [replace(f, energy=f.energy + sum(zeros[s] for s in f.symbols)) for f in frames(12)]
+    assert without_absurd_energies(data) == data
