@@ -102,13 +102,50 @@ def divide(
     else:
         training, held_out = split(several, settings.validation_fraction, settings.seed)
     if 0 < settings.max_frames < len(training):
-        logger.info("training on %d of %d frames", settings.max_frames, len(training))
-        rng = np.random.default_rng((settings.seed, 3))
-        picked = np.sort(rng.permutation(len(training))[: settings.max_frames])
-        training = [training[k] for k in picked]
+        training = _some(training, settings)
     if not training:
         raise DataError("no frames of several atoms are left to train on")
+    _say_what_is_known(training, held_out)
     return [*training, *atoms], held_out
+
+
+def _some(frames: Sequence[Frame], settings: TrainingSettings) -> list[Frame]:
+    """A random subset of ``max_frames`` frames that holds every element, if so many frames can."""
+    order = np.random.default_rng((settings.seed, 3)).permutation(len(frames)).tolist()
+    met: set[str] = set()
+    first = []
+    for k in order:
+        if not met.issuperset(frames[k].symbols.tolist()):
+            first.append(k)
+            met.update(frames[k].symbols.tolist())
+    picked = list(dict.fromkeys([*first, *order]))[: settings.max_frames]
+    chosen = [frames[k] for k in sorted(picked)]
+    logger.info("training on %d of %d frames", len(chosen), len(frames))
+    lost = sorted(met - set(elements_of(chosen)))
+    if lost:
+        logger.warning(
+            "the model will not know %s, which none of these frames holds; raise max_frames",
+            ", ".join(lost),
+        )
+    return chosen
+
+
+def _say_what_is_known(training: Sequence[Frame], held_out: Sequence[Frame]) -> None:
+    """Warn if structures to validate on are also trained on."""
+    learnt = {_structure(frame) for frame in training} if held_out else set()
+    known = [frame for frame in held_out if _structure(frame) in learnt]
+    if known:
+        logger.warning(
+            "%d of the %d validation frames have the same structure as a training frame (the first: %s). Their errors "
+            "are too small, and so may be the error bars. Leave out duplicates, or keep them together (split_by)",
+            len(known), len(held_out), known[0].source,
+        )  # fmt: skip
+
+
+def _structure(frame: Frame) -> tuple[bytes, ...]:
+    """Equal for equal structures (positions within 1e-6 Å)."""
+    lengths = np.concatenate([frame.positions, frame.cell]).round(6) + 0.0  # no -0
+    return frame.symbols.astype("U2").tobytes(), frame.pbc.tobytes(), lengths.tobytes()
 
 
 def without_isolated_atoms(

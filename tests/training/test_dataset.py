@@ -1,6 +1,7 @@
 """Reading labels: nothing is misread, and every refusal says what to do."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -10,7 +11,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import alloy, frames, labelled
+from small_runs import TINY, alloy, frames, labelled
 
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import (
@@ -22,6 +23,8 @@ from neuralil_ase.evaluation.dataset import (
     types_of,
 )
 from neuralil_ase.samples.reference import energy_reference, isolated_energies
+from neuralil_ase.training.data import divide
+from neuralil_ase.training.settings import TrainingSettings
 
 
 def test_extxyz_survives_the_round_trip(tmp_path: Path) -> None:
@@ -164,3 +167,24 @@ def test_the_energy_reference_finds_atomic_energies() -> None:
         isolated_energies([], {"Cu": 1.0}, elements)
     with pytest.raises(DataError, match="holds Au, but the model knows only Cu"):
         types_of(data[0], ("Cu",))
+
+
+def test_a_subset_keeps_every_element(caplog: pytest.LogCaptureFixture) -> None:
+    """Silver is in one frame of twelve. A subset of one frame cannot hold silver and all others."""
+    data = list(frames(12))
+    data[7] = replace(data[7], symbols=np.array(["Ag"] * 16))
+    for seed in range(20):
+        chosen = TrainingSettings(max_frames=3, seed=seed, validation_fraction=0)
+        training, _ = divide(data, [], chosen)
+        assert len(training) == 3
+        assert data[7] in training
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    divide(data, [], TrainingSettings(max_frames=1, validation_fraction=0))
+    assert "the model will not know A" in caplog.text
+
+
+def test_validation_frames_that_are_trained_on_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    divide(frames(12), [], TrainingSettings())
+    assert "the same structure" not in caplog.text
+    divide([replace(f, source=f"copy {k}") for k, f in enumerate(4 * frames(3))], [], TINY)
+    assert "of the 3 validation frames have the same structure as a training frame" in caplog.text
