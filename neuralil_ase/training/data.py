@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from neuralil_ase.array_record import count
 from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.dataset import (
     Data,
@@ -38,7 +40,7 @@ def load_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list
 
 
 def read_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
-    """All frames of the data except those with absurd labels, and all frames of the validation files.
+    """All frames of the data except those with absurd labels or weight 0, and all frames of the validation files.
 
     Raises
     ------
@@ -46,11 +48,23 @@ def read_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list
         If a file cannot be read, labels are wrong or missing, or too many labels are absurd.
     """
     keys = settings.keys
-    frames = drop_absurd(as_frames(data, keys, settings.split_by), settings.max_force)
+    frames = _with_weight(as_frames(data, keys, settings.split_by))
+    frames = drop_absurd(frames, settings.max_force)
     if settings.energy_weight > 0:
         frames = without_absurd_energies(frames)
     files = settings.validation_files
-    return frames, read_frames(files, keys, None) if files else []
+    # A weight says how much a frame counts in training.
+    return frames, read_frames(files, replace(keys, weight=None)) if files else []
+
+
+def _with_weight(frames: Sequence[Frame]) -> list[Frame]:
+    """Leave out frames of weight 0: nothing is to be learnt from them, neither cutoff nor energy reference."""
+    kept = [frame for frame in frames if frame.weight > 0]
+    if not kept:
+        raise DataError("all frames have weight 0; give some of them another weight")
+    if len(kept) < len(frames):
+        logger.info("%s of weight 0 left out", count(len(frames) - len(kept), "frame"))
+    return kept
 
 
 def without_absurd_energies(frames: Sequence[Frame]) -> list[Frame]:

@@ -148,7 +148,7 @@ def prepare(
     inlets(config)  # raises an error, before the long work, if the network cannot be trained
     slots = _slots(pairs, types, elements)
     samples = _samples(config, settings, frames, types, pairs, reference, slots, progress)
-    samples = _weighted(samples, [frame.weight for frame in frames], n_train)
+    samples = _weighted(samples, n_train, n_frames)
     packer = packer_for(config, slots, [len(t) for t in types], settings.batch_size)
     linear = None
     if start is not None:
@@ -211,12 +211,11 @@ def _check_validation(validation: Sequence[Frame], elements: tuple[str, ...]) ->
             )
 
 
-def _weighted(samples: Sequence[Sample], weights: Sequence[float], n_train: int) -> list[Sample]:
-    """Samples with weights, scaled so that their mean over the training frames is 1."""
-    mean = float(np.mean(weights[:n_train]))
-    if mean <= 0:
-        raise DataError("all training frames have weight 0; give some of them another weight")
-    return [replace(sample, weight=w / mean) for sample, w in zip(samples, weights, strict=True)]
+def _weighted(samples: Sequence[Sample], n_train: int, n_frames: int) -> list[Sample]:
+    """Samples with weights whose mean over the training frames is 1. Isolated atoms, the last samples, weigh 1 each."""
+    mean = float(np.mean([sample.frame.weight for sample in samples[:n_train]]))
+    weighted = [replace(s, weight=s.frame.weight / mean) for s in samples[:n_frames]]
+    return [*weighted, *samples[n_frames:]]
 
 
 def model_config(

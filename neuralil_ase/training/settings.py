@@ -73,7 +73,8 @@ class TrainingSettings:
         1 if stresses are positive under tension, as in ASE, and virials under compression (virial = -V stress). -1 if
         the signs are reversed, as in the output of VASP.
     weight_key
-        Key in ``atoms.info`` of the weight of each frame. Only the ratios of weights matter.
+        Key in ``atoms.info`` of the weight of each frame. Only the ratios of weights matter. Frames of weight 0 are
+        left out. An isolated atom weighs as much as the mean frame.
     validation_files
         Data sets to validate on. Without them, ``validation_fraction`` of the data is held out.
     validation_fraction

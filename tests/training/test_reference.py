@@ -2,7 +2,9 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
@@ -192,17 +194,36 @@ def test_compositions_outside_the_training_data_are_named(caplog: pytest.LogCapt
 
 
 def test_weights_count_in_training() -> None:
-    """A frame of weight 0 changes nothing but its share of the average."""
+    """Only their ratios; an isolated atom weighs as much as the mean frame."""
     data = frames(8)
-    weighted = [replace(f, weight=3.0 * (k < 6)) for k, f in enumerate(data)]
-    task = prepare(TINY, weighted, data[:2])
-    assert [s.weight for s in task.train] == pytest.approx([4 / 3] * 6 + [0, 0])
+    weighted = [replace(f, weight=300.0 if k < 6 else 100.0) for k, f in enumerate(data)]
+    atom = frames_from_atoms([single("Cu", 3.5)])
+    task = prepare(TINY, [*weighted, *atom], data[:2])
+    assert [s.weight for s in task.train] == pytest.approx([1.2] * 6 + [0.4] * 2 + [1])
     batch = next(task.packer.pack(task.train[5:7], np.ones((2, 2))))
-    np.testing.assert_allclose(batch.energy_weight[:2], [4 / 3, 0])
-    np.testing.assert_allclose(batch.force_weight[[0, 16]], [4 / 3, 0])
-    np.testing.assert_allclose(batch.stress_weight[:2], [4 / 3, 0])
-    with pytest.raises(DataError, match="all training frames have weight 0"):
-        prepare(TINY, [replace(f, weight=0.0) for f in data], [])
+    np.testing.assert_allclose(batch.energy_weight[:2], [1.2, 0.4])
+    np.testing.assert_allclose(batch.force_weight[[0, 16]], [1.2, 0.4])
+    np.testing.assert_allclose(batch.stress_weight[:2], [1.2, 0.4])
+
+
+def test_frames_of_weight_zero_are_left_out(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Validation files need no weights."""
+    ase.io.write(tmp_path / "validation.extxyz", list(alloy(2)))
+    chosen = TINY.updated(
+        {"weight_key": "w", "validation_files": [str(tmp_path / "validation.extxyz")]}
+    )
+    data = [labelled(atoms) for atoms in alloy(4)]
+    for k, atoms in enumerate(data):
+        atoms.info["w"] = min(k, 2)
+    with caplog.at_level(logging.INFO):
+        training, validation = read_data(data, chosen)
+    assert [f.weight for f in training] == [1, 2, 2]
+    assert len(validation) == 2
+    assert "1 frame of weight 0 left out" in caplog.text
+    with pytest.raises(DataError, match="all frames have weight 0"):
+        read_data(data[:1], chosen)
 
 
 def test_absurd_energies_are_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
