@@ -1,7 +1,7 @@
 """The energy reference: one energy per element, subtracted from the labels. The network learns the rest."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -65,23 +65,29 @@ def deviations(frames: Sequence[Frame], elements: tuple[str, ...]) -> np.ndarray
     return left
 
 
-def say_what_is_open(frames: Sequence[Frame], elements: tuple[str, ...]) -> None:
-    """Warn if the compositions do not determine the energies of all elements."""
+def say_what_is_open(
+    frames: Sequence[Frame], elements: tuple[str, ...], isolated: Collection[str] = ()
+) -> None:
+    """Warn if compositions and ``isolated`` atoms of known energy do not determine the energies of all elements."""
     with_energy = [frame for frame in frames if frame.energy is not None]
     if not with_energy or len(elements) == 1:
         return
     fractions = {tuple(_fractions(frame, elements).round(9)) for frame in with_energy}
-    rank = int(np.linalg.matrix_rank(np.array(sorted(fractions)), tol=1e-6))
-    if len(fractions) == 1:
+    atoms = np.eye(len(elements))[[symbol in isolated for symbol in elements]]
+    rows = np.concatenate([np.array(sorted(fractions)), atoms])
+    rank = int(np.linalg.matrix_rank(rows, tol=1e-6))
+    if len(rows) == 1:
         logger.warning(
             "all frames with energies have the same composition. The energies of single elements (%s) are therefore "
-            "arbitrary, and predicted energies of other compositions have no meaning. Add such frames if you need them",
+            "arbitrary, and predicted energies of other compositions have no meaning. Add such frames, or isolated "
+            "atoms, if you need them",
             ", ".join(elements),
         )
     elif rank < len(elements):
         logger.warning(
             "the compositions of the frames determine only %d of %d energies of elements (%s). Predicted energies of "
-            "compositions that differ in another way have no meaning. Add such frames if you need them",
+            "compositions that differ in another way have no meaning. Add such frames, or isolated atoms, if you need "
+            "them",
             rank, len(elements), ", ".join(elements),
         )  # fmt: skip
 

@@ -132,7 +132,7 @@ def prepare(
     settings = settings.with_descriptor(sight_for(found), elements)
     alone = isolated_energies(atoms, settings.isolated_atoms, elements)
     if start is None:
-        say_what_is_open(train, elements)
+        say_what_is_open(train, elements, alone)
         reference = energy_reference(train, elements, alone)
     else:
         reference = reference_for(start, train)

@@ -47,6 +47,11 @@ def test_one_composition_shares_its_energy_among_atoms(caplog: pytest.LogCapture
     say_what_is_open(data, elements)
     assert "all frames with energies have the same composition" in caplog.text
     atoms = {"C": -1030.0, "H": -13.6, "O": -2040.0}
+    caplog.clear()
+    say_what_is_open(data, elements, atoms)
+    assert not caplog.records
+    say_what_is_open(data, elements, ["C"])
+    assert "determine only 2 of 3 energies" in caplog.text
     found = energy_reference(data, elements, atoms)
     cohesive = -9399.8 - (5 * -1030.0 + 8 * -13.6 + 2 * -2040.0)
     np.testing.assert_allclose(found, np.array(list(atoms.values())) + cohesive / 15)
