@@ -11,10 +11,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import ase.db
 import ase.io
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
+from ase.io.formats import parse_filename
 
 from neuralil_ase.array_record import ArrayRecord, count
 from neuralil_ase.engine.geometry import check_geometry
@@ -310,12 +312,31 @@ def _named(frames: Sequence[Frame], names: Sequence[str]) -> list[Frame]:
 def _structures(path: str | Path) -> Iterator[Atoms]:
     """The structures that ASE reads. A compressed extxyz file is unpacked first, because ASE reads single frames of it
     slowly."""
+    name, index = parse_filename(str(path), None)
+    if Path(name).suffix in (".db", ".json"):
+        yield from _rows(name, index)
+        return
     opener: Any = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}.get(Path(path).suffix)
     if opener is None or Path(path).with_suffix("").suffix not in (".extxyz", ".xyz"):
         yield from ase.io.iread(path, index=None if "@" in str(path) else ":")
         return
     with opener(path, "rt", encoding="utf-8") as file:
         yield from ase.io.iread(StringIO(file.read()), index=":", format="extxyz")
+
+
+def _rows(name: str, index: slice | int | str | None) -> Iterator[Atoms]:
+    """Rows of a database of ASE. Their key-value pairs and data, which ASE's own reader leaves out, are in ``info``."""
+    if not Path(name).exists():
+        raise FileNotFoundError(name)
+    database = ase.db.connect(name, serial=True)
+    rows = enumerate(database.select(index if isinstance(index, str) else None))
+    chosen = slice(index, index + 1 or None) if isinstance(index, int) else index
+    kept = range(database.count())[chosen] if isinstance(chosen, slice) else None
+    for k, row in rows:
+        if kept is None or k in kept:
+            atoms = row.toatoms()
+            atoms.info |= row.key_value_pairs | row.data
+            yield atoms
 
 
 def _read_file(path: str | Path) -> Iterator[tuple[str, Atoms]]:

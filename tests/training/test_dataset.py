@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import ase.db
 import ase.io
 import numpy as np
 import pytest
@@ -66,6 +67,31 @@ def test_labels_under_other_names(tmp_path: Path) -> None:
         read_frames([tmp_path / "named.extxyz"])
     with pytest.raises(DataError, match=r"no frame of .* has the forces key 'dft_forces'"):
         read_frames([tmp_path / "named.extxyz"], Keys("REF_energy", "dft_forces"))
+
+
+@pytest.mark.parametrize("suffix", ["db", "json"])
+def test_entries_of_a_database_are_read(suffix: str, tmp_path: Path) -> None:
+    """Labels, weights and groups are often key-value pairs or data of rows."""
+    path = tmp_path / f"all.{suffix}"
+    with ase.db.connect(path) as database:
+        for k, atoms in enumerate(alloy(4)):
+            found = atoms.calc.results
+            bare = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=True)
+            part = "train" if k else "test"
+            data = {"dft_forces": found["forces"]}
+            database.write(bare, data=data, dft_energy=found["energy"], part=part, w=k + 1.0)
+    keys = Keys(energy="dft_energy", forces="dft_forces", weight="w")
+    read = read_frames([path], keys, "part")
+    assert [f.group for f in read] == ["test", "train", "train", "train"]
+    assert [f.weight for f in read] == [1, 2, 3, 4]
+    for frame, expected in zip(read, frames(4), strict=True):
+        assert frame.energy == pytest.approx(expected.energy)
+        np.testing.assert_allclose(frame.forces, expected.forces)
+    for selection, weights in (("1:3", [2, 3]), ("-1", [4]), ("::2", [1, 3]), ("part=test", [1])):
+        assert [f.weight for f in read_frames([f"{path}@{selection}"], keys)] == weights
+    with pytest.raises(DataError, match="there is no data file"):
+        read_frames([tmp_path / f"nothing.{suffix}"])
+    assert not (tmp_path / f"nothing.{suffix}").exists()
 
 
 def test_missing_labels_stay_missing() -> None:
