@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from neuralil_ase.calibration import Calibration
-from neuralil_ase.errors import ConfigError, UncertaintyError
+from neuralil_ase.errors import ConfigError, DataError, UncertaintyError
 from neuralil_ase.evaluation.calibration import (
     HIGH,
     LOW,
@@ -34,6 +34,26 @@ def held_out(hydrogen: np.ndarray, nitrogen: np.ndarray) -> HeldOut:
 
 def spreads(scale: float, seed: int) -> np.ndarray:
     return scale * np.random.default_rng(seed).lognormal(sigma=0.3, size=(FRAMES, SIZE))
+
+
+def test_an_element_of_few_atoms_gets_the_error_bars_of_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An adsorbed atom, one in each frame, must not cost the others their error bars."""
+    data = held_out(spreads(0.05, 1), spreads(0.2, 2))
+    symbols = data.symbols.copy()
+    symbols[:20] = "O"
+    record = fit_calibration(replace(data, symbols=symbols), {}, "test")
+    assert "error bars of O are those of all held-out atoms together" in caplog.text
+    assert set(record.force_scale) == {"H", "N", "O"}
+    assert record.force_std_quantiles["O"]["0.99"] == pytest.approx(
+        np.quantile(data.force_spreads, 0.99)
+    )
+    bars = record.force_error_bars(["O", "O"], np.array([0.05, 0.2]))
+    np.testing.assert_allclose(bars, np.sqrt(3) * np.array([0.05, 0.2]), rtol=0.1)
+    few = replace(data, symbols=np.resize([f"X{k}" for k in range(200)], len(symbols)))
+    with pytest.raises(DataError, match="one element at least needs 30"):
+        fit_calibration(few, {}, "test")
 
 
 def test_thresholds_lie_above_the_held_out_frames() -> None:

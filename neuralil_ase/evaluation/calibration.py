@@ -7,7 +7,8 @@ models with aleatoric layers, the rank correlation with force errors on test fra
 aleatoric deviation together, and 0.70 for the spread alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +26,10 @@ from neuralil_ase.errors import DataError
 from neuralil_ase.evaluation.metrics import Comparison
 from neuralil_ase.evaluation.quality import crps, quality
 
+logger = logging.getLogger(__name__)
 QUANTILES = (0.5, 0.68, 0.9, 0.95, 0.99, 0.999, 1.0)
 MIN_ATOMS = 30
+"""Elements with fewer held-out atoms, as an adsorbed atom has, get the error bars of all atoms together."""
 LOW, HIGH = 1.5, 2.0
 """LOW times the largest spread of an ordinary held-out frame is the lower threshold, HIGH times this the upper one."""
 FLATTEST = 0.5
@@ -88,17 +91,18 @@ def fit_calibration(held_out: HeldOut, shortest: Mapping[str, float], data: str)
     Raises
     ------
     DataError
-        If there are too few atoms of any element, or values that are not finite.
+        If there are too few atoms of every element, or values that are not finite.
     """
     _check(held_out)
-    elements = sorted(set(held_out.symbols.tolist()))
+    atoms = _atoms_for(held_out.symbols)
+    elements = list(atoms)
     uses_aleatoric = held_out.force_aleatoric is not None
-    spreads = {e: held_out.force_spreads[held_out.symbols == e] for e in elements}
+    spreads = {e: held_out.force_spreads[atoms[e]] for e in elements}
     usual = {e: max(float(np.quantile(spreads[e], USUAL_QUANTILE)), 1e-12) for e in elements}
-    scale_of_spread, exponent, floor_of_spread = _fit_spreads(held_out, usual)
+    scale_of_spread, exponent, floor_of_spread = _fit_spreads(held_out, atoms, usual)
     scale, floor = scale_of_spread, floor_of_spread
     if uses_aleatoric:
-        scale, floor = _fit_forces(held_out, elements)
+        scale, floor = _fit_forces(held_out, atoms)
     energy_scale, energy_floor = _fit_energy(held_out)
     relative = held_out.force_spreads / np.array([usual[e] for e in held_out.symbols.tolist()])
     return Calibration(
@@ -175,28 +179,40 @@ def held_out_errors(comparison: Comparison) -> HeldOut:
     )
 
 
+def _atoms_for(symbols: np.ndarray) -> dict[str, np.ndarray]:
+    """For every element the mask of the atoms that determine its error bars: its own, or all if they are too few."""
+    own = {str(element): symbols == element for element in np.unique(symbols)}
+    few = [element for element, atoms in own.items() if atoms.sum() < MIN_ATOMS]
+    if few:
+        logger.warning(
+            "error bars of %s are those of all held-out atoms together, because fewer than %d atoms of the element "
+            "are held out",
+            ", ".join(few), MIN_ATOMS,
+        )  # fmt: skip
+    return own | {element: np.ones(len(symbols), bool) for element in few}
+
+
 def _fit_forces(
-    held_out: HeldOut, elements: Sequence[str]
+    held_out: HeldOut, atoms: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Scale and floor of every element, from spread and aleatoric deviation together."""
     deviations = _combined(held_out.force_spreads, held_out.force_aleatoric)
-    chosen = {element: held_out.symbols == element for element in elements}
     fits = {
-        element: fit_scale_and_floor(held_out.force_errors[atoms], deviations[atoms])
-        for element, atoms in chosen.items()
+        element: fit_scale_and_floor(held_out.force_errors[chosen], deviations[chosen])
+        for element, chosen in atoms.items()
     }
     return {e: fit[0] for e, fit in fits.items()}, {e: fit[1] for e, fit in fits.items()}
 
 
 def _fit_spreads(
-    held_out: HeldOut, reference: Mapping[str, float]
+    held_out: HeldOut, atoms: Mapping[str, np.ndarray], reference: Mapping[str, float]
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Scale, exponent and floor of every element, from spreads alone."""
     fits = {}
     for element, unit in reference.items():
-        atoms = held_out.symbols == element
+        chosen = atoms[element]
         fits[element] = fit_power_law(
-            held_out.force_errors[atoms], held_out.force_spreads[atoms], unit
+            held_out.force_errors[chosen], held_out.force_spreads[chosen], unit
         )
     scale, exponent, floor = ({e: fit[k] for e, fit in fits.items()} for k in range(3))
     return scale, exponent, floor
@@ -286,10 +302,10 @@ def _check(held_out: HeldOut) -> None:
             "held-out force errors or spreads are not finite; evaluate the model on these frames first"
         )
     symbols, counts = np.unique(held_out.symbols, return_counts=True)
-    few = [f"{s} ({n})" for s, n in zip(symbols, counts, strict=True) if n < MIN_ATOMS]
-    if few or len(symbols) == 0:
+    if counts.max(initial=0) < MIN_ATOMS:
+        found = [f"{symbol} ({n})" for symbol, n in zip(symbols, counts, strict=True)]
         raise DataError(
-            f"too few held-out atoms to calibrate: {', '.join(few) or 'none at all'}; each element needs "
+            f"too few held-out atoms to calibrate: {', '.join(found) or 'none at all'}; one element at least needs "
             f"{MIN_ATOMS}. Hold more frames out, or give a larger data set to calibrate on"
         )
 
