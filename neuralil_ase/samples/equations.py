@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.lax import optimization_barrier
-from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
+from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
 
 from neuralil_ase.model.config import DescriptorConfig
 from neuralil_ase.model.spectrum import power_spectrum, summed_changes
@@ -19,6 +19,9 @@ from neuralil_ase.samples.batches import Packer, Sample, some_of
 from neuralil_ase.samples.forward import Batch
 from neuralil_ase.samples.linear import Linear
 from neuralil_ase.samples.normalisation import factor_of
+
+ROUNDING = 10 * float(np.finfo(float).eps)
+"""Rounding error of a diagonal element, divided by the largest one and the number of unknowns."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,16 @@ class Choice(NamedTuple):
         penalties[-self.n_elements :] = 1e-6 * self.energy_weight
         return gram + np.diag(penalties)
 
+    def root(self, gram: np.ndarray) -> np.ndarray:
+        """Upper triangle R with Rᵀ R = ``matrix``."""
+        matrix = self.matrix(gram)
+        try:
+            return np.asarray(cholesky(matrix))
+        except LinAlgError:
+            # Rounding errors exceed the penalties, as in frames that are all equal.
+            rounding = ROUNDING * len(matrix) * float(matrix.diagonal().max())
+            return np.asarray(cholesky(matrix + np.diag(np.full(len(matrix), rounding))))
+
 
 @dataclass(frozen=True)
 class Equations:
@@ -133,7 +146,7 @@ class Equations:
     def solve(self, choice: Choice) -> np.ndarray:
         """The unknowns with the least weighted sum of squares; the biases come last."""
         sums = self.sums(choice)
-        return cho_solve(cho_factor(choice.matrix(sums.gram)), sums.right)
+        return cho_solve((choice.root(sums.gram), False), sums.right)
 
     def draw(
         self,
@@ -149,15 +162,15 @@ class Equations:
         ``more_penalty`` times the penalty of the distribution.
         """
         sums = self.sums(choice)
-        root = cholesky(choice.matrix(sums.gram))  # upper: Rᵀ R
+        root = choice.root(sums.gram)
         normal = np.random.default_rng((seed, 4)).normal(size=(len(root), n_members))
         normal -= normal.mean(axis=1, keepdims=True)
         normal *= np.sqrt(variance * n_members / max(n_members - 1, 1))
-        factor = root, False
+        stronger = root
         if more_penalty != 1:
-            stronger = choice._replace(penalty=more_penalty * choice.penalty)
-            factor = cho_factor(stronger.matrix(sums.gram))
-        return cho_solve(factor, sums.right) + solve_triangular(root, normal).T
+            penalised = choice._replace(penalty=more_penalty * choice.penalty)
+            stronger = penalised.root(sums.gram)
+        return cho_solve((stronger, False), sums.right) + solve_triangular(root, normal).T
 
     def sums(self, choice: Choice) -> Sums:
         """Weighted sums over all labels; their total weight is the number of labels."""

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_solve
 
 from neuralil_ase.progress import Progress
 from neuralil_ase.samples.batches import Packer, Sample, Targets
@@ -155,7 +155,7 @@ def _variance(choice: Choice, others: Sequence[Equations], folds: Sequence[Equat
         squares += sums.squared_error(rest.solve(choice))
         expected += sums.total_weight
         expected += float(
-            np.trace(cho_solve(cho_factor(choice.matrix(rest.sums(choice).gram)), sums.gram))
+            np.trace(cho_solve((choice.root(rest.sums(choice).gram), False), sums.gram))
         )
     return max(squares, 0.0) / expected
 

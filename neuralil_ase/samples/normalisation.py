@@ -29,6 +29,11 @@ Features of small variance, scaled up to unit variance, cause overfitting. With 
 held-out forces of SrTiO3 fall from 121 to 113 meV/Å, and the largest errors of metals shrink."""
 
 
+ROUNDING = 1e-5
+"""Deviations below this fraction of the largest feature are rounding errors of float32. Atoms with equal surroundings,
+as in a perfect crystal, have no others."""
+
+
 class Scaling(NamedTuple):
     """Affine map of the descriptor and factor of the energy.
 
@@ -67,7 +72,8 @@ def scaling_of(features: np.ndarray, force_rms: float) -> Scaling:
 def factor_of(features: np.ndarray) -> np.ndarray:
     """Factor of every feature, shape (F,): see :data:`FEATURE_EXPONENT`."""
     deviation = features.std(axis=0, dtype=np.float64)
-    largest = max(float(deviation.max(initial=0)), 1e-12)
+    least = max(ROUNDING * float(np.abs(features).max(initial=0)), 1e-12)
+    largest = max(float(deviation.max(initial=0)), least)
     relative = np.maximum(deviation / largest, 1e-3)
     return relative**-FEATURE_EXPONENT / largest
 

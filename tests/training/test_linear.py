@@ -15,7 +15,9 @@ from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.evaluation.evaluate import predict_frames
 from neuralil_ase.model.potential import Potential, flatten, unflatten
 from neuralil_ase.samples import least_squares
+from neuralil_ase.samples.equations import Choice
 from neuralil_ase.samples.linear import Linear, linear_of, with_linear
+from neuralil_ase.samples.normalisation import factor_of
 from neuralil_ase.training.loop import Trainer
 from neuralil_ase.training.prepare import Task, prepare
 from neuralil_ase.training.settings import TrainingSettings
@@ -226,3 +228,23 @@ def test_small_molecules_have_none_by_default() -> None:
     assert found.linear is None
     assert SMALL.with_frames(12).linear is True
     assert SMALL.updated({"linear": True}).with_frames(12, is_molecule=True).linear is True
+
+
+def test_equations_that_determine_next_to_nothing_are_solved() -> None:
+    """One structure, repeated: rounding errors of the equations are larger than the penalty."""
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.normal(0, 1e7, (2, 40)), 50, axis=0)
+    noise = rng.normal(0, 0.1, (40, 40))
+    gram = rows.T @ rows + noise + noise.T
+    root = Choice(100.0, 1e-4, 1).root(gram)
+    np.testing.assert_allclose(root.T @ root, gram, atol=1e-11 * gram.max())
+    well = Choice(100.0, 1e-4, 1)
+    np.testing.assert_array_equal(well.root(np.eye(3)), np.linalg.cholesky(well.matrix(np.eye(3))))
+
+
+def test_rounding_errors_are_not_scaled_to_features() -> None:
+    rng = np.random.default_rng(0)
+    equal = 5.0 * np.ones((50, 4)) + rng.normal(0, 5e-7, (50, 4))
+    assert factor_of(equal).max() < 1e6
+    varying = rng.normal(5, 0.1, (50, 4))
+    assert factor_of(varying).max() < 20
