@@ -44,6 +44,8 @@ FINEST_SPACING = 0.6
 """The same quotient, as long as the descriptor stays short. With 120 features instead of 56, the errors of held-out
 forces of copper fall from 16 to 12 meV/Å. For a liquid of four elements with 470 features, more features made errors
 larger."""
+MOST_RADIAL = 8
+"""Largest radial index that is chosen; the compiled core has no code for larger ones."""
 FEWEST_RADIAL = 4
 """The limit on the length of the descriptor does not reduce the largest radial index below this value."""
 SHORT_DESCRIPTOR, LONG_DESCRIPTOR = 170, 700
@@ -286,7 +288,8 @@ class TrainingSettings:
         def length(n_max: int) -> int:
             return DescriptorConfig(elements, n_max, r_cut, self.cross_terms).n_features
 
-        n_max, finest = round(r_cut / RADIAL_SPACING), int(r_cut / FINEST_SPACING + 1e-9)
+        n_max = min(round(r_cut / RADIAL_SPACING), MOST_RADIAL)
+        finest = min(int(r_cut / FINEST_SPACING + 1e-9), MOST_RADIAL)
         while n_max < finest and length(n_max + 1) <= SHORT_DESCRIPTOR:
             n_max += 1
         while n_max > FEWEST_RADIAL and length(n_max) > LONG_DESCRIPTOR and not is_molecule:

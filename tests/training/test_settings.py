@@ -28,6 +28,7 @@ from neuralil_ase.training.settings import (
     DEFAULT_STEPS,
     EPOCHS_OF_MOLECULES,
     FEWEST_EPOCHS,
+    MOST_RADIAL,
     TrainingSettings,
     read_settings,
 )
@@ -174,6 +175,7 @@ def test_radial_functions_follow_the_cutoff(elements: tuple[str, ...], n_max: li
     sights = [Sight(r_cut, r_cut) for r_cut in (3.5, 4.5, 5.5, 6.0)]
     chosen = [TrainingSettings().with_descriptor(sight, elements).n_max for sight in sights]
     assert chosen == n_max
+    assert TrainingSettings(r_cut=9).with_descriptor(sights[0], elements).n_max <= MOST_RADIAL
 
 
 def test_small_molecules_have_wider_layers_and_less_decay() -> None:
