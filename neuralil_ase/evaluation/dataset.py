@@ -193,8 +193,17 @@ def types_of(frame: Frame, elements: tuple[str, ...]) -> np.ndarray:
 
 
 def pairs_of(frame: Frame, types: np.ndarray, r_cut: float) -> Pairs:
-    """Neighbours inside the cutoff."""
-    return NeighborList(r_cut, 0.0).pairs(frame.positions, frame.cell, frame.pbc, types)
+    """Neighbours inside the cutoff.
+
+    Raises
+    ------
+    DataError
+        If the frame is too dense for any material.
+    """
+    try:
+        return NeighborList(r_cut, 0.0).pairs(frame.positions, frame.cell, frame.pbc, types)
+    except StructureError as error:
+        raise DataError(f"{frame.source} cannot be used: {error}") from error
 
 
 def drop_absurd(frames: Sequence[Frame], max_force: float) -> list[Frame]:

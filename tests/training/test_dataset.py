@@ -9,6 +9,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from neuralil_ase.evaluation.dataset import (
     split,
     types_of,
 )
+from neuralil_ase.samples.cutoff import surroundings
 from neuralil_ase.samples.reference import energy_reference, isolated_energies
 from neuralil_ase.training.data import divide
 from neuralil_ase.training.settings import TrainingSettings
@@ -214,3 +216,13 @@ def test_validation_frames_that_are_trained_on_are_named(caplog: pytest.LogCaptu
     assert "the same structure" not in caplog.text
     divide([replace(f, source=f"copy {k}") for k, f in enumerate(4 * frames(3))], [], TINY)
     assert "of the 3 validation frames have the same structure as a training frame" in caplog.text
+
+
+def test_a_frame_in_other_units_of_length_is_named() -> None:
+    """Nanometres, in one frame of three."""
+    dense = alloy()[1].copy()
+    dense.set_cell(dense.cell / 10, scale_atoms=True)
+    dense.calc = SinglePointCalculator(dense, energy=0.0)
+    data = frames_from_atoms([alloy()[0], dense, alloy()[2]])
+    with pytest.raises(DataError, match=r"structure 1 cannot be used: .*not in Å"):
+        surroundings(data, ("Au", "Cu"))
