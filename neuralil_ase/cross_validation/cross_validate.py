@@ -26,7 +26,13 @@ from neuralil_ase.evaluation.stresses import check_stresses
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.progress import Progress
 from neuralil_ase.training.checkpoint import fingerprint
-from neuralil_ase.training.data import divide, files_of, read_data, without_isolated_atoms
+from neuralil_ase.training.data import (
+    divide,
+    files_of,
+    read_data,
+    warn_of_copies,
+    without_isolated_atoms,
+)
 from neuralil_ase.training.loop import Trainer, fit
 from neuralil_ase.training.members import all_answers
 from neuralil_ase.training.output import Recorder, plain
@@ -225,6 +231,7 @@ def _fold(
     pairs = [*zip(frames, fold_of, strict=True)]
     train, held_back = divide([f for f, k in pairs if k != number], validation, settings)
     held_out = [f for f, k in pairs if k == number]
+    warn_of_copies([*train, *held_back], held_out, f"held-out (fold {number})")
     learnt = without_isolated_atoms(train, settings)[0]
     known = elements_of(learnt) if start is None else start.potential.elements
     unknown = sorted(set(elements_of(held_out)) - set(known))

@@ -82,7 +82,10 @@ def verdict(labels: np.ndarray, implied: np.ndarray, volume: float) -> str | Non
     wrong = []
     order = _order(labels, implied, np.sign(correlation))
     if order:
-        wrong.append(f"seem to end with {order} instead of yz xz xy")
+        wrong.append(
+            f"seem to end with {order} instead of yz xz xy (write them in this order, or train without them: "
+            "stress_weight 0)"
+        )
     if correlation < 0:
         wrong.append(
             "have the opposite sign of what energies and forces imply (usually they are positive under compression: "

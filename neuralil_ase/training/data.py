@@ -119,7 +119,7 @@ def divide(
         training = _some(training, settings)
     if not training:
         raise DataError("no frames of several atoms are left to train on")
-    _say_what_is_known(training, held_out)
+    warn_of_copies(training, held_out, "validation")
     return [*training, *atoms], held_out
 
 
@@ -144,15 +144,15 @@ def _some(frames: Sequence[Frame], settings: TrainingSettings) -> list[Frame]:
     return chosen
 
 
-def _say_what_is_known(training: Sequence[Frame], held_out: Sequence[Frame]) -> None:
-    """Warn if structures to validate on are also trained on."""
+def warn_of_copies(training: Sequence[Frame], held_out: Sequence[Frame], what: str) -> None:
+    """Warn if held-out structures are also trained on; ``what`` says what they are held out for."""
     learnt = {_structure(frame) for frame in training} if held_out else set()
-    known = [frame for frame in held_out if _structure(frame) in learnt]
-    if known:
+    copies = [frame for frame in held_out if _structure(frame) in learnt]
+    if copies:
         logger.warning(
-            "%d of the %d validation frames have the same structure as a training frame (the first: %s). Their errors "
-            "are too small, and so may be the error bars. Leave out duplicates, or keep them together (split_by)",
-            len(known), len(held_out), known[0].source,
+            "%d of %s %s also among the training frames (the first: %s). Errors on them are too small, and so may be "
+            "error bars. Leave out duplicates, or keep them together (split_by)",
+            len(copies), count(len(held_out), f"{what} frame"), "is" if len(copies) == 1 else "are", copies[0].source,
         )  # fmt: skip
 
 
