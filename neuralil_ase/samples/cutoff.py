@@ -16,8 +16,8 @@ SHORTEST, LONGEST = 3.5, 6.0
 """Smallest and largest cutoff in Å that is chosen if there are short bonds."""
 SHORT_BOND, WIDEST = 3.0, 9.0
 """If all bonds are longer than a short bond, as in potassium (4.6 Å) or solid argon, the largest cutoff is twice the
-shortest bonds, but no more than the widest cutoff, in Å. With 6 Å, potassium would see no more than copper with 3.3 Å,
-and copper needs 4.5 Å (see ``MOST_ALIKE``)."""
+shortest bonds, but no more than the widest cutoff, in Å. With 6 Å, potassium would see no more than copper with 3.3 Å.
+Copper with 1.85 times its lengths has nine times smaller errors with 8.5 Å than with 6 Å."""
 REACH, REACH_IF_UNEVEN = 2.2, 2.4
 """Cutoff divided by the distance between nearest neighbours, in general and if some bonds are much shorter than others.
 The cutoff then includes the second shell. The limits below can change it."""
