@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ase import Atoms
 from ase.io import read
 
-from neuralil_ase.errors import DataError, OutputError
+from neuralil_ase.errors import DataError, ModelFileError, OutputError
 from neuralil_ase.farm import Labelled, digest, label
 from neuralil_ase.files.atomic import append_record, cut_tail, make_folder
 from neuralil_ase.files.lock import OutputLock
@@ -85,6 +85,17 @@ class Record:
         """Whether the teacher was called for this query."""
         return self.kind != "found"
 
+    def describe(self) -> str:
+        """Why the teacher was asked, and the errors of the model compared with its error bars."""
+        found = f"evaluation {self.evaluation}, {self.reason}"
+        if not self.errors:
+            return found
+        worst = max(range(len(self.errors)), key=self.errors.__getitem__)
+        return (
+            f"{found}; the largest force error of the model was {self.errors[worst]:.3f} eV/Å (atom {worst}, error bar "
+            f"{self.bars[worst]:.3f}), its energy error {self.energy_error:.3f} eV"
+        )
+
 
 class Folder:
     """The files of one learner, locked until the process ends.
@@ -114,6 +125,7 @@ class Folder:
         make_folder(self.labels)
         self._lock = OutputLock(self.model, take_over=True)
         self.records = [*_read_records(self.log)]
+        self._gone = self._without_label()
         self._adopt()
 
     @property
@@ -124,7 +136,8 @@ class Folder:
     @property
     def answered(self) -> list[Record]:
         """The queries that have a label, each frame once."""
-        return [*{r.digest: r for r in self.records if r.failure is None}.values()]
+        with_label = [r for r in self.records if r.failure is None and r.digest not in self._gone]
+        return [*{record.digest: record for record in with_label}.values()]
 
     def has(self, atoms: Atoms) -> bool:
         """Whether the label of exactly this structure is on disk."""
@@ -150,12 +163,12 @@ class Folder:
 
     def knows(self, name: str) -> bool:
         """Whether the label with this digest has a record."""
-        return any(r.digest == name and r.failure is None for r in self.records)
+        return any(record.digest == name for record in self.answered)
 
     def is_held_out(self, atoms: Atoms) -> bool:
         """Whether exactly this structure is held out from training."""
         name = digest(atoms)
-        return any(r.digest == name and r.held_out for r in self.records)
+        return any(r.digest == name and r.held_out for r in self.answered)
 
     def file(self, name: str) -> Path:
         """The file of the label with this digest."""
@@ -165,7 +178,7 @@ class Folder:
         self, frames: Sequence[Atoms], factory: Callable[[], Any], executor: Executor | None
     ) -> Labelled:
         """Label frames. Labels that are already on disk are not computed again."""
-        self._lock.check()
+        self._check_lock()
         return label(frames, factory, executor, self.labels)
 
     def read(self, name: str) -> Atoms:
@@ -194,18 +207,51 @@ class Folder:
         OutputError
             If the record cannot be written. The label is kept.
         """
-        self._lock.check()
+        self._check_lock()
         append_record(self.log, (json.dumps(asdict(record)) + "\n").encode(), sync=True)
         self.records.append(record)
+        if record.failure is None:
+            self._gone.discard(record.digest)
 
     def save(self, potential: Potential) -> None:
         """Replace the previous model in one step."""
-        self._lock.check()
+        self._check_lock()
         save_potential(potential, self.model)
 
     def load(self) -> Potential | None:
-        """The model of an earlier run; None if there is none."""
-        return load_potential(self.model) if self.model.exists() else None
+        """The model of an earlier run; None if there is none.
+
+        Raises
+        ------
+        ModelFileError
+            If the model cannot be read.
+        """
+        if not self.model.exists():
+            return None
+        try:
+            return load_potential(self.model)
+        except ModelFileError as problem:
+            raise ModelFileError(
+                f"the model of an earlier run cannot be used: {problem}. Or move it away: the next run trains a model "
+                f"with all labels in {self.labels}, without asking the teacher again"
+            ) from problem
+
+    def _check_lock(self) -> None:
+        try:
+            self._lock.check()
+        except OutputError as problem:
+            raise OutputError(
+                f"{problem}. Calculators that use one folder at the same time share a learner: "
+                "LearningCalculator(learner=first.learner)"
+            ) from problem
+
+    def _without_label(self) -> set[str]:
+        """Digests of frames whose label was removed. The frame is labelled again when it is needed."""
+        names = {record.digest for record in self.records if record.failure is None}
+        gone = {name for name in names if not self.file(name).exists()}
+        if gone:
+            logger.warning("%s lists labels that are missing: %d", self.log, len(gone))
+        return gone
 
     def _adopt(self) -> None:
         """Make records for labels without one (the run was killed in between), so that they are learnt."""
@@ -222,7 +268,13 @@ def _read_records(path: Path) -> list[Record]:
     """The records of earlier runs. An incomplete last line, left by a killed run, is moved to another file."""
     if not path.exists():
         return []
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        raise DataError(
+            f"{path} cannot be read: {problem.strerror}. Check that it is a file that you may read, or move it away. "
+            "Without it, all labels in the folder are learnt again"
+        ) from problem
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         aside = cut_tail(path, whole)
