@@ -349,14 +349,26 @@ def _label_one(atoms: Atoms, factory: Callable[[], Any]) -> _Label | str:
         atoms = atoms.copy()
         atoms.set_constraint()  # labels are forces on all atoms, also on fixed ones
         atoms.calc = factory()
-        found = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
-        if atoms.cell.rank == 3:
-            with suppress(NotImplementedError, PropertyNotImplementedError):
-                found["stress"] = atoms.get_stress()
+        found = _computed(atoms)
     except Exception as error:  # calculators raise errors of any type
         return f"{type(error).__name__}: {error}"
     wrong = [name for name, value in found.items() if not np.isfinite(value).all()]
     return f"not finite: {', '.join(wrong)}" if wrong else found
+
+
+def _computed(atoms: Atoms) -> _Label:
+    """Energy, forces and, if there is one, stress. A calculator that was interrupted forgets the structure: otherwise
+    its next call could continue halfway."""
+    try:
+        found = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        if atoms.cell.rank == 3:
+            with suppress(NotImplementedError, PropertyNotImplementedError):
+                found["stress"] = atoms.get_stress()
+    except BaseException:
+        with suppress(Exception):
+            atoms.calc.reset()
+        raise
+    return found
 
 
 def digest(atoms: Atoms) -> str:

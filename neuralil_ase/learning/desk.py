@@ -1,5 +1,6 @@
 """Calls the teacher: checks the query limits, repeats failed calculations, and records each query."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -9,14 +10,19 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from neuralil_ase.errors import QueryLimitError, TeacherError
+from neuralil_ase.array_record import count
+from neuralil_ase.errors import ConfigError, QueryLimitError, TeacherError
 from neuralil_ase.farm import digest
 from neuralil_ase.learning.records import Folder, Record
 from neuralil_ase.learning.request import SURPRISE, Request, bare
 from neuralil_ase.learning.teacher import check_offers
 from neuralil_ase.prediction import Prediction
 
+logger = logging.getLogger(__name__)
 HOUR = 3600.0
+ROLL_BACK = (
+    ", or continue from an earlier one: calc.roll_back(atoms) restores the last trusted structure"
+)
 FrameCheck = Callable[[Sequence[Atoms]], None]
 
 
@@ -45,6 +51,8 @@ class Desk:
     ------
     TeacherError
         If the teacher is not a calculator, or lacks energies or forces.
+    ConfigError
+        If the workers of an executor would share one calculator.
     """
 
     def __init__(
@@ -59,9 +67,15 @@ class Desk:
         self._factory: Callable[[], Any] = teacher if callable(teacher) else lambda: teacher
         offered = self._factory()
         check_offers(offered)
+        if executor is not None and not callable(teacher):
+            raise ConfigError(
+                "the workers of an executor calculate at the same time, which one calculator cannot: give a function "
+                "that makes a calculator as the teacher, for instance functools.partial(EMT) instead of EMT()"
+            )
         self.teacher_name = type(offered).__name__
         self._folder, self._executor, self._retries = folder, executor, retries
         self._most, self._per_hour = max_queries, queries_per_hour
+        self._is_stress_checked = False
 
     def label(
         self, requests: Sequence[Request], tolerance: float | None, check: FrameCheck | None = None
@@ -98,9 +112,12 @@ class Desk:
                 is_passed = max(record.errors, default=np.inf) <= SURPRISE * request.allowed
                 is_test = request.kind == "check" and request.may_hold_out
                 self._folder.append(replace(record, held_out=is_test and is_passed))
+                logger.info("query %d: %s", len(self._folder.records), record.describe())
         if failure is not None:
             raise failure
-        return [self._folder.read(name) for name in names]
+        labelled = [self._folder.read(name) for name in names]
+        self._check_stress(labelled[0])
+        return labelled
 
     def _ask(
         self, frames: Sequence[Atoms], requests: Sequence[Request], tolerance: float | None
@@ -122,9 +139,26 @@ class Desk:
         place, reason = next(iter(found.failures.items()))
         return seconds, TeacherError(
             f"the teacher failed {self._retries + 1} times for a frame ({requests[missing[place]].reason}): {reason}. "
-            f"All labels and the model are in {self._folder.path}. Read the output of the calculator for this frame, "
-            "or continue from an earlier one: calc.roll_back(atoms) restores the last trusted structure"
+            + (
+                ""
+                if tolerance is None
+                else f"All labels and the model are in {self._folder.path}. "
+            )
+            + "Read the output of the calculator for this frame"
+            + ("" if tolerance is None else ROLL_BACK)
         )
+
+    def _check_stress(self, label: Atoms) -> None:
+        """Warn once if the stress of the teacher is missing: the model's stress is returned instead."""
+        if self._is_stress_checked or label.cell.rank < 3 or label.calc is None:
+            return
+        self._is_stress_checked = True
+        if "stress" not in label.calc.results:
+            logger.warning(
+                "the teacher %s gives no stress. The stress is that of the model, which learns it from energies and "
+                "forces only; a relaxed cell or a run at constant pressure is not the teacher's",
+                self.teacher_name,
+            )
 
     def _check(self, names: Sequence[str], check: FrameCheck) -> None:
         """Move labels that cannot be right to another folder: no run may learn them, but they are not deleted."""
@@ -141,9 +175,9 @@ class Desk:
         calls, path = self._folder.calls, self._folder.path
         if self._most is not None and wanted and calls + wanted > self._most:
             raise QueryLimitError(
-                f"one more label would be call {calls + wanted} of the teacher, but max_queries is {self._most}. All "
-                f"labels and the model are in {path}: raise max_queries to continue, or use the model as it is with "
-                "NeuralILCalculator"
+                f"{count(wanted, 'more label')} would make {calls + wanted} calls of the teacher, but max_queries is "
+                f"{self._most}. All labels and the model are in {path}: raise max_queries to continue, or use the "
+                "model as it is with NeuralILCalculator"
             )
         recent = sum(r.is_call and r.time > time.time() - HOUR for r in self._folder.records)
         if self._per_hour is not None and wanted and recent + wanted > self._per_hour:
