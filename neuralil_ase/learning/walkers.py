@@ -2,7 +2,7 @@
 together."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from threading import Condition
 from typing import Any
 
@@ -49,7 +49,7 @@ class Walkers:
         NoveltyFilter(min_distance)  # checks the number
         self.learner, self.most, self.min_distance = learner, most, min_distance
         self._gate = Condition()
-        self._active = 0
+        self._active, self._is_stopped = 0, False
         self._waiting: dict[int, Request] = {}
         self._answers: dict[int, Atoms | BaseException | None] = {}
         self._count = 0
@@ -66,10 +66,17 @@ class Walkers:
         ------
         Exception
             The exception of the first failed job, after all jobs have ended.
+        KeyboardInterrupt
+            After Ctrl-C; every job ends at its next evaluation, or after the label that it waits for.
         """
-        self._active = len(jobs)
+        self._active, self._is_stopped = len(jobs), False
         with ThreadPoolExecutor(max(len(jobs), 1), "walker") as threads:
             futures = [threads.submit(self._one, job) for job in jobs]
+            try:
+                wait(futures)
+            except BaseException:  # Ctrl-C interrupts only the thread that waits
+                self._stop()
+                raise
         return [future.result() for future in futures]
 
     def ask(self, number: int, request: Request) -> Atoms | None:
@@ -105,10 +112,24 @@ class Walkers:
             self.learner.settle()
             found: dict[int, Any] = dict.fromkeys(waiting)
             found |= dict(zip(chosen, labels, strict=True))
-        except Exception as problem:
+        except BaseException as problem:  # whatever it is, the others must not wait for ever
             found = dict.fromkeys(waiting, problem)
         self._answers |= found
         self._gate.notify_all()
+
+    def check_runs(self) -> None:
+        """Raise an error in a run that was interrupted."""
+        if self._is_stopped:
+            raise CancelledError("the walkers were interrupted")
+
+    def _stop(self) -> None:
+        """End all runs at their next evaluation."""
+        self._is_stopped = True
+        with self._gate:
+            stopped = CancelledError("the walkers were interrupted")
+            self._answers |= dict.fromkeys(self._waiting, stopped)
+            self._waiting = {}
+            self._gate.notify_all()
 
     def _choose(self, waiting: dict[int, Request]) -> list[int]:
         """Choose the frames to label: largest error bars first, without similar frames."""
@@ -152,6 +173,7 @@ class _Seat:
         return self._walkers.learner.too_far(atoms, indices, reach)
 
     def catch_up(self) -> None:
+        self._walkers.check_runs()
         self._walkers.learner.catch_up()
 
     def settle(self) -> None:
