@@ -11,15 +11,18 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
 from neuralil_ase.calculator import NO_VOLUME, NeuralILCalculator
+from neuralil_ase.engine.geometry import check_geometry
 from neuralil_ase.errors import (
     ConfigError,
     PredictionError,
+    QueryLimitError,
     StructureError,
     TeacherError,
     UncertaintyError,
 )
 from neuralil_ase.learning.decision import SHARE, Decision, Descent, decide, movable
 from neuralil_ase.learning.learner import Learner
+from neuralil_ase.learning.options import check_count
 from neuralil_ase.learning.records import Kind, Record
 from neuralil_ase.learning.report import Step, draw, progress_text, summary_text
 from neuralil_ase.learning.request import SURPRISE, Request, Teaching
@@ -79,7 +82,8 @@ class LearningCalculator(Calculator):
         more, and so on. The frame is held out from training and tests updates and error bars. If its error is more than
         twice the tolerance, the frame is learnt, and a warning is logged. While a quarter of the frames is held out,
         checks need 20 times as many evaluations. On the way to a minimum, a frame is labelled and learnt after 100
-        trusted evaluations in a row, or 400 near a learnt one. 0 means never.
+        trusted evaluations in a row, or 400 near a learnt one. If the query limits allow no label, the run continues
+        without the check. 0 means never.
     progress
         Show evaluations, queries, the present error bar and the last error on the standard error.
 
@@ -118,6 +122,7 @@ class LearningCalculator(Calculator):
         progress: bool = False,
         **options: Any,
     ) -> None:
+        check_count("check_every", check_every)
         if on_query not in get_args(OnQuery):
             raise ConfigError(f"on_query = {on_query!r}: give {' or '.join(get_args(OnQuery))}")
         if learner is not None and (teacher is not None or options):
@@ -179,6 +184,8 @@ class LearningCalculator(Calculator):
         if self.atoms is None:
             raise StructureError("no structure has been given yet: pass atoms")
         atoms = self.atoms
+        if not len(atoms):
+            raise StructureError("the structure has no atoms, so there is nothing to learn")
         if "stress" in properties and atoms.cell.rank < 3:
             raise PropertyNotImplementedError(NO_VOLUME)
         self.evaluations += 1
@@ -263,7 +270,13 @@ class LearningCalculator(Calculator):
             self.learner.settle()  # after training in the background, the model may be certain
             self._decision = self._decide(atoms)
         if self._decision.kind is not None:
-            return self._asked(atoms, self._decision.kind, self._decision)
+            try:
+                return self._asked(atoms, self._decision.kind, self._decision)
+            except QueryLimitError as limit:
+                if self._decision.kind != "check":
+                    raise
+                logger.info("no spot check of a trusted frame: %s", limit)
+                self._decision = self._decision._replace(kind=None)
         assert self._decision.prediction is not None
         self._trusted_in_a_row += 1
         self._last_trusted = atoms
@@ -273,23 +286,19 @@ class LearningCalculator(Calculator):
         """Record one more evaluation for the picture and the progress bar."""
         decision = self._decision
         temperature = _temperature(atoms)
-        self.history.append(
-            Step(
-                decision.bar,
-                decision.allowed,
-                np.nan if temperature is None else temperature,
-                decision.kind is not None,
-            )
-        )
+        heat = np.nan if temperature is None else temperature
+        self.history.append(Step(decision.bar, decision.allowed, heat, decision.kind is not None))
         if self._progress is not None:
             self._progress.update(self.evaluations, progress_text(self.history, self.records))
 
     def _decide(self, atoms: Atoms) -> Decision:
         model = self._present()
         if model is None:
+            check_geometry(atoms.positions, atoms.cell.array, np.asarray(atoms.pbc))
             return Decision("first", "there is no model yet")
         unknown = sorted(set(atoms.symbols) - set(model.potential.elements))
         if unknown:
+            check_geometry(atoms.positions, atoms.cell.array, np.asarray(atoms.pbc))
             return Decision("first", f"the model does not know {', '.join(unknown)}")
         try:
             prediction = model.prediction(atoms, "forces")

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -16,6 +17,7 @@ from neuralil_ase.errors import ConfigError
 from neuralil_ase.evaluation.model_card import describe
 from neuralil_ase.files.model_file import as_potential
 from neuralil_ase.learning.desk import Desk, FrameCheck
+from neuralil_ase.learning.options import check_count, check_options, structures_of
 from neuralil_ase.learning.pupil import LEARNING, Pupil
 from neuralil_ase.learning.records import LEARNT, Folder, Record
 from neuralil_ase.learning.request import Request, bare
@@ -25,7 +27,7 @@ from neuralil_ase.learning.stream import (
     with_error_bars,
     with_thresholds,
 )
-from neuralil_ase.learning.teacher import check_units
+from neuralil_ase.learning.teacher import check_scale, check_units
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.train import TrainingResult, train
@@ -51,7 +53,8 @@ class Learner:
     ----------
     teacher
         An ASE calculator with energies and forces, or a function without arguments that returns one. An ``executor``
-        of processes needs such a function, and it must be picklable.
+        needs such a function; for processes it must be picklable. If the calculator gives no stress, all stresses are
+        those of the model.
     folder
         Folder for labels, records and the model. A second run with the same folder continues with them.
     model
@@ -76,7 +79,8 @@ class Learner:
     executor
         A ``concurrent.futures.Executor`` whose workers call the teacher. None: this process does.
     check_teacher
-        Check the signs and units of the teacher with two labels before the first result is returned.
+        Check the signs and units of the teacher before the first result is returned: with two labels, or by the forces
+        of the model if there is one already.
     settings
         Settings of the model and its training; by default four members without aleatoric layers.
     seed
@@ -88,6 +92,8 @@ class Learner:
         If the teacher lacks energies or forces, or is not a calculator.
     ConfigError
         If an option is not valid, or the folder holds labels of another teacher.
+    DataError
+        If structures in ``data`` lack energy or forces, or records in the folder cannot be read.
     OutputError
         If the folder cannot be written, or another process uses it.
     """
@@ -110,7 +116,13 @@ class Learner:
         settings: TrainingSettings = LEARNING,
         seed: int = 0,
     ) -> None:
-        _check_options(tolerance, rattled, retries, settings)
+        check_options(tolerance, settings, executor)
+        for name, number in (("rattled", rattled), ("retries", retries)):
+            check_count(name, number)
+        for name, most in (("max_queries", max_queries), ("queries_per_hour", queries_per_hour)):
+            if most is not None:
+                check_count(name, most)
+        frames = structures_of(data)
         self.folder = Folder(folder)
         self._desk = Desk(teacher, self.folder, executor, retries, max_queries, queries_per_hour)
         self._rattled, self._seed, self._check_teacher = rattled, seed, check_teacher
@@ -122,14 +134,14 @@ class Learner:
         self._tolerance = tolerance or (usual_error_bar(given) if given is not None else None)
         loaded = self.folder.load()
         self._potential = loaded or given
-        _check_same_teacher(self._potential, self._desk.teacher_name, self.folder)
+        _check_same_teacher(loaded, self._desk.teacher_name, self.folder)
         fitted = None if given is not None else 0
         if loaded is not None:
             fitted = loaded.provenance.get(LINEAR_FRAMES)
         self._pupil = Pupil(self._potential, replace(settings, seed=seed), fitted)
-        self._data: list[Atoms] = list(data)
+        self._data = frames
         self._taken: set[str] = set()
-        self._caught_up = False
+        self._caught_up = self._is_checked = False
         self._force_size = 0.0
 
     @property
@@ -259,10 +271,15 @@ class Learner:
         """
         with self._lock:
             tolerance = None if self._potential is None else self.tolerance
+            if check is None and self._check_teacher and not self._is_checked:
+                check = partial(check_scale, [request.prediction for request in requests])
             labelled = self._desk.label(requests, tolerance, check)
+            self._is_checked = True
             self._take()
         new = sum(not self.folder.is_held_out(bare(request.atoms)) for request in requests)
-        self._learn_soon(new, min(request.target for request in requests))
+        # A run with elements that the model does not know cannot continue with it.
+        at_once = any(request.kind == "first" for request in requests)
+        self._learn_soon(new, min(request.target for request in requests), at_once)
         return labelled
 
     def retrain(self, output: str | Path, **options: Any) -> TrainingResult:
@@ -288,13 +305,14 @@ class Learner:
                 self._taken.add(record.digest)
         self._force_size = self._pupil.force_size
 
-    def _learn_soon(self, new: int, target: float) -> None:
+    def _learn_soon(self, new: int, target: float, at_once: bool) -> None:
         """Learn now, or in the background if there is a model to continue with."""
         self.settle()
-        if self._background is None or self._potential is None:
+        if self._background is None or self._potential is None or at_once:
             self._learn(new, target)
         else:
             self._pending = self._background.submit(self._learn, new, target)
+            self._pending.add_done_callback(_log_failure)
 
     def _learn(self, new: int, target: float = np.inf) -> None:
         """Train if there are new frames; calibrate; write the model to disk."""
@@ -305,6 +323,8 @@ class Learner:
                     "%d frames, %d cycles, force error %.4f to %.4f eV/Å%s",
                     len(self._pupil), lesson.cycles, lesson.before, lesson.after, "" if lesson.kept else ": refused",
                 )  # fmt: skip
+            if self._pupil.linear_frames is not None:  # the given model was replaced by a new one
+                self._prior = None
             calibration = stream_calibration(
                 self.folder.answered, *self._pupil.floors(), self._prior
             )
@@ -338,15 +358,8 @@ def _check_same_teacher(potential: Potential | None, name: str, folder: Folder) 
         )
 
 
-def _check_options(
-    tolerance: float | None, rattled: int, retries: int, settings: TrainingSettings
-) -> None:
-    if tolerance is not None and not (np.isfinite(tolerance) and tolerance > 0):
-        raise ConfigError(f"tolerance = {tolerance!r}: give an error bar in eV/Å above 0, or None")
-    for name, value in (("rattled", rattled), ("retries", retries)):
-        if value < 0:
-            raise ConfigError(f"{name} = {value}: give 0 or more")
-    if settings.members < 2:
-        raise ConfigError(
-            "learning needs the spread of an ensemble: give settings with members=2 or more"
-        )
+def _log_failure(training: "Future[None]") -> None:
+    """Log an error of training in the background at once: the run may end before it waits for the training."""
+    problem = training.exception()
+    if problem is not None:
+        logger.error("training in the background failed, the model is as before: %s", problem)

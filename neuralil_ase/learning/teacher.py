@@ -1,5 +1,6 @@
 """Checks the teacher: whether it gives energies and forces, and whether their signs and units can be right."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from ase.units import Bohr, Hartree
 
 from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.errors import TeacherError
+from neuralil_ase.prediction import Prediction
 
 SLOPE_ERROR = 0.2
 """Largest difference between the change of the energy and the integral of the forces (trapezoidal rule), as a fraction
@@ -18,6 +20,9 @@ STIFFNESS = 12.0
 The estimate is within a factor of 3 for metals (EMT), oxides and molecules (GFN1-xTB)."""
 SOFT = 1.0
 """Below this stiffness in eV/Å² the estimate is not used: van der Waals crystals, rare gases."""
+CLEAR, ALIKE = 3.0, 0.9
+"""Forces are compared if those of the model are larger than their error bars by this factor, and if the cosine between
+them and those of the teacher is larger than this."""
 ROWS = (1, 3, 11)
 """First atomic numbers of the rows of Lindh's model: H He, Li to Ne, the rest."""
 EXPONENT = np.array([[1.0, 0.3949, 0.3949], [0.3949, 0.28, 0.28], [0.3949, 0.28, 0.28]])
@@ -86,6 +91,35 @@ def check_units(first: Atoms, rattled: Atoms) -> None:
             f"{Hartree:.3g} eV, 1 kcal/mol 0.0434 eV), or the structure is unphysical. Convert the units, or "
             "give check_teacher=False"
         )
+
+
+def check_scale(predictions: Sequence[Prediction | None], labelled: Sequence[Atoms]) -> None:
+    """Check the units of forces by a model that knows the structures.
+
+    Nothing is said about a structure whose forces are not larger than their error bars.
+
+    Raises
+    ------
+    TeacherError
+        If the teacher's forces have the direction of the model's, but another size.
+    """
+    for prediction, label in zip(predictions, labelled, strict=True):
+        if prediction is None:
+            continue
+        expected, found = prediction.forces.ravel(), label.get_forces().ravel()
+        size, bar = _norm(expected), _norm(prediction.forces_error_bar)
+        ratio = _norm(found) / max(size, 1e-9)
+        cosine = float(expected @ found) / max(size**2 * ratio, 1e-9)
+        if size > CLEAR * bar and cosine > ALIKE and not 1 / STIFFNESS < ratio < STIFFNESS:
+            raise TeacherError(
+                f"the teacher's forces have the directions of the model's, but are {ratio:.3g} times as large. Usually "
+                f"the teacher is in other units than eV and eV/Å (1 Hartree is {Hartree:.3g} eV, 1 kcal/mol 0.0434 "
+                "eV), or it is another one than before. Convert the units, or give check_teacher=False"
+            )
+
+
+def _norm(values: np.ndarray) -> float:
+    return float(np.linalg.norm(values))
 
 
 def usual_stiffness(atoms: Atoms, step: np.ndarray) -> float:

@@ -181,7 +181,19 @@ def predicting(calculator: Any) -> PredictingCalculator:
 
 
 def calibration_of(calculator: Any) -> Calibration | None:
-    """The calibration of the model: ``calculator.potential.calibration``, or None."""
+    """The calibration of the model: ``calculator.potential.calibration``, or None.
+
+    Raises
+    ------
+    MonitorError
+        If a calculator that learns has no model yet.
+    """
+    # Other calculators may have no potential, and no calibration, from the beginning to the end.
+    if hasattr(calculator, "learner") and calculator.potential is None:
+        raise MonitorError(
+            f"the {type(calculator).__name__} has no model yet: evaluate the atoms once "
+            "(atoms.get_forces()) before the monitor is made"
+        )
     found: Calibration | None = getattr(getattr(calculator, "potential", None), "calibration", None)
     return found
 
