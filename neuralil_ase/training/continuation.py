@@ -221,6 +221,7 @@ class Continuation:
         return packer_for(self.config, self._slots, [smallest, largest], self.settings.batch_size)
 
     def _make_room(self, counts: np.ndarray, size: int) -> None:
+        counts = np.maximum(counts, 1)  # an atom without neighbours has a slot, too
         smallest, largest = self._sizes
         smallest = min(smallest or size, size)
         self._sizes = smallest, max(largest, bucket(size))
