@@ -193,7 +193,7 @@ class LearningCalculator(Calculator):
         results = self._answer(atoms)
         while results is None:  # another frame was labelled instead of this one
             results = self._answer(atoms)
-        self.results = results
+        self.results, self._last_trusted = results, atoms
         self._note(atoms)
 
     @property
@@ -216,16 +216,17 @@ class LearningCalculator(Calculator):
         return draw(self.history, self.records, path)
 
     def roll_back(self, atoms: Atoms) -> None:
-        """Restore positions, cell and momenta of the last trusted structure, for use after a ``TeacherError``.
+        """Restore positions, cell and momenta of the last structure that was trusted or labelled, for use after a
+        ``TeacherError``.
 
         Raises
         ------
         TeacherError
-            If no structure of these atoms has been trusted.
+            If there is no such structure of these atoms.
         """
         trusted = self._last_trusted
         if trusted is None or not np.array_equal(trusted.numbers, atoms.numbers):
-            raise TeacherError("there is nothing to roll back to: no structure was trusted yet")
+            raise TeacherError("there is nothing to roll back to: no structure was evaluated yet")
         atoms.cell[:] = trusted.cell
         atoms.positions[:] = trusted.positions
         if trusted.has("momenta"):
@@ -279,7 +280,6 @@ class LearningCalculator(Calculator):
                 self._decision = self._decision._replace(kind=None)
         assert self._decision.prediction is not None
         self._trusted_in_a_row += 1
-        self._last_trusted = atoms
         return results_of_model(self._decision.prediction)
 
     def _note(self, atoms: Atoms) -> None:

@@ -188,6 +188,10 @@ class Learner:
         moved = self._pupil.moved(atoms, indices)
         if moved <= reach * frames:
             return None
+        if not np.isfinite(moved):
+            return (
+                "no labelled frame has the same atoms, and a young model is not trusted without one"
+            )
         return (
             f"an atom is {moved:.2f} Å from its position in the nearest labelled frame, but a model that has learnt "
             f"{frames} frames is trusted only within {reach * frames:.2f} Å"

@@ -14,7 +14,7 @@ from pupils import SMALL, Teacher, crystal
 from test_learning_teachers import NoStress
 
 from neuralil_ase import ExtrapolationMonitor, Learner, LearningCalculator
-from neuralil_ase.errors import ConfigError, DataError, MonitorError, StructureError
+from neuralil_ase.errors import ConfigError, DataError, MonitorError, StructureError, TeacherError
 from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.learning import Walkers, learner, walkers
 from neuralil_ase.learning.learner import TEACHER
@@ -103,6 +103,17 @@ def test_a_trusted_run_goes_on_without_spot_checks_if_no_label_is_left(folder: P
         atoms.get_forces()
     assert len(teacher.asked) == 2
     assert [step.asked for step in atoms.calc.history] == [True, False, False]
+
+
+def test_a_labelled_structure_can_be_rolled_back_to(folder: Path) -> None:
+    atoms = crystal()
+    atoms.calc = LearningCalculator(Teacher(failures=(3, 4)), folder, settings=SMALL)
+    atoms.get_forces()
+    atoms.positions[0] += 1.0
+    with pytest.raises(TeacherError, match="SCF not converged"):
+        atoms.get_forces()
+    atoms.calc.roll_back(atoms)
+    np.testing.assert_array_equal(atoms.positions, crystal().positions)
 
 
 def test_a_failed_training_in_the_background_is_said(caplog: pytest.LogCaptureFixture) -> None:
