@@ -76,7 +76,9 @@ class LearningCalculator(Calculator):
         What is returned when the teacher was asked: "teacher", its own results, or "model", the results of the model
         after learning them. Energies and forces jump there by the error that the record of the query states.
     criteria
-        Further criteria of the monitor. The teacher is asked if any of them is above its threshold.
+        Further criteria of the monitor. The teacher is asked if any of them is above its threshold. Without them, only
+        error bars of forces count. Symmetry makes forces vanish in a perfect crystal of any size of the cell: there,
+        give ``EnergySpreadPerAtom`` as well.
     check_every
         Spot checks: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
         more, and so on. The frame is held out from training and tests updates and error bars. If its error is more than

@@ -82,7 +82,8 @@ class Learner:
         Check the signs and units of the teacher before the first result is returned: with two labels, or by the forces
         of the model if there is one already.
     settings
-        Settings of the model and its training; by default four members without aleatoric layers.
+        Settings of the model and its training; by default four members without aleatoric layers. A model that is given,
+        or in the folder already, keeps its members and sizes.
     seed
         Seed of the initial parameters and of the order in which frames are learnt.
 
