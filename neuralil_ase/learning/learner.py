@@ -317,7 +317,7 @@ class Learner:
             self._learn(new, target)
         else:
             self._pending = self._background.submit(self._learn, new, target)
-            self._pending.add_done_callback(_log_failure)
+            self._pending.add_done_callback(log_failure)
 
     def _learn(self, new: int, target: float = np.inf) -> None:
         """Train if there are new frames; calibrate; write the model to disk."""
@@ -363,7 +363,7 @@ def _check_same_teacher(potential: Potential | None, name: str, folder: Folder) 
         )
 
 
-def _log_failure(training: "Future[None]") -> None:
+def log_failure(training: "Future[None]") -> None:
     """Log an error of training in the background at once: the run may end before it waits for the training."""
     problem = training.exception()
     if problem is not None:

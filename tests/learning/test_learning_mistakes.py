@@ -119,7 +119,7 @@ def test_a_labelled_structure_can_be_rolled_back_to(folder: Path) -> None:
 def test_a_failed_training_in_the_background_is_said(caplog: pytest.LogCaptureFixture) -> None:
     training: Future[None] = Future()
     training.set_exception(OSError("disk full"))
-    learner._log_failure(training)
+    learner.log_failure(training)
     assert "the model is as before: disk full" in caplog.text
 
 
