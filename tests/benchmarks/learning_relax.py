@@ -2,10 +2,11 @@
 
     python tests/benchmarks/learning_relax.py -o relax.jsonl             # EMT: 8 slabs, 8 clusters, 8 cells
     python tests/benchmarks/learning_relax.py --ean -o relax_ean.jsonl   # GFN1-xTB (tblite): EAN ion pairs and clusters
-    python tests/benchmarks/learning_relax.py --other -o other.jsonl     # others, also with --ean
+    python tests/benchmarks/learning_relax.py --choice other -o other.jsonl   # or third; also with --ean
     python tests/benchmarks/learning_relax.py --one-learner --ways kept -o one.jsonl
 
-The rules of learning were found while looking at the first structures, so that the other ones judge them.
+The rules of learning were found while looking at the usual structures, so that the others judge them. Each choice has
+its own elements and displacements.
 
 Every structure is relaxed three times to the same fmax: by the teacher alone, by a learner that begins from nothing,
 and by one learner that is kept over the structures of its series, in their order, or with ``--one-learner`` over all
@@ -50,6 +51,8 @@ class Choice(NamedTuple):
 
 USUAL = Choice("Cu", "O", ("Cu", "Au"), ("Cu", "Au"), 3.8, 0)
 OTHER = Choice("Pd", "N", ("Ni", "Pt"), ("Pd", "Ag"), 4.1, 100)
+THIRD = Choice("Ag", "C", ("Pd", "Au"), ("Ni", "Pd"), 3.7, 200)
+CHOICES = {"usual": USUAL, "other": OTHER, "third": THIRD}
 PAIR = Path(__file__).parents[2] / "md_examples" / "ean_pair.extxyz"
 CALLS = [0]
 
@@ -197,7 +200,9 @@ def main() -> None:
     parser.add_argument("--series", choices=("slabs", "clusters", "cells"))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--one-learner", action="store_true", help="keep one over all series")
-    parser.add_argument("--other", action="store_true", help="other elements and displacements")
+    parser.add_argument(
+        "--choice", choices=tuple(CHOICES), default="usual", help="elements and displacements"
+    )
     options = parser.parse_args()
     series = {"slabs": slabs, "clusters": clusters, "cells": cells}
     if options.ean:
@@ -221,7 +226,7 @@ def main() -> None:
         done = {r["number"] for r in results if r["series"] == name}
         if kept is None or not options.one_learner:
             kept = Learner(teacher(), options.output.with_suffix(f".{name}"))
-        for k, atoms in enumerate(structures(OTHER if options.other else USUAL)):
+        for k, atoms in enumerate(structures(CHOICES[options.choice])):
             if k not in done:
                 results.append(one(name, k, atoms, teacher, kept, options.ways))
                 with options.output.open("a") as file:
