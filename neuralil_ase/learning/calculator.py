@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import Calculator, all_changes
 
-from neuralil_ase.calculator import NO_VOLUME, NeuralILCalculator
+from neuralil_ase.calculator import NeuralILCalculator
 from neuralil_ase.engine.geometry import check_geometry
 from neuralil_ase.errors import (
     ConfigError,
@@ -26,7 +26,11 @@ from neuralil_ase.learning.options import check_count
 from neuralil_ase.learning.records import Kind, Record
 from neuralil_ase.learning.report import Step, draw, progress_text, summary_text
 from neuralil_ase.learning.request import SURPRISE, Request, Teaching
-from neuralil_ase.learning.results import results_of_model, results_of_teacher
+from neuralil_ase.learning.results import (
+    check_properties,
+    results_of_model,
+    results_of_teacher,
+)
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.monitor.criteria import Criterion
 from neuralil_ase.prediction import Prediction, Uncertainty
@@ -76,9 +80,8 @@ class LearningCalculator(Calculator):
         What is returned when the teacher was asked: "teacher", its own results, or "model", the results of the model
         after learning them. Energies and forces jump there by the error that the record of the query states.
     criteria
-        Further criteria of the monitor. The teacher is asked if any of them is above its threshold. Without them, only
-        error bars of forces count. Symmetry makes forces vanish in a perfect crystal of any size of the cell: there,
-        give ``EnergySpreadPerAtom`` as well.
+        Further criteria of the monitor. The teacher is asked if any of them is above its threshold. Without them, error
+        bars of forces count, and those of the stress in a cell that no learnt frame has.
     check_every
         Spot checks: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
         more, and so on. The frame is held out from training and tests updates and error bars. If its error is more than
@@ -188,14 +191,14 @@ class LearningCalculator(Calculator):
         atoms = self.atoms
         if not len(atoms):
             raise StructureError("the structure has no atoms, so there is nothing to learn")
-        if "stress" in properties and atoms.cell.rank < 3:
-            raise PropertyNotImplementedError(NO_VOLUME)
+        check_properties(atoms, properties, self.learner.knows_stress)
         self.evaluations += 1
         self.learner.catch_up()
         results = self._answer(atoms)
         while results is None:  # another frame was labelled instead of this one
             results = self._answer(atoms)
         self.results, self._last_trusted = results, atoms
+        check_properties(atoms, properties, self.learner.knows_stress)
         self._note(atoms)
 
     @property
@@ -282,7 +285,7 @@ class LearningCalculator(Calculator):
                 self._decision = self._decision._replace(kind=None)
         assert self._decision.prediction is not None
         self._trusted_in_a_row += 1
-        return results_of_model(self._decision.prediction)
+        return results_of_model(self._decision.prediction, self.learner.knows_stress)
 
     def _note(self, atoms: Atoms) -> None:
         """Record one more evaluation for the picture and the progress bar."""
@@ -306,11 +309,10 @@ class LearningCalculator(Calculator):
             prediction = model.prediction(atoms, "forces")
         except PredictionError as error:
             return Decision("unsure", str(error))
-        moved = np.inf
-        if self._descent is not None:
-            moved = self.learner.moved(atoms, movable(atoms))
+        moved = np.inf if self._descent is None else self.learner.moved(atoms, movable(atoms))
         tolerance = self.learner.tolerance
-        found = decide(atoms, prediction, tolerance, self._descent, self.criteria, moved)
+        new_cell = self.learner.is_strained(atoms)
+        found = decide(atoms, prediction, tolerance, self._descent, self.criteria, moved, new_cell)
         if found.kind is None:
             reach = REACH if self._descent is None else REACH_OF_OPTIMISER
             far = self.learner.too_far(atoms, movable(atoms), reach)
@@ -330,7 +332,7 @@ class LearningCalculator(Calculator):
         if prediction is not None and kind == "check" and self._descent is None:
             error = float(np.linalg.norm(prediction.forces - label.get_forces(), axis=1).max())
             if error <= SURPRISE * decision.allowed:
-                return results_of_model(prediction)
+                return results_of_model(prediction, self.learner.knows_stress)
             logger.warning(
                 "a spot check at evaluation %d found an error of %.3f eV/Å, with an error bar of %.3f and a tolerance "
                 "of %.3f: the %d evaluations before it may be wrong",
@@ -364,14 +366,14 @@ class LearningCalculator(Calculator):
         model = self._present()
         assert model is not None
         self.is_confirmed = True
-        return results_of_teacher(label, model)
+        return results_of_teacher(label, model, self.learner.knows_stress)
 
     def _learnt(self, atoms: Atoms) -> dict[str, Any]:
         """The results of the model after learning."""
         self.learner.settle()
         model = self._present()
         assert model is not None
-        return results_of_model(model.prediction(atoms, "forces"))
+        return results_of_model(model.prediction(atoms, "forces"), self.learner.knows_stress)
 
     def _is_check_due(self, is_near: bool) -> bool:
         """Whether this trusted frame is labelled as a spot check."""

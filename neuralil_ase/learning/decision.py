@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms
+from ase.stress import voigt_6_to_full_3x3_stress
 
 from neuralil_ase.learning.records import Kind
 from neuralil_ase.monitor.criteria import Criterion, MaxForceErrorBar
@@ -78,6 +79,7 @@ def decide(
     descent: Descent | None = None,
     criteria: Sequence[Criterion] = (),
     moved: float = np.inf,
+    is_strained: bool = False,
 ) -> Decision:
     """Compare the error bars of a prediction with the tolerance.
 
@@ -97,6 +99,9 @@ def decide(
     moved
         Largest displacement in Å of an atom from the nearest learnt frame. Within 0.1 Å, error bars may be four times
         as large on the way to a minimum.
+    is_strained
+        Whether no learnt frame has this cell. Then the error bar of the stress must be within the tolerance, too, but
+        not on the way to a minimum.
     """
     moving = movable(atoms)
     bar = float(prediction.forces_error_bar[moving].max(initial=0))
@@ -111,7 +116,24 @@ def decide(
         reading = criterion.resolved(prediction.calibration).read(atoms, prediction)
         if reading.band != Band.TRUSTED:
             return Decision("unsure", reading.describe(atoms), prediction, bar, allowed, is_near)
+    if descent is None and is_strained and prediction.volume is not None:
+        of_cell = cell_error_bar(prediction)
+        if of_cell > allowed:
+            reason = f"error bar of the stress, times V/N, is {of_cell:.3g} eV, above {allowed:.3g}"
+            return Decision("unsure", reason, prediction, bar, allowed, is_near)
     return Decision(None, "", prediction, bar, allowed, is_near)
+
+
+def cell_error_bar(prediction: Prediction) -> float:
+    """Error bar of the stress times V/N in eV, the largest norm of a row: what ASE's cell filters compare with fmax.
+
+    Symmetry makes all forces vanish in a perfect crystal, whatever the size of its cell. The stress does not vanish.
+    """
+    assert prediction.calibration is not None
+    scale = prediction.calibration.scale_of_spread(prediction.symbols.tolist())
+    rows = voigt_6_to_full_3x3_stress(prediction.stress_std)
+    largest = float(np.linalg.norm(rows, axis=1).max())
+    return scale * largest * float(prediction.volume or 0.0) / len(prediction.symbols)
 
 
 def movable(atoms: Atoms) -> np.ndarray:

@@ -155,8 +155,8 @@ class Desk:
         self._is_stress_checked = True
         if "stress" not in label.calc.results:
             logger.warning(
-                "the teacher %s gives no stress. The stress is that of the model, which learns it from energies and "
-                "forces only; a relaxed cell or a run at constant pressure is not the teacher's",
+                "the teacher %s gives no stress, so that the model learns none. Cells cannot be relaxed, unless the "
+                "model was given and has learnt stresses before",
                 self.teacher_name,
             )
 

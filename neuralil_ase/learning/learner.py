@@ -53,8 +53,8 @@ class Learner:
     ----------
     teacher
         An ASE calculator with energies and forces, or a function without arguments that returns one. An ``executor``
-        needs such a function; for processes it must be picklable. If the calculator gives no stress, all stresses are
-        those of the model.
+        needs such a function; for processes it must be picklable. If the calculator gives no stress, there is a
+        stress only with a ``model`` that has learnt stresses before.
     folder
         Folder for labels, records and the model. A second run with the same folder continues with them.
     model
@@ -169,6 +169,15 @@ class Learner:
         """Largest displacement in Å of these atoms, or lattice vectors, from the nearest learnt frame of the same
         atoms; infinite if there is none."""
         return self._pupil.moved(atoms, indices, from_learnt=True)
+
+    @property
+    def knows_stress(self) -> bool:
+        """Whether the model could learn stresses: from labels, or before it was given."""
+        return self._prior is not None or self._pupil.has_stress
+
+    def is_strained(self, atoms: Atoms) -> bool:
+        """Whether no learnt frame of the same atoms has this cell."""
+        return self._pupil.is_strained(atoms)
 
     def too_far(self, atoms: Atoms, indices: np.ndarray, reach: float) -> str | None:
         """The reason why a young model must not be trusted here; None if it may be trusted.

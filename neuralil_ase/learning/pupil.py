@@ -48,6 +48,8 @@ WORSE = 1.1
 by some per cent, and the newest frames, which it improves most, are not held out."""
 AGAIN = 1.3
 """The unknowns of the linear part are scaled again when the number of frames has grown by this factor."""
+STRAINED = 1e-3
+"""Difference in Å from which on a lattice vector is another one."""
 JUDGES = 32
 """Number of latest frames over which errors are averaged."""
 BATCH_ATOMS = 240
@@ -203,6 +205,18 @@ class Pupil:
             strained = np.stack([atoms.cell.array - f.cell for f in same])
             moved = np.maximum(moved, np.linalg.norm(strained, axis=2).max(axis=1))
         return float(moved.min())
+
+    def is_strained(self, atoms: Atoms) -> bool:
+        """Whether the lattice vectors differ from those of all learnt frames of the same atoms."""
+        numbers = self._by_symbols.get(" ".join(atoms.get_chemical_symbols()), [])
+        same = [self._frames[k].cell for k in numbers if k not in self._held]
+        return all(np.abs(atoms.cell.array - cell).max() > STRAINED for cell in same)
+
+    @property
+    def has_stress(self) -> bool:
+        """Whether any frame has a stress, or none has a cell that could have one."""
+        with_cell = [frame for frame in self._frames if frame.volume is not None]
+        return not with_cell or any(frame.stress is not None for frame in with_cell)
 
     @property
     def force_size(self) -> float:

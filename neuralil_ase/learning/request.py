@@ -72,8 +72,15 @@ class Teaching(Protocol):
     def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
         """Largest displacement in Å of these atoms from the nearest learnt frame; infinite if there is none."""
 
+    @property
+    def knows_stress(self) -> bool:
+        """Whether the model could learn stresses."""
+
     def too_far(self, atoms: Atoms, indices: np.ndarray, reach: float) -> str | None:
         """The reason why a young model must not be trusted here; None if it may be trusted."""
+
+    def is_strained(self, atoms: Atoms) -> bool:
+        """Whether no learnt frame of the same atoms has this cell."""
 
     def catch_up(self) -> None:
         """Learn labels of an earlier run that the model has not learnt."""

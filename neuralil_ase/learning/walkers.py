@@ -169,8 +169,15 @@ class _Seat:
     def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
         return self._walkers.learner.moved(atoms, indices)
 
+    @property
+    def knows_stress(self) -> bool:
+        return self._walkers.learner.knows_stress
+
     def too_far(self, atoms: Atoms, indices: np.ndarray, reach: float) -> str | None:
         return self._walkers.learner.too_far(atoms, indices, reach)
+
+    def is_strained(self, atoms: Atoms) -> bool:
+        return self._walkers.learner.is_strained(atoms)
 
     def catch_up(self) -> None:
         self._walkers.check_runs()

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.filters import FrechetCellFilter
 from pupils import SMALL, Teacher, crystal
 from test_learning_teachers import NoStress
 
@@ -159,13 +161,27 @@ def test_walkers_end_after_an_interrupt(folder: Path, monkeypatch: pytest.Monkey
     assert ended == ["the walkers were interrupted"] * 2
 
 
+@pytest.mark.parametrize("with_model", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_teacher_without_stress_relaxes_no_cell(folder: Path, with_model: bool) -> None:
+    """Unless a model is given, which may have learnt stresses before. Forces are there in both cases."""
+    atoms = crystal()
+    options = {"model": given(), "tolerance": 1e3} if with_model else {}
+    atoms.calc = LearningCalculator(NoStress(), folder, settings=SMALL, **options)
+    assert np.isfinite(atoms.get_forces()).all()
+    if with_model:
+        assert np.isfinite(atoms.get_stress()).all()
+        return
+    with pytest.raises(PropertyNotImplementedError, match="the teacher gives no stress"):
+        FrechetCellFilter(atoms).get_forces()
+
+
 @pytest.mark.slow
 def test_a_new_element_ends_the_trust_in_the_given_model(folder: Path) -> None:
-    """It begins anew, at once even with training in the background; the teacher gives no stress."""
+    """It begins anew, at once even with training in the background."""
     atoms = crystal(rattle=0)
     atoms.symbols[0] = "Au"
     options: dict[str, Any] = {"model": given(), "background": True, "tolerance": 1e3}
-    atoms.calc = LearningCalculator(NoStress(), folder, settings=SMALL, **options)
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL, **options)
     assert np.isfinite(atoms.get_stress()).all()
     atoms.positions[0, 0] += 0.5
     atoms.get_forces()

@@ -18,7 +18,7 @@ from pupils import SMALL, crystal
 from neuralil_ase.errors import TeacherError
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.evaluation.evaluate import predict_frames
-from neuralil_ase.learning.decision import Descent, decide
+from neuralil_ase.learning.decision import Descent, cell_error_bar, decide
 from neuralil_ase.learning.pupil import Pupil, first_potential
 from neuralil_ase.learning.records import Record
 from neuralil_ase.learning.stream import PRIOR_SCALE, stream_calibration, with_thresholds
@@ -77,6 +77,37 @@ def test_a_fixed_centre_of_mass_holds_no_atom() -> None:
     atoms.set_constraint(FixCom())
     spreads = np.array([0.01, 0.02, 5.0, 0.01])
     assert decide(atoms, prediction(spreads, np.zeros((4, 3))), 0.1).kind == "unsure"
+
+
+def test_a_cell_that_no_frame_has_needs_a_certain_stress() -> None:
+    """Forces vanish by symmetry in a crystal of any volume."""
+    found = prediction(np.zeros(4), np.zeros((4, 3)))
+    virials = np.zeros((2, 6))
+    virials[0, :2] = 0.3, 0.4  # eV: members differ along x and y
+    assert found.members is not None
+    found = replace(found, members=replace(found.members, virials=virials))
+    bar = PRIOR_SCALE * 0.4 / np.sqrt(2) / 4  # V times the stress over four atoms
+    assert cell_error_bar(found) == pytest.approx(bar)
+    assert decide(ATOMS, found, 0.9 * bar).kind is None
+    assert decide(ATOMS, found, 1.1 * bar, is_strained=True).kind is None
+    assert decide(ATOMS, found, 0.9 * bar, Descent(0.05), is_strained=True).kind is None
+    unsure = decide(ATOMS, found, 0.9 * bar, is_strained=True)
+    assert unsure.kind == "unsure"
+    assert "error bar of the stress" in unsure.reason
+
+
+def test_a_cell_is_known_by_its_learnt_frames() -> None:
+    pupil = Pupil(None, SMALL, 0)
+    assert pupil.is_strained(crystal())
+    assert pupil.has_stress
+    atoms = crystal()
+    atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((16, 3)))
+    pupil.add(atoms, held_out=False)
+    assert not pupil.is_strained(crystal(1))
+    assert not pupil.has_stress
+    other = crystal()
+    other.set_cell(1.01 * other.cell)
+    assert pupil.is_strained(other)
 
 
 def test_an_optimiser_may_be_less_sure_far_from_its_end() -> None:
