@@ -128,8 +128,8 @@ def prepare(
     elements = elements_of(train) if start is None else start.potential.elements
     _check_validation(validation, elements)
     found = surroundings(train, elements)
-    settings = settings.with_frames(len(train), found.is_molecule)
     settings = settings.with_descriptor(sight_for(found), elements)
+    settings = settings.with_frames(len(train), found.is_molecule)
     alone = isolated_energies(atoms, settings.isolated_atoms, elements)
     if start is None:
         say_what_is_open(train, elements, alone)

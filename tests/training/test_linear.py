@@ -226,8 +226,8 @@ def test_small_molecules_have_none_by_default() -> None:
     found = prepare(SMALL, frames_from_atoms(frames), [])
     assert found.settings.linear is False
     assert found.linear is None
-    assert SMALL.with_frames(12).linear is True
-    assert SMALL.updated({"linear": True}).with_frames(12, is_molecule=True).linear is True
+    chosen = {"linear": True}
+    assert prepare(SMALL.updated(chosen), frames_from_atoms(frames), []).settings.linear is True
 
 
 def test_equations_that_determine_next_to_nothing_are_solved() -> None:

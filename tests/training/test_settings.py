@@ -3,7 +3,7 @@
 import argparse
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +187,17 @@ def test_small_molecules_have_wider_layers_and_less_decay() -> None:
     assert molecule.weight_decay < usual.weight_decay
     given = TrainingSettings(widths=(8,), weight_decay=1.0).with_frames(300, True)
     assert (given.widths, given.weight_decay) == ((8,), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "is_molecule", "linear"),
+    [(5, False, False), (0, False, True), (3, True, False), (0, True, False)],
+)
+def test_when_there_is_a_linear_part(scaling: int, is_molecule: bool, linear: bool) -> None:
+    settings = TrainingSettings(radial_scaling=scaling)
+    assert settings.with_frames(36, is_molecule).linear is linear
+    given = replace(settings, linear=not linear).with_frames(36, is_molecule)
+    assert given.linear is not linear
 
 
 def test_cutoff_and_radial_functions_that_are_given_are_kept() -> None:
