@@ -44,6 +44,9 @@ FINEST_SPACING = 0.6
 """The same quotient, as long as the descriptor stays short. With 120 features instead of 56, the errors of held-out
 forces of copper fall from 16 to 12 meV/Å. For a liquid of four elements with 470 features, more features made errors
 larger."""
+STEEP = 4
+"""From this radial scaling on, the matter consists of molecules: the cutoff is at least twice the range of the radial
+functions. Ionic crystals have less; there, a linear part extrapolates better to close contacts."""
 MOST_RADIAL = 8
 """Largest radial index that is chosen; the compiled core has no code for larger ones."""
 FEWEST_RADIAL = 4
@@ -122,7 +125,7 @@ class TrainingSettings:
     linear
         Add a linear function of the descriptor to the energy, fitted by least squares before the networks are trained
         on the rest. It is left out if it does not improve held-out frames. By default there is none for small molecules
-        and with a radial scaling.
+        and molecular liquids (radial scaling of 4 or more).
     loss
         Loss function of each residual.
     force_scale
@@ -271,8 +274,9 @@ class TrainingSettings:
             of_one = DECAY_OF_ONE_MOLECULE if is_molecule else DECAY_OF_ONE_FRAME
             decay = min(max(of_one / n_frames, LEAST_DECAY), MOST_DECAY)
         widths = self.widths or (WIDTHS_OF_MOLECULES if is_molecule else WIDTHS)
-        # Networks alone are better for molecules (held-out forces 13 instead of 18 meV/Å) and matter with short bonds.
-        linear = not (is_molecule or self.radial_scaling) if self.linear is None else self.linear
+        # Networks alone are better for molecules (held-out forces 13 instead of 18 meV/Å) and their liquids.
+        without = is_molecule or (self.radial_scaling or 0) >= STEEP
+        linear = not without if self.linear is None else self.linear
         return replace(self, epochs=epochs, weight_decay=decay, widths=widths, linear=linear)
 
     def with_descriptor(self, sight: Sight, elements: tuple[str, ...]) -> "TrainingSettings":

@@ -191,7 +191,7 @@ def test_small_molecules_have_wider_layers_and_less_decay() -> None:
 
 @pytest.mark.parametrize(
     ("scaling", "is_molecule", "linear"),
-    [(5, False, False), (0, False, True), (3, True, False), (0, True, False)],
+    [(5, False, False), (2, False, True), (0, False, True), (3, True, False), (0, True, False)],
 )
 def test_when_there_is_a_linear_part(scaling: int, is_molecule: bool, linear: bool) -> None:
     settings = TrainingSettings(radial_scaling=scaling)
