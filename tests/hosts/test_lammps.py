@@ -1,5 +1,6 @@
 """The pair style in LAMMPS against the ASE calculator."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from lammps_runs import (
 )
 from systems import STRUCTURES, ensemble, random_atoms, structure
 
-from neuralil_ase import NeuralILCalculator
+from neuralil_ase import NeuralILCalculator, load_potential
 from neuralil_ase.files.published_files import import_published
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.prediction import VOIGT
@@ -144,8 +145,25 @@ def test_single_precision_agrees_to_rounding(tmp_path: Path, environment) -> Non
     np.testing.assert_allclose(found[:, 20], expected.forces_std, rtol=0, atol=1e-4)
 
 
-def test_error_bars_are_those_of_the_calibration(tmp_path: Path, environment) -> None:
-    model, atoms = shipped(tmp_path), liquid()
+@pytest.mark.parametrize("uses_aleatoric", [True, False])
+@pytest.mark.parametrize("exponent", [0.6, None])
+def test_error_bars_are_those_of_the_calibration(
+    exponent: float | None, uses_aleatoric: bool, tmp_path: Path, environment
+) -> None:
+    """Also above the spread from which on that of the spread alone counts, with and without an exponent."""
+    potential, atoms = load_potential(shipped(tmp_path)), liquid()
+    record = potential.calibration
+    quantiles = {element: {"0.99": 0.03} for element in potential.elements}  # exceeded by many
+    exponents = {} if exponent is None else dict.fromkeys(potential.elements, exponent)
+    only = {} if uses_aleatoric else {"force_scale_of_spread": {}, "force_floor_of_spread": {}}
+    record = replace(
+        record,
+        uses_aleatoric=uses_aleatoric,
+        force_exponent=exponents,
+        force_std_quantiles=quantiles,
+        **only,
+    )
+    model = saved(replace(potential, calibration=record), tmp_path)
     bars = """
 fix b all pair 1 neuralil forces_error_bar 1
 dump d all custom 1 out.dump id f_b

@@ -28,7 +28,7 @@ def test_what_lammps_must_know_of_a_model(capsys: pytest.CaptureFixture, tmp_pat
         f"variable model index {model.resolve()}",
         'variable elements index "C H N O"',
         "variable members index 8",
-        "variable cutoff index 3.5",
+        f"variable cutoff index {load_potential(model).r_cut}",
         f"variable low index {bands['low']:.8g}",
         f"variable high index {bands['high']:.8g}",
     ]

@@ -34,11 +34,24 @@ std::vector<double> by_element(const Json::Object& table, const char* key, const
 }  // namespace
 
 double Calibration::force_error_bar(std::int32_t type, double spread, const double* aleatoric) const {
-  const double combined = uses_aleatoric && aleatoric ? std::hypot(spread, *aleatoric) : spread;
+  if (!uses_aleatoric) return force_error_bar_of_spread(type, spread);
+  const double combined = aleatoric ? std::hypot(spread, *aleatoric) : spread;
   const double found = std::hypot(scale[type] * combined, floor[type]);
   if (!aleatoric || !has_spread_alone || !(spread > unusual[type])) return found;
-  const double alone = std::hypot(scale_of_spread[type] * spread, floor_of_spread[type]);
+  const double alone = force_error_bar_of_spread(type, spread);
   return alone > found || std::isnan(alone) ? alone : found;
+}
+
+double Calibration::force_error_bar_of_spread(std::int32_t type, double spread) const {
+  const auto& scales = has_spread_alone ? scale_of_spread : scale;
+  const auto& floors = has_spread_alone ? floor_of_spread : floor;
+  double flattened = spread;
+  if (has_exponent) {
+    const double unit = unusual[type] > 0 ? unusual[type] : 1.0;  // no spread at all: any unit will do
+    const double power = std::isnan(exponent[type]) ? 1.0 : exponent[type];
+    flattened = unit * std::pow(spread / unit, power);
+  }
+  return std::hypot(scales[type] * flattened, floors[type]);
 }
 
 Calibration read_calibration(const Json& header, const std::vector<std::string>& elements) {
@@ -51,6 +64,8 @@ Calibration read_calibration(const Json& header, const std::vector<std::string>&
   found.is_there = true;
   found.uses_aleatoric = uses_aleatoric && uses_aleatoric->boolean() && *uses_aleatoric->boolean();
   found.has_spread_alone = find(table, "force_scale_of_spread") != nullptr;
+  found.has_exponent = find(table, "force_exponent") != nullptr;
+  found.exponent = by_element(table, "force_exponent", elements);
   found.scale = by_element(table, "force_scale", elements);
   found.floor = by_element(table, "force_floor", elements);
   found.scale_of_spread = by_element(table, "force_scale_of_spread", elements);

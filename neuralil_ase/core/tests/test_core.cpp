@@ -459,27 +459,39 @@ static void test_hostile_files() {
   CHECK(neuralil_check(description(Settings()).c_str()) == NEURALIL_OK);
 }
 
+// A model file whose header has this calibration.
+static std::string with_calibration(const Settings& settings, const std::string& table) {
+  std::string content = model_file(settings);
+  const std::string entry = "\\\"calibration\\\":" + table + ",";
+  content.insert(content.find("\\\"config"), entry);
+  std::uint64_t length;
+  std::memcpy(&length, content.data(), 8);
+  length += entry.size();
+  std::memcpy(content.data(), &length, 8);
+  return content;
+}
+
 static void test_error_bars() {
   Settings settings;
-  std::string content = model_file(settings);
   neuralil_model* model = load(settings);
   const std::int32_t types[2] = {0, 2};
   const double spreads[2] = {0.1, 0.3}, aleatoric[2] = {0.2, 0.4};
   double bars[2];
   CHECK(neuralil_force_error_bars(model, 2, types, spreads, nullptr, bars) == NEURALIL_UNSUPPORTED);
   neuralil_free(model);
-  const std::string with =
-      "\\\"calibration\\\":{\\\"with_noise\\\":true,\\\"force_scale\\\":{\\\"C\\\":2},\\\"force_floor\\\":"
-      "{\\\"C\\\":0.5}},";
-  const std::size_t place = content.find("\\\"config");
-  content.insert(place, with);
-  std::uint64_t length;
-  std::memcpy(&length, content.data(), 8);
-  length += with.size();
-  std::memcpy(content.data(), &length, 8);
+  const std::string scale = "\\\"force_scale\\\":{\\\"C\\\":2},\\\"force_floor\\\":{\\\"C\\\":0.5}";
+  std::string content = with_calibration(settings, "{\\\"with_noise\\\":true," + scale + "}");
   CHECK(neuralil_load_bytes(content.data(), content.size(), NEURALIL_FLOAT32, &model) == NEURALIL_OK);
   CHECK(neuralil_force_error_bars(model, 2, types, spreads, aleatoric, bars) == NEURALIL_OK);
   CHECK(std::abs(bars[0] - std::sqrt(4 * 0.05 + 0.25)) < 1e-12 && std::isnan(bars[1]));
+  neuralil_free(model);
+  // Spreads alone, with an exponent: (scale * s0 (s / s0)^exponent)^2 + floor^2.
+  const std::string power =
+      "\\\"force_exponent\\\":{\\\"C\\\":0.5},\\\"force_std_quantiles\\\":{\\\"C\\\":{\\\"0.99\\\":0.4}}";
+  content = with_calibration(settings, "{" + scale + "," + power + "}");
+  CHECK(neuralil_load_bytes(content.data(), content.size(), NEURALIL_FLOAT32, &model) == NEURALIL_OK);
+  CHECK(neuralil_force_error_bars(model, 2, types, spreads, nullptr, bars) == NEURALIL_OK);
+  CHECK(std::abs(bars[0] - std::hypot(2 * 0.4 * std::sqrt(0.25), 0.5)) < 1e-12 && std::isnan(bars[1]));
   neuralil_free(model);
 }
 
