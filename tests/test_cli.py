@@ -208,14 +208,20 @@ def test_a_killed_run_leaves_a_model_that_loads_and_an_interrupted_one_ends_in_o
 
 def stop(words: list[str], log: Path, lines: int, number: signal.Signals) -> int:
     """Start a command and send it a signal when its log has some lines."""
+    # Tests that run in the background ignore Ctrl-C, and so would the command.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 300
     while not (log.exists() and log.read_text().count("\n") >= lines):
         assert process.poll() is None, "the run ended by itself"
         assert time.monotonic() < deadline, "the run does not get going"
         time.sleep(0.05)
     os.kill(process.pid, number)
-    return process.wait(timeout=120)
+    try:
+        return process.wait(timeout=120)
+    finally:
+        process.kill()
 
 
 SHOWN = [sys.executable, "-m", "neuralil_ase", "info"]
