@@ -23,7 +23,7 @@ from systems import ensemble, structure
 
 from neuralil_ase import label, predict_many
 from neuralil_ase.errors import ConfigError, OutputError, ProcessError, StructureError
-from neuralil_ase.farm import answers_of
+from neuralil_ase.workers import answers_of
 
 STRUCTURES = [structure("triclinic"), molecule("CH3OH"), structure("slab"), molecule("H2O")]
 

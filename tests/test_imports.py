@@ -15,7 +15,7 @@ ROOT = Path(neuralil_ase.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     ("errors", "progress", "array_record"),
-    ("calibration",),
+    ("calibration", "workers"),
     ("model",),
     ("prediction",),
     ("engine",),
@@ -56,7 +56,7 @@ WITHOUT_JAX = {
     "__init__", "array_record", "ase_plugin", "bias", "calculator", "calibration", "errors", "evaluation", "farm",
     "files", "monitor", "prediction", "replicas", "response", "model/config", "engine/arrays", "engine/backend",
     "engine/compiled", "engine/force_constants", "engine/native", "engine/neighbors", "engine/predictor",
-    "model/elements", "model/parameters", "model/potential", "progress",
+    "model/elements", "model/parameters", "model/potential", "progress", "workers",
 }  # fmt: skip
 
 

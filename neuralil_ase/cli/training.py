@@ -100,9 +100,9 @@ def _add_shared(parser: argparse.ArgumentParser, workers: str) -> None:
 @contextmanager
 def _shared(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The arguments that both commands share. The workers stop at the end of the context."""
-    from neuralil_ase.farm import processes
     from neuralil_ase.options import given_options
     from neuralil_ase.training.settings import read_settings
+    from neuralil_ase.workers import processes
 
     values = read_settings(options.settings) if options.settings else {}
     executor: Executor | None = None if options.workers is None else processes(options.workers)

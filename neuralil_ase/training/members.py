@@ -21,7 +21,6 @@ import numpy as np
 from neuralil_ase.engine.concurrency import claim_jax
 from neuralil_ase.errors import ConfigError, ProcessError, TrainingError
 from neuralil_ase.evaluation.dataset import Frame
-from neuralil_ase.farm import Lost, answers_of
 from neuralil_ase.files.atomic import free_name, make_folder, write_atomically
 from neuralil_ase.files.model_file import load_potential, save_potential
 from neuralil_ase.model.potential import Potential, flatten, unflatten
@@ -32,6 +31,7 @@ from neuralil_ase.training.output import Output, Recorder, log_line, plain
 from neuralil_ase.training.prepare import Task, prepare
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start
+from neuralil_ase.workers import Lost, answers_of
 
 logger = logging.getLogger(__name__)
 RESUME = "Members that were finished are kept beside the output: start a new executor and train again with resume=True"

@@ -25,8 +25,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read
 
 from neuralil_ase import label, predict_many, train
-from neuralil_ase.farm import processes
 from neuralil_ase.files.model_file import as_potential
+from neuralil_ase.workers import processes
 
 START = Path(__file__).resolve().parents[2] / "md_examples" / "ean_start.extxyz"
 
