@@ -63,12 +63,18 @@ void PairNeuralIL::settings(int narg, char** arg) {
   }
   file = arg[0];
   free_model();
-  // Every rank reads the file; all stop together when one of them cannot.
+  // Every rank reads the file; all stop together when one of them cannot, with the message of the first. If several
+  // ranks aborted at once, the message of each could be lost.
   const neuralil_status status = neuralil_load(file.c_str(), precision, &model);
-  int mine = status, worst = 0;
-  MPI_Allreduce(&mine, &worst, 1, MPI_INT, MPI_MAX, world);
-  if (status) error->one(FLERR, "Pair style neuralil: {}", neuralil_message());
-  if (worst) error->all(FLERR, "Pair style neuralil: {} cannot be read on another rank", file);
+  const int mine = status ? comm->me : comm->nprocs;
+  int first = comm->nprocs;
+  MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, world);
+  if (first < comm->nprocs) {
+    std::string message = first == comm->me ? neuralil_message() : "";
+    message.resize(1000);
+    MPI_Bcast(message.data(), int(message.size()), MPI_CHAR, first, world);
+    error->all(FLERR, "Pair style neuralil: {}", message.c_str());
+  }
   info = neuralil_get_info(model);
   comm_reverse = 3 * int(info.n_members);  // now: pair_style hybrid asks after settings(), to size its buffers
 }
