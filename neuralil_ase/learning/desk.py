@@ -77,6 +77,12 @@ class Desk:
         self._most, self._per_hour = max_queries, queries_per_hour
         self._is_stress_checked = False
 
+    @property
+    def calls_left(self) -> float:
+        """Number of calls of the teacher that the query limits allow now; infinite without limits."""
+        limits = (self._most, self._folder.calls), (self._per_hour, self._calls_of_last_hour)
+        return min(np.inf if most is None else max(most - calls, 0) for most, calls in limits)
+
     def label(
         self, requests: Sequence[Request], tolerance: float | None, check: FrameCheck | None = None
     ) -> list[Atoms]:
@@ -179,12 +185,16 @@ class Desk:
                 f"{self._most}. All labels and the model are in {path}: raise max_queries to continue, or use the "
                 "model as it is with NeuralILCalculator"
             )
-        recent = sum(r.is_call and r.time > time.time() - HOUR for r in self._folder.records)
+        recent = self._calls_of_last_hour
         if self._per_hour is not None and wanted and recent + wanted > self._per_hour:
             raise QueryLimitError(
                 f"the teacher was called {recent} times within the last hour, but queries_per_hour is "
                 f"{self._per_hour}. All labels and the model are in {path}: run the same script again later"
             )
+
+    @property
+    def _calls_of_last_hour(self) -> int:
+        return sum(r.is_call and r.time > time.time() - HOUR for r in self._folder.records)
 
 
 def _record(request: Request, name: str, tolerance: float | None, seconds: float) -> Record:

@@ -165,6 +165,11 @@ class Learner:
         """Whether a new model is being trained in the background."""
         return self._pending is not None
 
+    @property
+    def calls_left(self) -> float:
+        """Number of calls of the teacher that the query limits allow now; infinite without limits."""
+        return self._desk.calls_left
+
     def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
         """Largest displacement in Å of these atoms, or lattice vectors, from the nearest learnt frame of the same
         atoms; infinite if there is none."""

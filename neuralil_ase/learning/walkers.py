@@ -35,7 +35,7 @@ class Walkers:
     learner
         The learner that all runs share.
     most
-        Largest number of frames that are labelled together.
+        Largest number of frames that are labelled together. Fewer are labelled if the query limits allow fewer calls.
     min_distance
         Smallest difference between frames that are labelled together, as for the monitor's
         :class:`~neuralil_ase.NoveltyFilter`; environments are compared by sorted distances.
@@ -132,13 +132,16 @@ class Walkers:
             self._gate.notify_all()
 
     def _choose(self, waiting: dict[int, Request]) -> list[int]:
-        """Choose the frames to label: largest error bars first, without similar frames."""
+        """Choose the frames to label: largest error bars first, without similar frames.
+
+        One is chosen even if no call is left, so that the learner says so."""
+        most = max(min(self.most, self.learner.calls_left), 1)
         novelty = NoveltyFilter(self.min_distance, sorted_distances)
         order = sorted(waiting, key=lambda number: -waiting[number].bar)
         chosen: list[int] = []
         for number in order:
             atoms = waiting[number].atoms
-            if len(chosen) < self.most and (not chosen or novelty.is_new(atoms)):
+            if len(chosen) < most and (not chosen or novelty.is_new(atoms)):
                 novelty.remember(atoms)
                 chosen.append(number)
         return chosen

@@ -16,7 +16,14 @@ from pupils import SMALL, Teacher, crystal
 from test_learning_teachers import NoStress
 
 from neuralil_ase import ExtrapolationMonitor, Learner, LearningCalculator
-from neuralil_ase.errors import ConfigError, DataError, MonitorError, StructureError, TeacherError
+from neuralil_ase.errors import (
+    ConfigError,
+    DataError,
+    MonitorError,
+    QueryLimitError,
+    StructureError,
+    TeacherError,
+)
 from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.learning import Walkers, learner, walkers
 from neuralil_ase.learning.learner import TEACHER
@@ -139,6 +146,19 @@ def test_a_teacher_that_leaves_does_not_hold_the_walkers(folder: Path) -> None:
         atoms.calc = group.calculator()
     with pytest.raises(SystemExit):
         group.run([atoms.get_forces for atoms in runs])
+
+
+def test_walkers_use_the_last_calls_of_the_teacher(folder: Path) -> None:
+    """The first frame and its copy leave one call for the frames of the other two."""
+    teacher = Teacher()
+    options: dict[str, Any] = {"max_queries": 3, "tolerance": 1e-4}
+    group = Walkers(Learner(teacher, folder, settings=SMALL, **options))
+    runs = [crystal(seed) for seed in range(3)]
+    for atoms in runs:
+        atoms.calc = group.calculator()
+    with pytest.raises(QueryLimitError, match="max_queries is 3"):
+        group.run([atoms.get_forces for atoms in runs])
+    assert len(teacher.asked) == 3
 
 
 def test_walkers_end_after_an_interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
