@@ -63,19 +63,27 @@ class FrameArrays:
 class Targets:
     """What is learnt from the labels of one frame: the rest after subtracting known parts. NaN for missing labels.
 
+    The first axis has length 1 if all members learn what the mean of their linear parts leaves. It has one row for each
+    member if each learns what its own linear part leaves.
+
     Attributes
     ----------
     energy
-        In eV, reference, repulsion and linear part subtracted.
+        In eV, shape (1 or M,), reference, repulsion and linear part subtracted.
     forces
-        In eV/Å, shape (N, 3), repulsion and linear part subtracted.
+        In eV/Å, shape (1 or M, N, 3), repulsion and linear part subtracted.
     stress
-        In eV/Å³, shape (6,), repulsion and linear part subtracted.
+        In eV/Å³, shape (1 or M, 6), repulsion and linear part subtracted.
     """
 
-    energy: float
+    energy: np.ndarray
     forces: np.ndarray
     stress: np.ndarray
+
+    def of_member(self, member: int) -> "Targets":
+        """The targets of one member, with a first axis of length 1."""
+        row = slice(member, member + 1) if len(self.energy) > 1 else slice(None)
+        return Targets(self.energy[row], self.forces[row], self.stress[row])
 
 
 @dataclass(frozen=True)
@@ -97,16 +105,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class Packer:
-    """Packs frames into microbatches of ``n_atoms`` atoms and ``n_frames`` frames (one of them padding)."""
+    """Packs frames into microbatches of ``n_atoms`` atoms and ``n_frames`` frames (one of them padding).
+
+    ``n_targets`` is the length of the first axis of the targets: 1, or the number of members.
+    """
 
     config: ModelConfig
     slots: tuple[int, ...]
     n_atoms: int
     n_frames: int
+    n_targets: int = 1
 
     def for_sums(self) -> "Packer":
-        """A packer for sums over all frames, where small frames need not be spread over many optimiser steps."""
-        return replace(self, n_frames=max(self.n_frames, FRAMES_OF_SUMS))
+        """A packer for sums over whole labels, where small frames need not be spread over many optimiser steps."""
+        return replace(self, n_frames=max(self.n_frames, FRAMES_OF_SUMS), n_targets=1)
 
     def pack(self, samples: Sequence[Sample], weights: np.ndarray) -> Iterator[Batch]:
         """Yield microbatches with the samples in their order; ``weights`` has shape (members, samples)."""
@@ -155,7 +167,7 @@ class Packer:
         return np.concatenate(found)[: len(density)]
 
     def _empty(self, n_members: int) -> Batch:
-        n, b, s = self.n_atoms, self.n_frames, sum(self.slots)
+        n, b, s, t = self.n_atoms, self.n_frames, sum(self.slots), self.n_targets
         descriptor = self.config.descriptor
         n_channels = len(channels(descriptor)[0])
         f32 = np.float32
@@ -166,11 +178,11 @@ class Packer:
             vectors=np.zeros((n, s, 3), f32),
             reverse=np.arange(n * s, dtype=np.int32).reshape(n, s),
             frame=np.full(n, b - 1, np.int32),
-            energy=np.zeros(b, f32),
+            energy=np.zeros((t, b), f32),
             energy_weight=np.zeros(b, f32),
-            forces=np.zeros((n, 3), f32),
+            forces=np.zeros((t, n, 3), f32),
             force_weight=np.zeros(n, f32),
-            stress=np.zeros((b, 6), f32),
+            stress=np.zeros((t, b, 6), f32),
             stress_weight=np.zeros(b, f32),
             n_atoms=np.ones(b, f32),
             volume=np.ones(b, f32),
@@ -198,12 +210,12 @@ def packer_for(
 def _fill_targets(batch: Batch, sample: Sample, k: int, rows: slice) -> None:
     """Copy the targets. A missing label keeps the weight zero."""
     targets, weight = sample.targets, sample.weight
-    if np.isfinite(targets.energy):
-        batch.energy[k], batch.energy_weight[k] = targets.energy, weight
+    if np.isfinite(targets.energy).all():
+        batch.energy[:, k], batch.energy_weight[k] = targets.energy, weight
     if np.isfinite(targets.forces).all():
-        batch.forces[rows], batch.force_weight[rows] = targets.forces, weight
+        batch.forces[:, rows], batch.force_weight[rows] = targets.forces, weight
     if np.isfinite(targets.stress).all():
-        batch.stress[k], batch.stress_weight[k] = targets.stress, weight
+        batch.stress[:, k], batch.stress_weight[k] = targets.stress, weight
 
 
 def neighbour_counts(pairs: Pairs, types: np.ndarray, n_elements: int) -> np.ndarray:

@@ -153,7 +153,7 @@ class Equations:
         choice: Choice,
         variance: float,
         n_members: int,
-        seed: int,
+        seed: tuple[int, ...],
         more_penalty: float = 1.0,
     ) -> np.ndarray:
         """Draw unknowns, shape (M, U), from their posterior distribution. The mean over members is the solution.
@@ -163,7 +163,7 @@ class Equations:
         """
         sums = self.sums(choice)
         root = choice.root(sums.gram)
-        normal = np.random.default_rng((seed, 4)).normal(size=(len(root), n_members))
+        normal = np.random.default_rng((*seed, 4)).normal(size=(len(root), n_members))
         normal -= normal.mean(axis=1, keepdims=True)
         normal *= np.sqrt(variance * n_members / max(n_members - 1, 1))
         stronger = root
@@ -192,7 +192,7 @@ def equations_of(packer: Packer, unknowns: Unknowns, samples: Sequence[Sample]) 
 def _of_batch(packer: Packer, unknowns: Unknowns, batch: Batch) -> Equations:
     found = _rows(packer.config.descriptor, packer.slots, batch)
     features, forces, virials = (np.asarray(x, np.float64) for x in found)
-    n_elements, n_frames = len(packer.slots), len(batch.energy)
+    n_elements, n_frames = len(packer.slots), len(batch.n_atoms)
     n_atoms = batch.n_atoms.astype(np.float64)
     # Energies: sums over the atoms of each element.
     segment = batch.frame * n_elements + batch.types
@@ -207,10 +207,10 @@ def _of_batch(packer: Packer, unknowns: Unknowns, batch: Batch) -> Equations:
     of_forces = _without_bias(forces * unknowns.factor[:, None, None], n_elements)
     of_virials = _without_bias(virials.swapaxes(0, 1) * unknowns.factor[:, None, None], n_elements)
     root = np.sqrt(n_atoms)
-    stresses = batch.stress * (batch.volume / root)[:, None]
+    stresses = batch.stress[0] * (batch.volume / root)[:, None]
     return Equations(
-        Sums.of(of_energies / n_atoms[:, None], batch.energy / n_atoms, batch.energy_weight),
-        Sums.of(of_forces, batch.forces.reshape(-1), np.repeat(batch.force_weight, 3)),
+        Sums.of(of_energies / n_atoms[:, None], batch.energy[0] / n_atoms, batch.energy_weight),
+        Sums.of(of_forces, batch.forces[0].reshape(-1), np.repeat(batch.force_weight, 3)),
         Sums.of(
             of_virials / np.repeat(root, 6)[:, None],
             stresses.reshape(-1),
@@ -236,7 +236,7 @@ def _rows(
     density, slopes = jnp.asarray(batch.density), jnp.asarray(batch.slopes)
     spectrum = partial(power_spectrum, descriptor, only_forward=True)
     features, along = jax.linearize(spectrum, density)
-    n_elements, n_frames = len(slots), len(batch.energy)
+    n_elements, n_frames = len(slots), len(batch.n_atoms)
     is_element = jax.nn.one_hot(batch.types, n_elements, dtype=features.dtype)  # (N, elements)
 
     # The atom as a centre: the sums over its neighbours are those of the changes of its coefficients.

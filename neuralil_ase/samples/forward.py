@@ -16,7 +16,7 @@ from neuralil_ase.prediction import VOIGT
 
 
 class Batch(NamedTuple):
-    """Frames side by side, padded; N atoms, S slots, B frames, M members.
+    """Frames side by side, padded; N atoms, S slots, B frames, M members, T targets (1 for all members, or M).
 
     Missing labels, padding atoms and padding frames have weight zero (and a finite label).
 
@@ -27,11 +27,11 @@ class Batch(NamedTuple):
     frame
         Frame of every atom, shape (N,).
     energy, energy_weight
-        In eV, shape (B,).
+        In eV, shape (T, B), and (B,).
     forces, force_weight
-        In eV/Å, shape (N, 3), and (N,).
+        In eV/Å, shape (T, N, 3), and (N,).
     stress, stress_weight
-        In eV/Å³, shape (B, 6), and (B,).
+        In eV/Å³, shape (T, B, 6), and (B,).
     n_atoms, volume
         Number of atoms and volume in Å³ of every frame, shape (B,); 1 for padding.
     member_weight
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
     @property
     def n_filled(self) -> int:
         """Number of frames without padding, which come first. Only for arrays on the host."""
-        padding = len(self.energy) - 1
+        padding = len(self.n_atoms) - 1
         return int(self.frame[self.frame < padding].max(initial=-1)) + 1
 
 
@@ -90,7 +90,7 @@ def predict(
     """Energies, forces and stresses of the networks (pair term and energy reference not included)."""
     outputs, gradient = _outputs_and_gradient(config, params, batch)
     pair_gradient = pair_gradient_of(slots, gradient, batch)
-    n_frames = len(batch.energy)
+    n_frames = len(batch.n_atoms)
 
     def per_frame(values: Array) -> Array:
         return jax.ops.segment_sum(values, batch.frame, n_frames, indices_are_sorted=True)

@@ -79,28 +79,34 @@ class LinearFit:
         if self._best is not None:
             self._sums = self._sums.plus(equations_of(packer, self._unknowns, samples))
 
-    def solve(self, n_members: int, seed: int, more_penalty: float = 1.0) -> Linear | None:
+    def solve(
+        self, n_members: int, seed: int, more_penalties: Sequence[float] = (1.0,)
+    ) -> Linear | None:
         """The linear part.
 
         Parameters
         ----------
         n_members, seed
             Number of members, and the seed of their deviations.
-        more_penalty
-            Factor for the penalty with which the mean is computed. The deviations are drawn with the penalty that
-            predicts best, so that they do not become too small where the labels say little.
+        more_penalties
+            Factors for the penalty with which the mean is computed; members take them in turn. The deviations from the
+            mean are drawn with the penalty that predicts best, so that they do not become too small where the labels
+            say little.
 
         Returns
         -------
         Linear or None
-            One linear part for each member, whose mean is the least-squares solution. None if no linear part predicts
-            held-out frames better than none at all, if there were too few frames at first, or if the equations of many
-            elements become too large.
+            One linear part for each member. The mean over members with the same penalty is the least-squares solution.
+            None if no linear part predicts held-out frames better than none at all, if there were too few frames at
+            first, or if the equations of many elements become too large.
         """
         if self._best is None:
             return None
-        members = self._sums.draw(*self._best, n_members, seed, more_penalty)
-        return self._unknowns.linear(members)
+        solutions = np.empty((n_members, self._unknowns.size))
+        for k, more in enumerate(more_penalties[:n_members]):
+            group = solutions[k :: len(more_penalties)]
+            group[:] = self._sums.draw(*self._best, len(group), (seed, k), more)
+        return self._unknowns.linear(solutions)
 
     def _begin(self, packer: Packer, samples: Sequence[Sample], progress: bool) -> None:
         """Make the equations, and choose by cross-validation."""
@@ -124,7 +130,7 @@ def some_labelled(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _has_labels(targets: Targets) -> bool:
-    return bool(np.isfinite(targets.energy) or np.isfinite(targets.forces).all())
+    return any(np.isfinite(values).all() for values in (targets.energy, targets.forces))
 
 
 def _error(kind: str, solutions: Sequence[np.ndarray], folds: Sequence[Equations]) -> float | None:

@@ -40,6 +40,11 @@ class Linear(NamedTuple):
         """The linear part of one member, with a member axis of length 1."""
         return Linear(self.weights[member : member + 1], self.bias[member : member + 1])
 
+    @property
+    def mean(self) -> "Linear":
+        """The mean of the members, with a member axis of length 1."""
+        return Linear(*(x.mean(axis=0, keepdims=True) for x in self))
+
 
 def linear_of(potential: Potential) -> Linear | None:
     """The linear part of a potential; None if it has none."""
@@ -71,24 +76,31 @@ def without_linear(config: ModelConfig) -> ModelConfig:
 
 
 def what_is_left(packer: Packer, linear: Linear, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with targets from which the mean of the members' linear parts is subtracted."""
-    weights, bias = linear.weights.mean(axis=0), linear.bias.mean(axis=0)
+    """The samples with targets from which linear parts are subtracted.
+
+    The mean over the members is subtracted from the targets of all of them. If the packer has targets for each member,
+    the linear part of each member is subtracted from its own.
+    """
+    weights, bias = linear if packer.n_targets > 1 else linear.mean
     remaining, left = iter(samples), []
     for batch in packer.for_sums().pack(samples, np.ones((1, len(samples)))):
         outputs = _evaluated(
             packer.config.descriptor, packer.slots, weights.astype(np.float32), batch
         )
         features, forces, stress = map(np.asarray, outputs)
-        atomic = np.einsum("nf,nf->n", features, weights.T[batch.types], dtype=np.float64)
-        atomic += bias[batch.types]
+        # One element after another: rows of weights for each atom would need much memory.
+        atomic = bias[:, batch.types]
+        for element in range(weights.shape[-1]):
+            of_element = batch.types == element
+            atomic[:, of_element] += weights[..., element] @ features[of_element].T.astype(float)
         start = 0
         for k in range(batch.n_filled):
             sample = next(remaining)
             rows = slice(start, start + len(sample.types))
             targets = Targets(
-                sample.targets.energy - float(atomic[rows].sum()),
-                sample.targets.forces - forces[rows],
-                sample.targets.stress - stress[k],
+                sample.targets.energy - atomic[:, rows].sum(axis=1),
+                sample.targets.forces - forces[:, rows],
+                sample.targets.stress - stress[:, k],
             )
             left.append(replace(sample, targets=targets))
             start = rows.stop
@@ -99,15 +111,15 @@ def what_is_left(packer: Packer, linear: Linear, samples: Sequence[Sample]) -> l
 def _evaluated(
     descriptor: DescriptorConfig, slots: tuple[int, ...], weights: Array, batch: Batch
 ) -> tuple[Array, Array, Array]:
-    """Features, forces of all atoms and stresses of all frames."""
+    """Features (N, F), forces of all atoms (T, N, 3) and stresses of all frames (T, B, 6), for T linear parts."""
     density = jnp.asarray(batch.density)
-    cotangents = weights.T[batch.types][None]
+    cotangents = jnp.swapaxes(weights, 1, 2)[:, batch.types]
     gradient = pull_back_spectrum(descriptor, density, cotangents, only_forward=True)
     pairs = pair_gradient_of(slots, gradient, batch)
-    virials = virials_of(pairs, jnp.asarray(batch.vectors))[..., 0]
-    stress = jax.ops.segment_sum(virials, batch.frame, len(batch.energy)) / batch.volume[:, None]
+    virials = virials_of(pairs, jnp.asarray(batch.vectors))
+    sums = jax.ops.segment_sum(virials, batch.frame, len(batch.n_atoms))
     return (
         power_spectrum(descriptor, density, only_forward=True),
-        forces_of(pairs, jnp.asarray(batch.reverse))[0],
-        stress,
+        forces_of(pairs, jnp.asarray(batch.reverse)),
+        sums.transpose(2, 0, 1) / batch.volume[:, None],
     )

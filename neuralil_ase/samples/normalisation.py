@@ -44,15 +44,19 @@ class Scaling(NamedTuple):
     factor
         Multiplies the difference, shape (F,), in Å^3.
     energy
-        Factor from the network's output to eV.
+        Factor from the network's output to eV, shape (1,), or (M,) if the members learn different targets.
     """
 
     mean: np.ndarray
     factor: np.ndarray
-    energy: float
+    energy: np.ndarray
+
+    def of_member(self, member: int) -> "Scaling":
+        """The scaling of one member."""
+        return self._replace(energy=self.energy[[member if len(self.energy) > 1 else 0]])
 
 
-def scaling_of(features: np.ndarray, force_rms: float) -> Scaling:
+def scaling_of(features: np.ndarray, force_rms: np.ndarray) -> Scaling:
     """Scale the feature that varies most to unit variance; energies are in units of the typical force times 1 Å.
 
     Parameters
@@ -60,12 +64,12 @@ def scaling_of(features: np.ndarray, force_rms: float) -> Scaling:
     features
         Descriptors of many atoms, shape (N, F).
     force_rms
-        Root mean square of the force components in eV/Å; NaN or 0 counts as 1.
+        Root mean square of the force components in eV/Å, shape (1 or M,); NaN or 0 counts as 1.
     """
     return Scaling(
         features.mean(axis=0, dtype=np.float64).astype(np.float32),
         factor_of(features).astype(np.float32),
-        float(force_rms) if np.isfinite(force_rms) and force_rms > 0 else 1.0,
+        np.where(np.isfinite(force_rms) & (force_rms > 0), force_rms, 1.0).astype(np.float32),
     )
 
 
@@ -102,7 +106,7 @@ def fold(config: ModelConfig, scaling: Scaling, params: Params) -> Params:
         flat[f"{layer}/kernel"] = jnp.concatenate([scaled, kernel[..., n_features:, :]], axis=-2)
         flat[f"{layer}/bias"] = flat[f"{layer}/bias"] - shift
     for name, scale in _outlets(config, scaling).items():
-        flat[name] = flat[name] * scale
+        flat[name] = flat[name] * _by_member(scale, flat[name])
     return unflatten(flat)
 
 
@@ -120,7 +124,7 @@ def unfold(config: ModelConfig, scaling: Scaling, params: Params) -> Params:
         flat[f"{layer}/kernel"] = np.concatenate([scaled / factor, rest], axis=-2)
         flat[f"{layer}/bias"] = flat[f"{layer}/bias"] + np.einsum("f,...fh->...h", mean, scaled)
     for name, scale in _outlets(config, scaling).items():
-        flat[name] = np.asarray(flat[name], np.float64) / scale
+        flat[name] = np.asarray(flat[name], np.float64) / _by_member(scale, flat[name])
     return unflatten({name: np.asarray(value, np.float32) for name, value in flat.items()})
 
 
@@ -145,8 +149,13 @@ def inlets(config: ModelConfig) -> list[str]:
     return [f"{block}/Dense_0", f"{block}/Dense_3"]
 
 
-def _outlets(config: ModelConfig, scaling: Scaling) -> dict[str, float]:
-    """Parameters of the last layers, and their factors."""
+def _by_member(scale: Any, leaf: Any) -> Any:
+    """A factor for all members, or one for each, in the shape of a parameter whose first axis is the member."""
+    return scale.reshape(-1, *(1,) * (leaf.ndim - 1))
+
+
+def _outlets(config: ModelConfig, scaling: Scaling) -> dict[str, Any]:
+    """Parameters of the last layers, and their factors, shape (1 or M,)."""
     is_published = config.network.kind == "heteroscedastic"
     energy = "energy_denormalizer" if is_published else "denormalizer"
     outlets = {f"network/body/{energy}/{leaf}": scaling.energy for leaf in ("kernel", "bias")}
@@ -154,5 +163,6 @@ def _outlets(config: ModelConfig, scaling: Scaling) -> dict[str, float]:
         # In the published architecture, these layers have no bias.
         leaves = ("kernel",) if is_published else ("kernel", "bias")
         for name in ALEATORIC:
-            outlets |= {f"network/body/{name}_denormalizer/{x}": ALEATORIC_FACTOR for x in leaves}
+            factor = np.full(1, ALEATORIC_FACTOR, np.float32)
+            outlets |= {f"network/body/{name}_denormalizer/{x}": factor for x in leaves}
     return outlets

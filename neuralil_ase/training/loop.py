@@ -344,9 +344,9 @@ def norms_of(samples: Sequence[Sample]) -> Norms:
     """Numbers of labelled frames, force components and stress components."""
     targets = [sample.targets for sample in samples]
     return Norms(
-        float(sum(np.isfinite(target.energy) for target in targets)),
-        float(sum(np.isfinite(target.forces).sum() for target in targets)),
-        float(sum(np.isfinite(target.stress).sum() for target in targets)),
+        float(sum(np.isfinite(target.energy[0]) for target in targets)),
+        float(sum(np.isfinite(target.forces[0]).sum() for target in targets)),
+        float(sum(np.isfinite(target.stress[0]).sum() for target in targets)),
     )
 
 
@@ -356,9 +356,9 @@ def _at_least_one(norms: Norms) -> Norms:
 
 def _mean_residuals(predicted: Any, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Residuals of the ensemble mean where there are labels, in eV/atom, eV/Å and eV/Å³."""
-    energy = (np.mean(predicted.energy, axis=0) - batch.energy) / batch.n_atoms
-    forces = np.mean(predicted.forces, axis=0) - batch.forces
-    stress = np.mean(predicted.stress, axis=0) - batch.stress
+    energy = np.mean(predicted.energy - batch.energy, axis=0) / batch.n_atoms
+    forces = np.mean(predicted.forces - batch.forces, axis=0)
+    stress = np.mean(predicted.stress - batch.stress, axis=0)
     return (
         energy[batch.energy_weight > 0],
         forces[batch.force_weight > 0],

@@ -83,10 +83,17 @@ class Task:
     def of_member(self, member: int) -> "Task":
         """The task of one member, with the same first parameters and frames as in a common training."""
         config = replace(self.config, n_members=1)
+
+        def own(samples: list[Sample]) -> list[Sample]:
+            return [replace(s, targets=s.targets.of_member(member)) for s in samples]
+
         return replace(
             self,
             config=config,
-            packer=replace(self.packer, config=config),
+            scaling=self.scaling.of_member(member),
+            packer=replace(self.packer, config=config, n_targets=1),
+            train=own(self.train),
+            validation=own(self.validation),
             counts=self.counts[member : member + 1],
             member=member,
             linear=None if self.linear is None else self.linear.of_member(member),
@@ -153,10 +160,12 @@ def prepare(
     linear = None
     if start is not None:
         linear = linear_of(start.potential)
+        if linear is not None:  # what each member has to learn is its own error
+            packer = replace(packer, n_targets=settings.members)
     elif settings.linear:
         known = [elements.index(symbol) for symbol in alone]
         fit = LinearFit(packer, some_labelled(samples[:n_train]), known, progress)
-        linear = fit.solve(settings.members, settings.seed, BEFORE_NETWORKS)
+        linear = fit.solve(settings.members, settings.seed, (BEFORE_NETWORKS,))
     if linear is not None:
         samples = what_is_left(packer, linear, samples)
     scaling = scaling_of_samples(packer, samples[:n_train])
@@ -328,9 +337,11 @@ def _samples(
 def scaling_of_samples(packer: Packer, samples: Sequence[Sample]) -> Scaling:
     """Scales of descriptor and energy."""
     features = packer.features(some_of(samples))
-    forces = np.concatenate([sample.targets.forces for sample in samples])
-    finite = forces[np.isfinite(forces)]
-    return scaling_of(features, float(np.sqrt(np.mean(finite**2))) if finite.size else np.nan)
+    labelled = [s.targets.forces for s in samples if np.isfinite(s.targets.forces).all()]
+    rms = np.full(1, np.nan)
+    if labelled:
+        rms = np.sqrt(np.mean(np.concatenate(labelled, axis=1) ** 2, axis=(1, 2)))
+    return scaling_of(features, np.broadcast_to(rms, packer.n_targets))
 
 
 def _counts(settings: TrainingSettings, n_samples: int) -> np.ndarray:
@@ -355,4 +366,4 @@ def make_targets(
     stress = np.full(6, np.nan)
     if frame.stress is not None and frame.volume is not None:
         stress = frame.stress - virial / frame.volume
-    return Targets(float(target), target_forces, stress)
+    return Targets(np.array([target], float), target_forces[None], stress[None])

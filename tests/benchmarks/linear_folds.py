@@ -74,7 +74,7 @@ class Fits:
 
 def errors(samples: list[Sample], left: list[Targets], test: np.ndarray, learnt: np.ndarray) -> str:
     forces = np.array([1e3 * np.abs(targets.forces).mean() for targets in left])
-    energies = np.array([1e3 * left[k].energy / len(samples[k].types) for k in test])
+    energies = np.array([1e3 * left[k].energy[0] / len(samples[k].types) for k in test])
     spread = np.median(np.abs(energies - np.median(energies)))
     return (
         f"forces {forces[test].mean():.1f}, {np.median(forces[test]):.1f}; training {np.median(forces[learnt]):.1f}; "
@@ -107,8 +107,8 @@ def main() -> None:
         learnt, test = order[fold], np.arange(fold, count, N_FOLDS)
         for kind in given.kinds:
             left = fits.left(kind, learnt)
-            kept[f"{kind}_energy_{fold}"] = np.array([x.energy for x in left], np.float32)
-            kept[f"{kind}_forces_{fold}"] = np.concatenate([x.forces for x in left]).astype("f4")
+            kept[f"{kind}_energy_{fold}"] = np.array([x.energy[0] for x in left], np.float32)
+            kept[f"{kind}_forces_{fold}"] = np.concatenate([x.forces[0] for x in left]).astype("f4")
             kept[f"{kind}_stress_{fold}"] = np.array([x.stress for x in left], np.float32)
             print(fold, kind, errors(fits.samples, left, test, learnt), flush=True)
     np.savez(given.output, **kept)  # type: ignore[arg-type]

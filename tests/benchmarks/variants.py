@@ -121,7 +121,7 @@ def problem_of(task: Task, mixed: int, blind: bool = False) -> Problem:
     density = np.concatenate([s.arrays.density for s in samples if s.arrays is not None])
     mixing = four_body.mixing_of(descriptor, density)
     features = jax.jit(partial(four_body.features, descriptor, mixing))(jnp.asarray(density))
-    found = scaling_of(np.asarray(features), 1.0)
+    found = scaling_of(np.asarray(features), np.ones(1))
     least = found.factor.min()
     unit = least * (found.factor / least) ** (1 / FEATURE_EXPONENT)
     return Problem(
@@ -164,11 +164,11 @@ def frames_of(task: Task) -> Frames:
         padded([a.vectors for a in arrays]),
         jnp.asarray(np.stack(reverse).astype(np.int32)),
         padded(real),
-        numbers([s.targets.energy for s in samples]),
+        numbers([s.targets.energy[0] for s in samples]),
         numbers([w[0] for w in weights]),
-        padded([np.nan_to_num(s.targets.forces).astype(np.float32) for s in samples]),
+        padded([np.nan_to_num(s.targets.forces[0]).astype(np.float32) for s in samples]),
         padded([w[1] * r for w, r in zip(weights, real, strict=True)]),
-        numbers([s.targets.stress for s in samples]),
+        numbers([s.targets.stress[0] for s in samples]),
         numbers([w[2] for w in weights]),
         numbers([len(s.types) for s in samples]),
         numbers([s.volume for s in samples]),
@@ -386,7 +386,7 @@ def cross_validate(
     number = kind_of_run * n_folds + np.tile(np.arange(n_folds), len(each))
     number = np.zeros_like(number) if labels is None else number
     squares = jnp.sum(arrays.forces**2, axis=(1, 2, 3))
-    whole = np.nansum(np.concatenate([s.targets.forces for s in task.train]) ** 2)
+    whole = np.nansum(np.concatenate([s.targets.forces[0] for s in task.train]) ** 2)
     chosen |= {"labels": jnp.asarray(number), "size": jnp.sqrt(squares[number] / whole)}
     order = schedule(
         count,

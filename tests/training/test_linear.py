@@ -1,6 +1,7 @@
 """The linear part: fitted weights, what they leave, and the potential that holds both parts."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,16 @@ from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.evaluation.evaluate import predict_frames
 from neuralil_ase.model.potential import Potential, flatten, unflatten
 from neuralil_ase.samples import least_squares
+from neuralil_ase.samples.batches import Sample
 from neuralil_ase.samples.equations import Choice
+from neuralil_ase.samples.least_squares import LinearFit
 from neuralil_ase.samples.linear import Linear, linear_of, with_linear
 from neuralil_ase.samples.normalisation import factor_of
+from neuralil_ase.training.continuation import Continuation
 from neuralil_ase.training.loop import Trainer
 from neuralil_ase.training.prepare import Task, prepare
 from neuralil_ase.training.settings import TrainingSettings
+from neuralil_ase.training.warm_start import Start
 
 SMALL = TrainingSettings(
     members=4, widths=(4,), head_widths=(), r_cut=4.0, n_max=2, epochs=1, pair_term="none"
@@ -80,15 +85,21 @@ def by_linear(
     return [(a.energy - b.energy, a.forces - b.forces, a.stress - b.stress) for a, b in pairs]
 
 
+def difference(before: Sample, left: Sample, label: str, member: int = 0) -> np.ndarray:
+    """What was subtracted from the targets of a member."""
+    whole, rest = (getattr(sample.targets.of_member(member), label)[0] for sample in (before, left))
+    return np.asarray(whole - rest)
+
+
 def test_the_labels_are_what_the_linear_part_leaves(structures: list[Atoms], task: Task) -> None:
     assert task.linear is not None
     frames = frames_from_atoms(structures[:4])
     whole = prepare(replace(task.settings, linear=False), frames_from_atoms(structures), [])
     parts = by_linear(task, task.linear, frames)
     for left, before, (energy, forces, stress) in zip(task.train, whole.train, parts, strict=False):
-        assert before.targets.energy - left.targets.energy == pytest.approx(energy, abs=2e-4)
-        np.testing.assert_allclose(before.targets.forces - left.targets.forces, forces, atol=2e-4)
-        np.testing.assert_allclose(before.targets.stress - left.targets.stress, stress, atol=2e-5)
+        assert difference(before, left, "energy") == pytest.approx(energy, abs=2e-4)
+        np.testing.assert_allclose(difference(before, left, "forces"), forces, atol=2e-4)
+        np.testing.assert_allclose(difference(before, left, "stress"), stress, atol=2e-5)
 
 
 def test_a_linear_teacher_is_found(structures: list[Atoms], task: Task) -> None:
@@ -248,3 +259,76 @@ def test_rounding_errors_are_not_scaled_to_features() -> None:
     assert factor_of(equal).max() < 1e6
     varying = rng.normal(5, 0.1, (50, 4))
     assert factor_of(varying).max() < 20
+
+
+def test_members_take_penalties_in_turn(structures: list[Atoms]) -> None:
+    whole = task_of(structures, linear=False)
+    fit = LinearFit(whole.packer, whole.train)
+    both = fit.solve(4, 0, (1.0, 100.0))
+    assert both is not None
+    assert not np.array_equal(both.weights[0], both.weights[2])
+    for k, penalty in enumerate((1.0, 100.0)):
+        alone = fit.solve(1, 0, (penalty,))
+        assert alone is not None
+        found = both.weights[k::2].mean(axis=0)
+        np.testing.assert_allclose(found, alone.weights[0], rtol=1e-6, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def again(structures: list[Atoms], task: Task) -> Task:
+    """A training that starts from another potential with a linear part."""
+    start = Start(fresh(task), "the potential before")
+    return prepare(task.settings, frames_from_atoms(structures), [], start)
+
+
+def test_each_member_goes_on_with_its_own_linear_part(structures: list[Atoms], again: Task) -> None:
+    assert again.linear is not None
+    frames = frames_from_atoms(structures[:2])
+    whole = prepare(replace(again.settings, linear=False), frames_from_atoms(structures), [])
+    for member in range(4):
+        own = Linear(*(np.repeat(x[[member]], 4, axis=0) for x in again.linear))
+        parts = by_linear(again, own, frames)
+        pairs = zip(again.train, whole.train, parts, strict=False)
+        for left, before, (energy, forces, stress) in pairs:
+            found = partial(difference, before, left, member=member)
+            assert found("energy") == pytest.approx(energy, abs=2e-4)
+            np.testing.assert_allclose(found("forces"), forces, atol=2e-4)
+            np.testing.assert_allclose(found("stress"), stress, atol=2e-5)
+
+
+def test_what_is_left_are_the_errors_of_the_potential(structures: list[Atoms], again: Task) -> None:
+    """Training and the calculator evaluate the same potential."""
+    trainer = Trainer(again)
+    run = trainer.start()
+    energy, forces, stress = trainer.residuals(run.state.params, again.train)
+    frames = frames_from_atoms(structures)
+    found = predict_frames(trainer.potential(run.state.params), frames)
+    pairs = list(zip(found, frames, strict=True))
+    of_energies = [(p.energy - f.energy) / len(p.forces) for p, f in pairs if f.energy is not None]
+    np.testing.assert_allclose(energy, of_energies, atol=1e-4)
+    np.testing.assert_allclose(
+        forces, np.concatenate([p.forces - f.forces for p, f in pairs]), atol=5e-4
+    )
+    np.testing.assert_allclose(stress, [p.stress - f.stress for p, f in pairs], atol=1e-4)
+
+
+@pytest.mark.parametrize("member", [0, 3])
+def test_a_member_may_go_on_alone(again: Task, member: int) -> None:
+    losses = []
+    for task in (again, again.of_member(member)):
+        trainer = Trainer(task)
+        _, loss, *_ = trainer.step(trainer.start().state, np.array([0, 1]))
+        losses.append(np.asarray(loss))
+    assert losses[0][member] == pytest.approx(losses[1][0], rel=1e-5)
+
+
+def test_members_of_a_learner_have_one_of_two_penalties(structures: list[Atoms]) -> None:
+    """The stronger one makes the weights smaller."""
+    potential = fresh(task_of(structures, linear=False))
+    learning = Continuation(potential, SMALL, 10)
+    numbers = [learning.add(frame) for frame in frames_from_atoms(structures[:12])]
+    linear = linear_of(learning.fit_linear(potential, numbers, 12))
+    assert linear is not None
+    weak, strong = (linear.weights[k::2].mean(axis=0) for k in (0, 1))
+    scale = linear.weights.std(axis=0) + 1e-12
+    assert np.abs(strong / scale).mean() < 0.8 * np.abs(weak / scale).mean()

@@ -94,7 +94,7 @@ def test_unfolding_is_the_inverse_of_folding(network: NetworkConfig, seed: int) 
     scaling = Scaling(
         rng.normal(size=n).astype(np.float32),
         np.exp(rng.uniform(-3, 3, n)).astype(np.float32),
-        float(np.exp(rng.uniform(-3, 3))),
+        np.exp(rng.uniform(-3, 3, rng.choice([1, 3]))).astype(np.float32),
     )
     params = random_params(config, seed)
     there = fold(config, scaling, unfold(config, scaling, params))
