@@ -28,9 +28,12 @@ MOST_ALIKE, MOST_ALIKE_IF_UNEVEN = 35, 45
 Force errors of copper are 82 meV/Å with 4.0 Å, 59 with 4.5 Å (32 neighbours), and 63 with 5.5 Å (59 neighbours), at 1.7
 times the cost. In SrTiO3, the best cutoff is 5.5 Å (35 oxygen atoms) without a scaling, and 6.0 Å (41) with a
 scaling."""
-FEW = 16
+FEW, FEW_IF_COVALENT = 16, 24
 """If a sphere of ``LONGEST`` holds no more neighbours than this and there are short bonds, the data are of a small
-molecule, and this cutoff is chosen. Without short bonds, atoms have few neighbours because they are far apart."""
+molecule, and this cutoff is chosen. Without short bonds, atoms have few neighbours because they are far apart. The
+second number is for covalent bonds: a molecule of 27 atoms has 19 neighbours, and forces become 20 % better."""
+COVALENT = 2.0
+"""Length in Å below which bonds count as covalent. Small clusters of metals, with longer bonds, are no molecules."""
 RANGE, RANGE_OF_MOLECULES = 1.8, 3.0
 """Range of the scaled radial functions, r_cut / √k, divided by the distance between nearest neighbours; in general and
 for small molecules, which have few environments and many examples of each."""
@@ -70,7 +73,8 @@ class Surroundings(NamedTuple):
     @property
     def is_molecule(self) -> bool:
         """Whether atoms have only few neighbours, but near ones, as in a small molecule."""
-        return self.neighbours <= FEW and self.shortest < SHORT_BOND
+        few = FEW_IF_COVALENT if self.shortest < COVALENT else FEW
+        return self.neighbours <= few and self.shortest < SHORT_BOND
 
     @property
     def is_uneven(self) -> bool:

@@ -118,6 +118,7 @@ def test_the_help_says_how_long_a_run_is() -> None:
     ("nearest", "shortest", "alike", "neighbours", "r_cut"),
     [
         (1.2, 1.0, 8.0, 14.0, 6.0),  # a small molecule: all of it
+        (1.5, 1.1, 10.0, 19.4, 6.0),  # a molecule of 27 atoms
         (1.2, 1.0, 50.0, 94.0, 5.0),  # a molecular liquid
         (1.5, 1.5, 159.0, 159.0, 3.5),  # diamond
         (2.4, 2.4, 76.0, 76.0, 4.5),  # a dense metal
@@ -180,6 +181,8 @@ def test_radial_functions_follow_the_cutoff(elements: tuple[str, ...], n_max: li
 
 def test_small_molecules_have_wider_layers_and_less_decay() -> None:
     assert Surroundings(1.1, 1.0, 6.0, 14.0).is_molecule
+    assert Surroundings(1.5, 1.1, 10.0, 19.4).is_molecule  # with 27 atoms
+    assert not Surroundings(2.5, 2.5, 19.4, 19.4).is_molecule  # a cluster of a metal
     assert not Surroundings(1.1, 1.0, 40.0, 90.0).is_molecule
     assert not Surroundings(4.4, 4.4, 11.0, 11.0).is_molecule  # potassium: none is near
     molecule, usual = (TrainingSettings().with_frames(300, kind) for kind in (True, False))
