@@ -29,6 +29,7 @@ from neuralil_ase.learning.stream import (
 )
 from neuralil_ase.learning.teacher import check_scale, check_units
 from neuralil_ase.model.potential import Potential
+from neuralil_ase.samples.linear import LINEAR_FRAMES
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.train import TrainingResult, train
 from neuralil_ase.training.warm_start import start_of
@@ -42,8 +43,6 @@ RATTLE = 0.05
 """Å: standard deviation of each coordinate of a rattled frame."""
 TEACHER = "taught_by"
 """Key in the provenance of the model: class of the teacher."""
-LINEAR_FRAMES = "linear_frames"
-"""Key in the provenance of the model: see ``Pupil.linear_frames``."""
 
 
 class Learner:

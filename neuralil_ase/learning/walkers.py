@@ -134,7 +134,8 @@ class Walkers:
     def _choose(self, waiting: dict[int, Request]) -> list[int]:
         """Choose the frames to label: largest error bars first, without similar frames.
 
-        One is chosen even if no call is left, so that the learner says so."""
+        One is chosen even if no call is left, so that the learner says so.
+        """
         most = max(min(self.most, self.learner.calls_left), 1)
         novelty = NoveltyFilter(self.min_distance, sorted_distances)
         order = sorted(waiting, key=lambda number: -waiting[number].bar)

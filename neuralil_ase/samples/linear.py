@@ -21,6 +21,9 @@ from neuralil_ase.model.spectrum import power_spectrum, pull_back_spectrum
 from neuralil_ase.samples.batches import Packer, Sample, Targets
 from neuralil_ase.samples.forward import Batch, forces_of, pair_gradient_of, virials_of
 
+LINEAR_FRAMES = "linear_frames"
+"""Key in the provenance of a learner's model: number of frames that scaled the unknowns of its linear part."""
+
 
 class Linear(NamedTuple):
     """E_i = bias[m, element of i] + Σ_f p_f weights[m, f, element of i], in eV, for member m.
@@ -52,6 +55,15 @@ def linear_of(potential: Potential) -> Linear | None:
         return None
     flat = flatten(potential.params)
     return Linear(*(np.asarray(flat[name], np.float64) for name in (LINEAR_WEIGHTS, LINEAR_BIAS)))
+
+
+def learns_own(potential: Potential) -> bool:
+    """Whether each member learns what its own linear part leaves, as during a run, and not what their mean leaves.
+
+    The members of other models keep their deviations from the mean, so that their spread does not become too small.
+    """
+    is_of_learner = potential.provenance.get(LINEAR_FRAMES) is not None
+    return is_of_learner or not potential.config.network.linear
 
 
 def with_linear(potential: Potential, linear: Linear | None) -> Potential:

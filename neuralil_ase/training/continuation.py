@@ -18,6 +18,7 @@ from neuralil_ase.samples.batches import Packer, Sample, neighbour_counts, packe
 from neuralil_ase.samples.least_squares import LinearFit
 from neuralil_ase.samples.linear import (
     Linear,
+    learns_own,
     linear_of,
     what_is_left,
     with_linear,
@@ -71,6 +72,7 @@ class Continuation:
     def __init__(self, potential: Potential, settings: TrainingSettings, steps: int) -> None:
         self.config, self.reference = without_linear(potential.config), potential.energy_reference
         self._linear = linear_of(potential)
+        self._n_targets = self.config.n_members if learns_own(potential) else 1
         self._fit: LinearFit | None = None
         # Number of frames that scale the unknowns, and number of all frames in the fit.
         self._fitted = (0, 0)
@@ -224,7 +226,7 @@ class Continuation:
         smallest, largest = self._sizes
         sizes, batch_size = [smallest, largest], self.settings.batch_size
         packer = packer_for(self.config, self._slots, sizes, batch_size)
-        return replace(packer, n_targets=self.config.n_members)
+        return replace(packer, n_targets=self._n_targets)
 
     def _make_room(self, counts: np.ndarray, size: int) -> None:
         counts = np.maximum(counts, 1)  # an atom without neighbours has a slot, too

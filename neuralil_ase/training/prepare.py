@@ -22,7 +22,7 @@ from neuralil_ase.samples.batches import (
 )
 from neuralil_ase.samples.cutoff import sight_for, surroundings
 from neuralil_ase.samples.least_squares import BEFORE_NETWORKS, LinearFit, some_labelled
-from neuralil_ase.samples.linear import Linear, linear_of, what_is_left, without_linear
+from neuralil_ase.samples.linear import Linear, learns_own, linear_of, what_is_left, without_linear
 from neuralil_ase.samples.normalisation import Scaling, inlets, scaling_of
 from neuralil_ase.samples.reference import (
     energy_reference,
@@ -160,7 +160,7 @@ def prepare(
     linear = None
     if start is not None:
         linear = linear_of(start.potential)
-        if linear is not None:  # what each member has to learn is its own error
+        if linear is not None and learns_own(start.potential):
             packer = replace(packer, n_targets=settings.members)
     elif settings.linear:
         known = [elements.index(symbol) for symbol in alone]

@@ -19,7 +19,7 @@ from neuralil_ase.samples import least_squares
 from neuralil_ase.samples.batches import Sample
 from neuralil_ase.samples.equations import Choice
 from neuralil_ase.samples.least_squares import LinearFit
-from neuralil_ase.samples.linear import Linear, linear_of, with_linear
+from neuralil_ase.samples.linear import LINEAR_FRAMES, Linear, linear_of, with_linear
 from neuralil_ase.samples.normalisation import factor_of
 from neuralil_ase.training.continuation import Continuation
 from neuralil_ase.training.loop import Trainer
@@ -276,8 +276,9 @@ def test_members_take_penalties_in_turn(structures: list[Atoms]) -> None:
 
 @pytest.fixture(scope="module")
 def again(structures: list[Atoms], task: Task) -> Task:
-    """A training that starts from another potential with a linear part."""
-    start = Start(fresh(task), "the potential before")
+    """A training that starts from the model of a learner."""
+    learnt = replace(fresh(task), provenance={LINEAR_FRAMES: 30})
+    start = Start(learnt, "the model of a learner")
     return prepare(task.settings, frames_from_atoms(structures), [], start)
 
 
@@ -310,6 +311,15 @@ def test_what_is_left_are_the_errors_of_the_potential(structures: list[Atoms], a
         forces, np.concatenate([p.forces - f.forces for p, f in pairs]), atol=5e-4
     )
     np.testing.assert_allclose(stress, [p.stress - f.stress for p, f in pairs], atol=1e-4)
+
+
+def test_members_of_other_models_keep_their_deviations(structures: list[Atoms], task: Task) -> None:
+    """Trained away, spreads would be smaller where they are right."""
+    start = Start(fresh(task), "a trained model")
+    found = prepare(task.settings, frames_from_atoms(structures), [], start)
+    assert found.packer.n_targets == 1
+    for left, before in zip(found.train, task.train, strict=True):
+        np.testing.assert_allclose(left.targets.forces, before.targets.forces, atol=1e-4)
 
 
 @pytest.mark.parametrize("member", [0, 3])
