@@ -16,6 +16,7 @@ from neuralil_ase.engine import compiled, native
 from neuralil_ase.engine.arrays import Derivatives, System
 from neuralil_ase.engine.backend import Backend
 from neuralil_ase.engine.derivatives import energies_and_forces
+from neuralil_ase.engine.jax_backend import jitted
 from neuralil_ase.engine.neighbors import NeighborList, Pairs
 from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.errors import ModelFileError, StructureError
@@ -348,6 +349,7 @@ def test_float32_at_thousands_of_atoms(n_members: int, level: str) -> None:
 
 @needs_core
 def test_jax_is_not_compiled_where_the_core_computes() -> None:
+    jitted.cache_clear()  # another test may have compiled this architecture already
     predictors = [Predictor(potential(), backend=backend) for backend in ("compiled", "jax")]
     for predictor in predictors:
         predictor.predict([box_system(27)], "off")
