@@ -52,22 +52,21 @@ def _of_command_line(text: str, options: Set[str]) -> str:
 
 def _kind(kind: Any) -> dict[str, Any]:
     """How argparse reads a value of this type."""
-    if kind in (bool, bool | None):
+    if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
+    if type(None) in get_args(kind):
+        kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}
     if kind == tuple[str, ...]:
         return {"nargs": "+", "metavar": "FILE", "type": str}
     if kind == tuple[int, ...]:
         return {"type": _integers, "metavar": "N,N,…|none"}
-    if kind == Mapping[str, float] | None:
+    if kind == Mapping[str, float]:
         return {"type": _energies, "metavar": "H=E,C=E,…"}
     plain: dict[Any, tuple[Callable[[str], Any], str]] = {
         int: (int, "N"),
         float: (float, "X"),
-        float | None: (float, "X"),
-        int | None: (int, "N"),
-        str | None: (str, "NAME"),
         str: (str, "NAME"),
     }
     reader, metavar = plain[kind]

@@ -269,7 +269,7 @@ class Pupil:
 
     def _with_linear(self, continuation: Continuation, potential: Potential) -> Potential:
         """The potential with a linear part fitted again to all learnt frames."""
-        if self.linear_frames is None or self.settings.linear is False:
+        if self.linear_frames is None or self.settings.linear == "none":
             return potential
         if len(self._learnt) >= AGAIN * self.linear_frames:
             self.linear_frames = len(self._learnt)

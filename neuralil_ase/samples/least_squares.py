@@ -10,7 +10,7 @@ Weights that all members share would hide how uncertain the linear part is far f
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.linalg import cho_solve
@@ -32,9 +32,10 @@ MOST_FRAMES = 500
 """Largest number of frames for the fit, spread over the data. Few numbers are fitted, and more frames change little."""
 MOST_UNKNOWNS = 3000
 """Largest number of unknowns. All sums of a fit of this size need 3 GB."""
-BEFORE_NETWORKS = 100.0
-"""Factor for the penalty of the linear part if networks then learn the rest from many frames. The networks make up for
-the accuracy that a larger penalty costs, and the largest errors become smaller (NOTEBOOK, "A linear part")."""
+BEFORE_NETWORKS: Mapping[str, tuple[float, ...]] = {"all": (100.0,), "half": (100.0, np.inf)}
+"""Factors for the penalty of the linear part if networks then learn the rest from many frames, by the setting
+``linear``. The networks make up for the accuracy that a larger penalty costs, and the largest errors become smaller
+(NOTEBOOK, "A linear part")."""
 logger = logging.getLogger(__name__)
 
 
@@ -91,7 +92,7 @@ class LinearFit:
         more_penalties
             Factors for the penalty with which the mean is computed; members take them in turn. The deviations from the
             mean are drawn with the penalty that predicts best, so that they do not become too small where the labels
-            say little.
+            say little. Members with an infinite factor have no linear part: all their weights are 0.
 
         Returns
         -------
@@ -102,10 +103,11 @@ class LinearFit:
         """
         if self._best is None:
             return None
-        solutions = np.empty((n_members, self._unknowns.size))
+        solutions = np.zeros((n_members, self._unknowns.size))
         for k, more in enumerate(more_penalties[:n_members]):
-            group = solutions[k :: len(more_penalties)]
-            group[:] = self._sums.draw(*self._best, len(group), (seed, k), more)
+            if np.isfinite(more):
+                group = solutions[k :: len(more_penalties)]
+                group[:] = self._sums.draw(*self._best, len(group), (seed, k), more)
         return self._unknowns.linear(solutions)
 
     def _begin(self, packer: Packer, samples: Sequence[Sample], progress: bool) -> None:

@@ -7,7 +7,7 @@ labels.
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +44,17 @@ class Linear(NamedTuple):
         return Linear(self.weights[member : member + 1], self.bias[member : member + 1])
 
     @property
-    def mean(self) -> "Linear":
-        """The mean of the members, with a member axis of length 1."""
-        return Linear(*(x.mean(axis=0, keepdims=True) for x in self))
+    def common(self) -> "Linear":
+        """The linear part without the deviations of the members from their mean.
+
+        Members whose weights and biases are all 0 have no linear part, and do not count in the mean. The member axis
+        has length 1 if there are none.
+        """
+        there = self.weights.any(axis=(1, 2)) | self.bias.any(axis=1)
+        means = [x[there].sum(axis=0, keepdims=True) / max(there.sum(), 1) for x in self]
+        if not there.all():
+            means = [np.concatenate([0 * mean, mean])[there.astype(int)] for mean in means]
+        return Linear(*means)
 
 
 def linear_of(potential: Potential) -> Linear | None:
@@ -55,6 +63,14 @@ def linear_of(potential: Potential) -> Linear | None:
         return None
     flat = flatten(potential.params)
     return Linear(*(np.asarray(flat[name], np.float64) for name in (LINEAR_WEIGHTS, LINEAR_BIAS)))
+
+
+def with_linear_part(potential: Potential) -> Literal["all", "half", "none"]:
+    """Which members of a potential have a linear part, as in the setting ``linear``."""
+    linear = linear_of(potential)
+    if linear is None:
+        return "none"
+    return "all" if len(linear.common.bias) == 1 else "half"
 
 
 def learns_own(potential: Potential) -> bool:
@@ -90,10 +106,9 @@ def without_linear(config: ModelConfig) -> ModelConfig:
 def what_is_left(packer: Packer, linear: Linear, samples: Sequence[Sample]) -> list[Sample]:
     """The samples with targets from which linear parts are subtracted.
 
-    The mean over the members is subtracted from the targets of all of them. If the packer has targets for each member,
-    the linear part of each member is subtracted from its own.
+    The member axis of the new targets is that of ``linear``, which has the length of the packer's targets.
     """
-    weights, bias = linear if packer.n_targets > 1 else linear.mean
+    weights, bias = linear
     remaining, left = iter(samples), []
     for batch in packer.for_sums().pack(samples, np.ones((1, len(samples)))):
         outputs = _evaluated(

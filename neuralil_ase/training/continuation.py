@@ -29,10 +29,10 @@ from neuralil_ase.training.prepare import Task, make_targets, scaling_of_samples
 from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start
 
-MORE_PENALTIES = (1.0, 100.0)
-"""Factors for the penalty of the linear part; members take them in turn. With the penalty that predicts best, errors
-are smaller near a minimum of the energy, with a larger one on the way to it. The errors of the two kinds are almost
-unrelated, so that their mean is better than either."""
+MORE_PENALTIES = {"all": (1.0, 100.0), "half": (1.0, np.inf)}
+"""Factors for the penalty of the linear part, by the setting ``linear``; members take them in turn. With the penalty
+that predicts best, errors are smaller near a minimum of the energy, with a larger one on the way to it. The errors of
+the two kinds are almost unrelated, so that their mean is better than either."""
 SPARE = 1.2
 """Number of slots for the neighbours of an element, divided by the number that is needed when the slots are made."""
 ROUND = 8
@@ -71,8 +71,10 @@ class Continuation:
 
     def __init__(self, potential: Potential, settings: TrainingSettings, steps: int) -> None:
         self.config, self.reference = without_linear(potential.config), potential.energy_reference
-        self._linear = linear_of(potential)
-        self._n_targets = self.config.n_members if learns_own(potential) else 1
+        self._linear, self._is_own = linear_of(potential), learns_own(potential)
+        self._n_targets = self.config.n_members
+        if self._linear is not None and not self._is_own:
+            self._n_targets = len(self._linear.common.bias)
         self._fit: LinearFit | None = None
         # Number of frames that scale the unknowns, and number of all frames in the fit.
         self._fitted = (0, 0)
@@ -129,7 +131,8 @@ class Continuation:
         for number in learnt[self._fitted[1] :]:
             self._fit.add(self._packer(), self._wholes([number]))
         self._fitted = (first, len(learnt))
-        linear = self._fit.solve(self.config.n_members, self.settings.seed, MORE_PENALTIES)
+        penalties = MORE_PENALTIES[self.settings.linear or "all"]
+        linear = self._fit.solve(self.config.n_members, self.settings.seed, penalties)
         if linear is None:
             return potential
         self.use_linear(linear)
@@ -220,7 +223,8 @@ class Continuation:
         """The samples with the linear part subtracted from their targets."""
         if self._linear is None:
             return samples
-        return what_is_left(self._packer(), self._linear, samples)
+        subtracted = self._linear if self._is_own else self._linear.common
+        return what_is_left(self._packer(), subtracted, samples)
 
     def _packer(self) -> Packer:
         smallest, largest = self._sizes

@@ -160,14 +160,15 @@ def prepare(
     linear = None
     if start is not None:
         linear = linear_of(start.potential)
-        if linear is not None and learns_own(start.potential):
-            packer = replace(packer, n_targets=settings.members)
-    elif settings.linear:
+    elif penalties := BEFORE_NETWORKS.get(settings.linear or "none"):
         known = [elements.index(symbol) for symbol in alone]
         fit = LinearFit(packer, some_labelled(samples[:n_train]), known, progress)
-        linear = fit.solve(settings.members, settings.seed, (BEFORE_NETWORKS,))
+        linear = fit.solve(settings.members, settings.seed, penalties)
     if linear is not None:
-        samples = what_is_left(packer, linear, samples)
+        is_own = start is not None and learns_own(start.potential)
+        subtracted = linear if is_own else linear.common
+        packer = replace(packer, n_targets=len(subtracted.bias))
+        samples = what_is_left(packer, subtracted, samples)
     scaling = scaling_of_samples(packer, samples[:n_train])
     counts = np.ones((settings.members, n_train + len(alone)))
     counts[:, :n_train] = _counts(settings, n_train)

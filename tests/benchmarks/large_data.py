@@ -52,7 +52,7 @@ def measure(path: Path, budget_mib: int) -> dict[str, float]:
             memory_budget=budget_mib * 2**20,
             time_limit=SECONDS,
             members=2,
-            linear=False,
+            linear="none",
         )
     config, atoms = result.potential.config.descriptor, sum(len(f.symbols) for f in result.train)
     channels = sum(n * (2 * order + 1) for order, n in enumerate(config.n_radial))

@@ -94,7 +94,7 @@ def main() -> None:
     structures = sorted(read(given.data, ":"), key=lambda atoms: len(atoms) == 1)
     count = sum(len(atoms) > 1 for atoms in structures)
     settings = TrainingSettings(
-        head_widths=(), validation_fraction=0.0, memory_budget=2**45, linear=False
+        head_widths=(), validation_fraction=0.0, memory_budget=2**45, linear="none"
     ).updated(tomllib.loads("\n".join(given.set)))
     frames, _ = load_data(structures, settings)
     task = prepare(

@@ -125,12 +125,14 @@ def main() -> None:
     data, tried = structures()
     print("| linear part | structures | error | error / spread | flagged | rank |")
     print("|---|---|---|---|---|---|")
-    for name, linear in (("by member", True), ("none", False)):
+    for name, linear in (("by member", "all"), ("half", "half"), ("none", "none")):
         path = folder / f"{name.replace(' ', '_')}.safetensors"
         if not path.exists():
             train(data, path, members=4, linear=linear, report=False)
         potential = load_potential(path)
-        variants = {name: potential, "shared": shared(potential)} if linear else {name: potential}
+        variants = (
+            {name: potential, "shared": shared(potential)} if linear == "all" else {name: potential}
+        )
         for row in (r for n, p in variants.items() for r in rows(n, p, tried)):
             print(row, flush=True)
 

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     from neuralil_ase.training.prepare import prepare
     from neuralil_ase.training.settings import TrainingSettings
 
-    settings = TrainingSettings(max_force=1e4, linear=not options.no_linear)
+    settings = TrainingSettings(max_force=1e4, linear="none" if options.no_linear else None)
     began, cpu = time.perf_counter(), time.process_time()
     frames = load_data(structures, settings)
     task = prepare(settings, *frames)

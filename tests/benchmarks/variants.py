@@ -367,7 +367,7 @@ def cross_validate(
     """One record for every setting of ``each``; ``save`` is for the model of the first one and its first fold."""
     began = time.perf_counter()
     settings = TrainingSettings(
-        head_widths=(), validation_fraction=0.0, memory_budget=2**45, linear=False
+        head_widths=(), validation_fraction=0.0, memory_budget=2**45, linear="none"
     ).updated(options)
     frames, _ = load_data(list(structures), settings)
     count = sum(len(atoms) > 1 for atoms in structures)

@@ -334,7 +334,7 @@ def test_the_linear_part_is_fitted_again_as_frames_come_in() -> None:
 def test_the_linear_part_of_a_given_model_stays() -> None:
     frames = frames_from_atoms([asked(seed) for seed in range(4)])
     given = first_potential(frames, SMALL)
-    for linear_frames, chosen in ((None, SMALL), (0, SMALL.updated({"linear": False}))):
+    for linear_frames, chosen in ((None, SMALL), (0, SMALL.updated({"linear": "none"}))):
         pupil = Pupil(given, chosen, linear_frames)
         for seed in range(4):
             pupil.add(asked(seed), held_out=False)

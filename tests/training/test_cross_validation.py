@@ -26,7 +26,7 @@ from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.evaluation.evaluate import evaluate
 from neuralil_ase.training.loop import Trainer
 
-QUICK = TINY.updated({"epochs": 2, "linear": False, "validation_fraction": 0})
+QUICK = TINY.updated({"epochs": 2, "linear": "none", "validation_fraction": 0})
 CARD = {
     "energy_meV_per_atom": {"mae": 3.0, "offset_removed": {"mae": 2.0}},
     "force_meV_per_A": {"mae": 40.0, "rmse": 60.0},

@@ -68,7 +68,7 @@ def test_every_member_learns_the_size_of_its_errors() -> None:
     """
     options = {"widths": (16, 8), "head_widths": (8,), "learning_rate": 0.005, "epochs": 100}
     # Of networks alone: what a linear part leaves of EMT has nearly the same size everywhere.
-    trainer = trainer_for(frames(16), [], members=8, linear=False, **options)
+    trainer = trainer_for(frames(16), [], members=8, linear="none", **options)
     run = fit(trainer, trainer.start(), lambda run, reason: None)
     potential = trainer.potential(run.state.average)
     for member in range(8):

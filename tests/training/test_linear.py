@@ -12,6 +12,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from neuralil_ase import load_potential, train
+from neuralil_ase.errors import ConfigError
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.evaluation.evaluate import predict_frames
 from neuralil_ase.model.potential import Potential, flatten, unflatten
@@ -19,7 +20,13 @@ from neuralil_ase.samples import least_squares
 from neuralil_ase.samples.batches import Sample
 from neuralil_ase.samples.equations import Choice
 from neuralil_ase.samples.least_squares import LinearFit
-from neuralil_ase.samples.linear import LINEAR_FRAMES, Linear, linear_of, with_linear
+from neuralil_ase.samples.linear import (
+    LINEAR_FRAMES,
+    Linear,
+    linear_of,
+    with_linear,
+    with_linear_part,
+)
 from neuralil_ase.samples.normalisation import factor_of
 from neuralil_ase.training.continuation import Continuation
 from neuralil_ase.training.loop import Trainer
@@ -94,7 +101,7 @@ def difference(before: Sample, left: Sample, label: str, member: int = 0) -> np.
 def test_the_labels_are_what_the_linear_part_leaves(structures: list[Atoms], task: Task) -> None:
     assert task.linear is not None
     frames = frames_from_atoms(structures[:4])
-    whole = prepare(replace(task.settings, linear=False), frames_from_atoms(structures), [])
+    whole = prepare(replace(task.settings, linear="none"), frames_from_atoms(structures), [])
     parts = by_linear(task, task.linear, frames)
     for left, before, (energy, forces, stress) in zip(task.train, whole.train, parts, strict=False):
         assert difference(before, left, "energy") == pytest.approx(energy, abs=2e-4)
@@ -182,7 +189,7 @@ def test_isolated_atoms_stay_at_their_energies(structures: list[Atoms]) -> None:
     assert found.linear is not None
     np.testing.assert_array_equal(found.linear.bias, 0.0)
     assert [len(s.types) for s in found.train[-2:]] == [1, 1]
-    whole = task_of(structures, isolated_atoms=alone, linear=False)
+    whole = task_of(structures, isolated_atoms=alone, linear="none")
     for left, before in zip(found.train[-2:], whole.train[-2:], strict=True):
         assert left.targets.energy == before.targets.energy
 
@@ -220,7 +227,7 @@ def test_a_trained_file_holds_it_and_training_goes_on(
     kept = linear_of(second.potential)
     assert kept is not None
     np.testing.assert_array_equal(kept.weights, linear.weights)
-    plain = train(structures, settings=SMALL, linear=False, report=False)
+    plain = train(structures, settings=SMALL, linear="none", report=False)
     assert linear_of(plain.potential) is None
 
 
@@ -235,10 +242,10 @@ def test_small_molecules_have_none_by_default() -> None:
         )
         frames.append(atoms)
     found = prepare(SMALL, frames_from_atoms(frames), [])
-    assert found.settings.linear is False
+    assert found.settings.linear == "none"
     assert found.linear is None
-    chosen = {"linear": True}
-    assert prepare(SMALL.updated(chosen), frames_from_atoms(frames), []).settings.linear is True
+    chosen = {"linear": "all"}
+    assert prepare(SMALL.updated(chosen), frames_from_atoms(frames), []).settings.linear == "all"
 
 
 def test_equations_that_determine_next_to_nothing_are_solved() -> None:
@@ -262,7 +269,7 @@ def test_rounding_errors_are_not_scaled_to_features() -> None:
 
 
 def test_members_take_penalties_in_turn(structures: list[Atoms]) -> None:
-    whole = task_of(structures, linear=False)
+    whole = task_of(structures, linear="none")
     fit = LinearFit(whole.packer, whole.train)
     both = fit.solve(4, 0, (1.0, 100.0))
     assert both is not None
@@ -272,6 +279,40 @@ def test_members_take_penalties_in_turn(structures: list[Atoms]) -> None:
         assert alone is not None
         found = both.weights[k::2].mean(axis=0)
         np.testing.assert_allclose(found, alone.weights[0], rtol=1e-6, atol=1e-9)
+
+
+def test_every_second_member_has_a_linear_part(structures: list[Atoms], task: Task) -> None:
+    """These members learn what the mean of their linear parts leaves, and the others learn whole labels."""
+    half = task_of(structures, linear="half")
+    assert half.linear is not None
+    assert task.linear is not None
+    np.testing.assert_array_equal(half.linear.weights[1::2], 0.0)
+    np.testing.assert_array_equal(half.linear.bias[1::2], 0.0)
+    assert np.ptp(half.linear.weights[::2], axis=0).max() > 0
+    for of_half, of_all in zip(half.linear, task.linear, strict=True):
+        expected = of_all.mean(axis=0)
+        np.testing.assert_allclose(of_half[::2].mean(axis=0), expected, rtol=1e-6, atol=1e-9)
+    whole = task_of(structures, linear="none")
+    for before, left, of_all in zip(whole.train, half.train, task.train, strict=True):
+        for member in range(4):
+            expected = before.targets if member % 2 else of_all.targets
+            for label in ("energy", "forces", "stress"):
+                found = getattr(left.targets.of_member(member), label)
+                np.testing.assert_allclose(found, getattr(expected, label), atol=2e-5)
+
+
+def test_a_model_with_two_kinds_of_members_goes_on_with_both(structures: list[Atoms]) -> None:
+    first = train(structures, settings=SMALL, linear="half", report=False)
+    before = linear_of(first.potential)
+    second = train(structures, settings=SMALL, start_from=first.potential, report=False)
+    after = linear_of(second.potential)
+    assert before is not None
+    assert after is not None
+    np.testing.assert_array_equal(before.weights, after.weights)
+    assert with_linear_part(second.potential) == "half"
+    for wrong in ("all", "none"):
+        with pytest.raises(ConfigError, match=r"linear \(model: half"):
+            train(structures, settings=SMALL, linear=wrong, start_from=first.potential)
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +326,7 @@ def again(structures: list[Atoms], task: Task) -> Task:
 def test_each_member_goes_on_with_its_own_linear_part(structures: list[Atoms], again: Task) -> None:
     assert again.linear is not None
     frames = frames_from_atoms(structures[:2])
-    whole = prepare(replace(again.settings, linear=False), frames_from_atoms(structures), [])
+    whole = prepare(replace(again.settings, linear="none"), frames_from_atoms(structures), [])
     for member in range(4):
         own = Linear(*(np.repeat(x[[member]], 4, axis=0) for x in again.linear))
         parts = by_linear(again, own, frames)
@@ -334,7 +375,7 @@ def test_a_member_may_go_on_alone(again: Task, member: int) -> None:
 
 def test_members_of_a_learner_have_one_of_two_penalties(structures: list[Atoms]) -> None:
     """The stronger one makes the weights smaller."""
-    potential = fresh(task_of(structures, linear=False))
+    potential = fresh(task_of(structures, linear="none"))
     learning = Continuation(potential, SMALL, 10)
     numbers = [learning.add(frame) for frame in frames_from_atoms(structures[:12])]
     linear = linear_of(learning.fit_linear(potential, numbers, 12))
@@ -342,3 +383,20 @@ def test_members_of_a_learner_have_one_of_two_penalties(structures: list[Atoms])
     weak, strong = (linear.weights[k::2].mean(axis=0) for k in (0, 1))
     scale = linear.weights.std(axis=0) + 1e-12
     assert np.abs(strong / scale).mean() < 0.8 * np.abs(weak / scale).mean()
+
+
+def test_a_learner_keeps_members_without_a_linear_part(structures: list[Atoms]) -> None:
+    """Such a model is given, or asked for; its residuals are the errors of the potential."""
+    given = fresh(task_of(structures, linear="half"))
+    own = fresh(task_of(structures, linear="none"))
+    frames = frames_from_atoms(structures[:12])
+    for potential, is_fitted in ((given, False), (own, True)):
+        learning = Continuation(potential, SMALL.updated({"linear": "half"}), 10)
+        numbers = [learning.add(frame) for frame in frames]
+        found = learning.fit_linear(potential, numbers, 12) if is_fitted else potential
+        assert with_linear_part(found) == "half"
+        residuals = learning.residuals(found, numbers)
+        for residual, predicted, frame in zip(
+            residuals, predict_frames(found, frames), frames, strict=True
+        ):
+            np.testing.assert_allclose(residual.forces, predicted.forces - frame.forces, atol=5e-4)

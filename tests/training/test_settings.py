@@ -3,7 +3,7 @@
 import argparse
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -194,13 +194,28 @@ def test_small_molecules_have_wider_layers_and_less_decay() -> None:
 
 @pytest.mark.parametrize(
     ("scaling", "is_molecule", "linear"),
-    [(5, False, False), (2, False, True), (0, False, True), (3, True, False), (0, True, False)],
+    [
+        (5, False, "half"),
+        (2, False, "all"),
+        (0, False, "all"),
+        (3, True, "none"),
+        (5, True, "none"),
+    ],
 )
-def test_when_there_is_a_linear_part(scaling: int, is_molecule: bool, linear: bool) -> None:
+def test_which_members_have_a_linear_part(scaling: int, is_molecule: bool, linear: str) -> None:
     settings = TrainingSettings(radial_scaling=scaling)
-    assert settings.with_frames(36, is_molecule).linear is linear
-    given = replace(settings, linear=not linear).with_frames(36, is_molecule)
-    assert given.linear is not linear
+    assert settings.with_frames(36, is_molecule).linear == linear
+    for chosen in ("all", "half", "none"):
+        given = settings.updated({"linear": chosen}).with_frames(36, is_molecule)
+        assert given.linear == chosen
+
+
+@pytest.mark.parametrize("value", [True, "some", 1])
+def test_a_choice_that_may_be_left_open_is_checked(value: object) -> None:
+    with pytest.raises(
+        ConfigError, match=f"unknown linear {value!r}; choose one of all, half, none"
+    ):
+        TrainingSettings().updated({"linear": value})
 
 
 def test_cutoff_and_radial_functions_that_are_given_are_kept() -> None:
