@@ -15,7 +15,7 @@ from neuralil_ase.errors import ConfigError, QueryLimitError, TeacherError
 from neuralil_ase.farm import digest
 from neuralil_ase.learning.records import Folder, Record
 from neuralil_ase.learning.request import SURPRISE, Request, bare
-from neuralil_ase.learning.teacher import check_offers
+from neuralil_ase.learning.teacher import check_offers, parameters_of
 from neuralil_ase.prediction import Prediction
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ class Desk:
     ----------
     teacher_name
         Class of the calculator.
+    teacher_parameters
+        Its parameters as text.
 
     Raises
     ------
@@ -72,7 +74,7 @@ class Desk:
                 "the workers of an executor calculate at the same time, which one calculator cannot: give a function "
                 "that makes a calculator as the teacher, for instance functools.partial(EMT) instead of EMT()"
             )
-        self.teacher_name = type(offered).__name__
+        self.teacher_name, self.teacher_parameters = type(offered).__name__, parameters_of(offered)
         self._folder, self._executor, self._retries = folder, executor, retries
         self._most, self._per_hour = max_queries, queries_per_hour
         self._is_stress_checked = False

@@ -27,7 +27,7 @@ from neuralil_ase.learning.stream import (
     with_error_bars,
     with_thresholds,
 )
-from neuralil_ase.learning.teacher import check_scale, check_units
+from neuralil_ase.learning.teacher import changed_parameters, check_scale, check_units
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.samples.linear import LINEAR_FRAMES
 from neuralil_ase.training.settings import TrainingSettings
@@ -41,7 +41,7 @@ GROWN = 10
 """From this number of learnt frames on, error bars alone decide whether a model that began from nothing is trusted."""
 RATTLE = 0.05
 """Å: standard deviation of each coordinate of a rattled frame."""
-TEACHER = "taught_by"
+TEACHER, PARAMETERS = "taught_by", "taught_with"
 """Key in the provenance of the model: class of the teacher."""
 
 
@@ -134,7 +134,7 @@ class Learner:
         self._tolerance = tolerance or (usual_error_bar(given) if given is not None else None)
         loaded = self.folder.load()
         self._potential = loaded or given
-        _check_same_teacher(loaded, self._desk.teacher_name, self.folder)
+        _check_same_teacher(loaded, self._desk, self.folder)
         fitted = None if given is not None else 0
         if loaded is not None:
             fitted = loaded.provenance.get(LINEAR_FRAMES)
@@ -355,6 +355,7 @@ class Learner:
         return {
             "program": f"neuralil-ase {__version__}",
             TEACHER: self._desk.teacher_name,
+            PARAMETERS: self._desk.teacher_parameters,
             "teacher_calls": self.folder.calls,
             "training_frames": len(self._pupil) - self._pupil.n_held_out,
             "held_out_frames": self._pupil.n_held_out,
@@ -367,13 +368,25 @@ def _check_first_two(frames: Sequence[Atoms]) -> None:
     check_units(frames[0], frames[1])
 
 
-def _check_same_teacher(potential: Potential | None, name: str, folder: Folder) -> None:
-    before = None if potential is None else potential.provenance.get(TEACHER)
+def _check_same_teacher(potential: Potential | None, desk: Desk, folder: Folder) -> None:
+    known = {} if potential is None else potential.provenance
+    before, name = known.get(TEACHER), desk.teacher_name
     if before not in (None, name):
         raise ConfigError(
             f"the labels in {folder.path} are by {before}, and the teacher is now {name}: labels of two teachers must "
             "not be mixed. Choose another folder, or use the same teacher as before"
         )
+    changed = (
+        changed_parameters(known[PARAMETERS], desk.teacher_parameters)
+        if PARAMETERS in known
+        else ""
+    )
+    if changed:
+        logger.warning(
+            "%s has other parameters than when the labels in %s were made: %s. If they change energies or forces, the "
+            "labels of two teachers are mixed now: choose another folder, or set the parameters as before",
+            name, folder.path, changed,
+        )  # fmt: skip
 
 
 def log_failure(training: "Future[None]") -> None:

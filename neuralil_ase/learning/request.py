@@ -96,8 +96,11 @@ class Teaching(Protocol):
 
 
 def bare(atoms: Atoms) -> Atoms:
-    """A copy for the teacher, without constraints, calculator and momenta."""
+    """A copy for the teacher, without constraints, calculator and momenta.
+
+    Some teachers read the charge or spin of the system from ``atoms.info``.
+    """
     return Atoms(
         atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc,
-        charges=atoms.get_initial_charges(), magmoms=atoms.get_initial_magnetic_moments(),
+        charges=atoms.get_initial_charges(), magmoms=atoms.get_initial_magnetic_moments(), info=atoms.info,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Checks the teacher: whether it gives energies and forces, and whether their signs and units can be right."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ SOFT = 1.0
 CLEAR, ALIKE = 3.0, 0.9
 """Forces are compared if those of the model are larger than their error bars by this factor, and if the cosine between
 them and those of the teacher is larger than this."""
+LONGEST_TEXT = 200
+"""Number of characters of a parameter of the teacher that are kept."""
 ROWS = (1, 3, 11)
 """First atomic numbers of the rows of Lindh's model: H He, Li to Ne, the rest."""
 EXPONENT = np.array([[1.0, 0.3949, 0.3949], [0.3949, 0.28, 0.28], [0.3949, 0.28, 0.28]])
@@ -52,6 +54,24 @@ def check_offers(teacher: Any) -> None:
             f"the teacher {type(teacher).__name__} has no {' and no '.join(missing)} (it offers {', '.join(offered)}). "
             "Learning needs energies and forces: choose another calculator, or switch them on in this one"
         )
+
+
+def parameters_of(teacher: Any) -> dict[str, str]:
+    """The parameters of an ASE calculator as text, by name; those without a readable value are left out."""
+    given = getattr(teacher, "parameters", None)
+    if not isinstance(given, Mapping):
+        return {}
+    texts = {str(name): repr(value) for name, value in given.items()}
+    return {name: text[:LONGEST_TEXT] for name, text in texts.items() if " at 0x" not in text}
+
+
+def changed_parameters(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """The parameters that differ, in words; empty if none does."""
+    return ", ".join(
+        f"{name} (before: {before.get(name, 'not set')}, now: {now.get(name, 'not set')})"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    )
 
 
 def check_units(first: Atoms, rattled: Atoms) -> None:

@@ -28,6 +28,7 @@ from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.learning import Walkers, learner, walkers
 from neuralil_ase.learning.learner import TEACHER
 from neuralil_ase.learning.pupil import first_potential
+from neuralil_ase.learning.teacher import changed_parameters, parameters_of
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.training.continuation import Continuation
 
@@ -69,6 +70,27 @@ def test_a_model_may_come_from_another_teacher(folder: Path) -> None:
     """Only labels of two teachers must not be mixed in one folder."""
     model = replace(given(), provenance={TEACHER: "Other"})
     assert Learner(EMT(), folder, settings=SMALL, model=model).potential is not None
+
+
+def test_other_parameters_of_the_teacher_are_said(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Vasp(xc="PBE") and Vasp(xc="SCAN") are of one class."""
+    atoms = crystal()
+    atoms.calc = LearningCalculator(EMT(), folder, settings=SMALL)
+    atoms.get_forces()
+    for teacher, is_said in ((EMT(), False), (EMT(asap_cutoff=True), True)):
+        caplog.clear()
+        Learner(teacher, folder, settings=SMALL)
+        assert ("asap_cutoff (before: False, now: True)" in caplog.text) is is_said
+
+
+def test_parameters_without_a_readable_value_are_not_compared() -> None:
+    teacher = EMT()
+    teacher.parameters |= {"mixer": object(), "kpts": (2, 2, 1)}
+    assert parameters_of(teacher) == {"asap_cutoff": "False", "kpts": "(2, 2, 1)"}
+    assert parameters_of(object()) == {}
+    assert changed_parameters({"a": "1"}, {"a": "1", "b": "2"}) == "b (before: not set, now: 2)"
 
 
 @pytest.mark.parametrize(

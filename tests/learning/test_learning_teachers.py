@@ -10,6 +10,7 @@ import pytest
 from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from pupils import SMALL, Teacher, crystal
 from test_learning_parts import ATOMS, prediction
 
@@ -54,6 +55,29 @@ def test_workers_do_not_share_a_calculator(folder: Path) -> None:
         copy = atoms.copy()
         copy.calc = EMT()
         np.testing.assert_allclose(atoms.get_forces(), copy.get_forces(), atol=1e-7)
+
+
+class Curious(Teacher):
+    """A teacher that keeps what it is given."""
+
+    given: Atoms
+
+    def calculate(self, atoms: Any = None, *args: Any, **options: Any) -> None:
+        self.given = atoms.copy()
+        super().calculate(atoms, *args, **options)
+
+
+def test_a_teacher_sees_charge_spin_and_magnetic_moments(folder: Path) -> None:
+    teacher, atoms = Curious(), crystal(0)
+    atoms.info["charge"] = 1
+    atoms.set_initial_magnetic_moments(np.full(len(atoms), 0.5))
+    atoms.set_initial_charges(np.full(len(atoms), 0.25))
+    atoms.set_constraint(FixAtoms([0]))
+    desk(folder, teacher).label([Request(atoms, "unsure", "a test")], None)
+    assert teacher.given.info["charge"] == 1
+    np.testing.assert_array_equal(teacher.given.get_initial_magnetic_moments(), 0.5)
+    np.testing.assert_array_equal(teacher.given.get_initial_charges(), 0.25)
+    assert not teacher.given.constraints
 
 
 class NoStress(Teacher):
