@@ -65,7 +65,7 @@ def linear_of(potential: Potential) -> Linear | None:
     return Linear(*(np.asarray(flat[name], np.float64) for name in (LINEAR_WEIGHTS, LINEAR_BIAS)))
 
 
-def with_linear_part(potential: Potential) -> Literal["all", "half", "none"]:
+def linear_members(potential: Potential) -> Literal["all", "half", "none"]:
     """Which members of a potential have a linear part, as in the setting ``linear``."""
     linear = linear_of(potential)
     if linear is None:

@@ -15,7 +15,7 @@ from neuralil_ase.evaluation.dataset import Frame, types_of
 from neuralil_ase.evaluation.evaluate import OWN_PREDICTION, predict_frames
 from neuralil_ase.files.model_file import load_potential
 from neuralil_ase.model.potential import Params, Potential, cast_params, flatten
-from neuralil_ase.samples.linear import with_linear, with_linear_part
+from neuralil_ase.samples.linear import linear_members, with_linear
 from neuralil_ase.samples.reference import energy_reference
 from neuralil_ase.training.settings import TrainingSettings
 
@@ -205,6 +205,6 @@ def _fixed_by(potential: Potential) -> dict[str, Any]:
         "radial_scaling": descriptor.radial_scaling,
         "members": config.n_members,
         "pair_term": config.pair_term,
-        "linear": with_linear_part(potential),
+        "linear": linear_members(potential),
         "isolated_atoms": dict(reference),
     }

@@ -23,9 +23,9 @@ from neuralil_ase.samples.least_squares import LinearFit
 from neuralil_ase.samples.linear import (
     LINEAR_FRAMES,
     Linear,
+    linear_members,
     linear_of,
     with_linear,
-    with_linear_part,
 )
 from neuralil_ase.samples.normalisation import factor_of
 from neuralil_ase.training.continuation import Continuation
@@ -309,7 +309,7 @@ def test_a_model_with_two_kinds_of_members_goes_on_with_both(structures: list[At
     assert before is not None
     assert after is not None
     np.testing.assert_array_equal(before.weights, after.weights)
-    assert with_linear_part(second.potential) == "half"
+    assert linear_members(second.potential) == "half"
     for wrong in ("all", "none"):
         with pytest.raises(ConfigError, match=r"linear \(model: half"):
             train(structures, settings=SMALL, linear=wrong, start_from=first.potential)
@@ -394,7 +394,7 @@ def test_a_learner_keeps_members_without_a_linear_part(structures: list[Atoms]) 
         learning = Continuation(potential, SMALL.updated({"linear": "half"}), 10)
         numbers = [learning.add(frame) for frame in frames]
         found = learning.fit_linear(potential, numbers, 12) if is_fitted else potential
-        assert with_linear_part(found) == "half"
+        assert linear_members(found) == "half"
         residuals = learning.residuals(found, numbers)
         for residual, predicted, frame in zip(
             residuals, predict_frames(found, frames), frames, strict=True

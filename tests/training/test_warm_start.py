@@ -25,7 +25,7 @@ from neuralil_ase.errors import ConfigError, DataError, ModelFileError, Training
 from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig, NetworkConfig
 from neuralil_ase.model.potential import flatten
-from neuralil_ase.samples.linear import with_linear_part, without_linear
+from neuralil_ase.samples.linear import linear_members, without_linear
 from neuralil_ase.samples.normalisation import Scaling, fold, unfold
 from neuralil_ase.training import TrainingResult, TrainingSettings, train
 from neuralil_ase.training.data import load_data
@@ -331,7 +331,7 @@ def test_settings_that_differ_from_the_defaults_count_as_given(tmp_path: Path) -
 def test_the_same_architecture_may_be_repeated() -> None:
     reference = dict(zip(("Au", "Cu"), old().energy_reference.tolist(), strict=True))
     fixed = {
-        "linear": with_linear_part(old()),
+        "linear": linear_members(old()),
         "radial_scaling": old().config.descriptor.radial_scaling,
     }
     chosen = TINY.updated({"isolated_atoms": reference, **fixed})
