@@ -48,7 +48,7 @@ larger."""
 STEEP = 4
 """From this radial scaling on, the matter consists of molecules: the cutoff is at least twice the range of the radial
 functions. Members with a linear part and members without make different errors there, and their mean is better than
-either kind: 55.3 meV/Å for EAN, where the kinds have 59.8 and 57.3. Ionic crystals have less scaling; there, a linear
+either kind (NOTEBOOK, "Half of the members"). Ionic crystals have less scaling; there, a linear
 part extrapolates better to close contacts."""
 MOST_RADIAL = 8
 """Largest radial index that is chosen; the compiled core has no code for larger ones."""
