@@ -376,11 +376,8 @@ def _check_same_teacher(potential: Potential | None, desk: Desk, folder: Folder)
             f"the labels in {folder.path} are by {before}, and the teacher is now {name}: labels of two teachers must "
             "not be mixed. Choose another folder, or use the same teacher as before"
         )
-    changed = (
-        changed_parameters(known[PARAMETERS], desk.teacher_parameters)
-        if PARAMETERS in known
-        else ""
-    )
+    now = desk.teacher_parameters
+    changed = changed_parameters(known.get(PARAMETERS, now), now)
     if changed:
         logger.warning(
             "%s has other parameters than when the labels in %s were made: %s. If they change energies or forces, the "

@@ -64,7 +64,7 @@ class Targets:
     """What is learnt from the labels of one frame: the rest after subtracting known parts. NaN for missing labels.
 
     The first axis has length 1 if all members learn what the mean of their linear parts leaves. It has one row for each
-    member if each learns what its own linear part leaves.
+    member if each learns what its own linear part leaves, or if only some members have one.
 
     Attributes
     ----------

@@ -35,7 +35,8 @@ MOST_UNKNOWNS = 3000
 BEFORE_NETWORKS: Mapping[str, tuple[float, ...]] = {"all": (100.0,), "half": (1e4, np.inf)}
 """Factors for the penalty of the linear part if networks then learn the rest from many frames, by the setting
 ``linear``. The networks make up for the accuracy that a larger penalty costs, and the largest errors become smaller
-(NOTEBOOK, "A linear part")."""
+(NOTEBOOK, "A linear part"). With 100 in liquids of molecules, members had holes of several eV at contacts that no data
+have; networks are the other half there (NOTEBOOK, "Half of the members")."""
 logger = logging.getLogger(__name__)
 
 

@@ -48,7 +48,7 @@ class Linear(NamedTuple):
         """The linear part without the deviations of the members from their mean.
 
         Members whose weights and biases are all 0 have no linear part, and do not count in the mean. The member axis
-        has length 1 if there are none.
+        has length 1 if all members have one.
         """
         there = self.weights.any(axis=(1, 2)) | self.bias.any(axis=1)
         means = [x[there].sum(axis=0, keepdims=True) / max(there.sum(), 1) for x in self]
