@@ -100,10 +100,11 @@ def test_a_peer_that_was_trained_gets_a_row(
     seen: list[int] = []
 
     def train(
-        frames: list[Atoms], folder: Path, epochs: int, minutes: float
+        frames: list[Atoms], folder: Path, epochs: int, minutes: float, device: str
     ) -> train_peers.Trained:
         seen.extend([len(frames), epochs])
         assert folder.is_dir()
+        assert device == "cpu"
         return train_peers.Trained("the teacher", EMT())
 
     monkeypatch.setitem(train_peers.PEERS, "mace", train)
@@ -120,6 +121,24 @@ def test_labels_for_a_peer_have_the_names_it_is_told(tmp_path: Path) -> None:
     text = (tmp_path / "one.xyz").read_text()
     assert "REF_energy=" in text
     assert "REF_forces:R:3" in text
+
+
+def test_a_peer_that_evaluates_batches_is_a_calculator() -> None:
+    """One batch for each structure, whatever calculator the structures have."""
+
+    class Peer:
+        def batch_eval(self, structures: list[Atoms], batch_size: int, silent: bool) -> list[Atoms]:
+            assert len(structures) == batch_size == 1
+            assert silent
+            structures[0].calc = EMT()
+            return structures
+
+    calculator = train_peers.in_batches(Peer())
+    for expected in rattled(2):
+        atoms = expected.copy()
+        atoms.calc = calculator
+        assert atoms.get_potential_energy() == pytest.approx(expected.get_potential_energy())
+        np.testing.assert_allclose(atoms.get_forces(), expected.get_forces(), atol=1e-9)
 
 
 def test_the_end_of_the_time_is_no_error_but_a_failure_is() -> None:
