@@ -160,11 +160,7 @@ class Packer:
     def features(self, samples: Sequence[Sample]) -> np.ndarray:
         """Descriptors of all atoms of these samples, shape (N, F), evaluated in blocks of one shape."""
         density = np.concatenate([(s.arrays or self.arrays(s)).density for s in samples])
-        padding = -len(density) % FEATURE_BLOCK
-        padded = np.concatenate([density, np.zeros((padding, *density.shape[1:]), density.dtype)])
-        blocks = np.split(padded, len(padded) // FEATURE_BLOCK)
-        found = [np.asarray(_features(self.config.descriptor, block)) for block in blocks]
-        return np.concatenate(found)[: len(density)]
+        return features_of(self.config.descriptor, density)
 
     def _empty(self, n_members: int) -> Batch:
         n, b, s, t = self.n_atoms, self.n_frames, sum(self.slots), self.n_targets
@@ -190,7 +186,25 @@ class Packer:
         )
 
 
+def features_of(config: DescriptorConfig, density: np.ndarray) -> np.ndarray:
+    """Descriptors, shape (N, F), from density coefficients, (N, elements, C); in blocks of one shape."""
+    padding = -len(density) % FEATURE_BLOCK
+    padded = np.concatenate([density, np.zeros((padding, *density.shape[1:]), density.dtype)])
+    blocks = np.split(padded, len(padded) // FEATURE_BLOCK)
+    return np.concatenate([np.asarray(_features(config, block)) for block in blocks])[
+        : len(density)
+    ]
+
+
 _features = jax.jit(partial(power_spectrum, only_forward=True), static_argnums=0)
+
+
+def densities(
+    config: DescriptorConfig, pairs: Pairs, types: np.ndarray, n_elements: int
+) -> np.ndarray:
+    """Density coefficients of all atoms of a structure, shape (N, elements, C)."""
+    products, _ = _products_and_slopes(config, pairs.vectors.astype(np.float32))
+    return _density(products, pairs, types, n_elements)
 
 
 def some_of(samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.lax import optimization_barrier
 from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
+from scipy.optimize import nnls
 
 from neuralil_ase.model.config import DescriptorConfig
 from neuralil_ase.model.spectrum import power_spectrum, summed_changes
@@ -104,6 +105,10 @@ class Choice(NamedTuple):
     penalty: float
     n_elements: int
 
+    def penalised(self, factor: float) -> "Choice":
+        """The same with ``factor`` times the penalty."""
+        return self._replace(penalty=factor * self.penalty)
+
     def matrix(self, gram: np.ndarray) -> np.ndarray:
         """Matrix of the normal equations, with the penalties."""
         penalties = np.full(len(gram), self.penalty)
@@ -168,9 +173,23 @@ class Equations:
         normal *= np.sqrt(variance * n_members / max(n_members - 1, 1))
         stronger = root
         if more_penalty != 1:
-            penalised = choice._replace(penalty=more_penalty * choice.penalty)
-            stronger = penalised.root(sums.gram)
+            stronger = choice.penalised(more_penalty).root(sums.gram)
         return cho_solve((stronger, False), sums.right) + solve_triangular(root, normal).T
+
+    def at_least(
+        self, choice: Choice, solutions: np.ndarray, rows: np.ndarray, bound: float, weight: float
+    ) -> np.ndarray:
+        """The unknowns nearest to each of ``solutions``, shape (M, U), with which no row falls far below a bound.
+
+        They minimise (x - x0)ᵀ A (x - x0) + weight Σ max(0, bound - r x)² over the rows r, shape (R, U), with the
+        matrix A of the normal equations. Where the labels say nothing, this changes x at no cost. In the dual problem,
+        the multipliers of the rows are found by non-negative least squares.
+        """
+        towards = cho_solve((choice.root(self.sums(choice).gram), False), rows.T)
+        root = cholesky(rows @ towards + np.eye(len(rows)) / weight, lower=True)
+        missing = solve_triangular(root, bound - rows @ solutions.T, lower=True)
+        multipliers = [nnls(root.T, column)[0] for column in missing.T]
+        return solutions + np.array(multipliers) @ towards.T
 
     def sums(self, choice: Choice) -> Sums:
         """Weighted sums over all labels; their total weight is the number of labels."""

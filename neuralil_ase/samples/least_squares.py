@@ -7,6 +7,8 @@ changes little outside the data, where a network may give any value.
 The labels determine the weights only in part. Each member gets its own weights, drawn from their posterior distribution
 (Bayesian linear regression). The members therefore agree where the data determine the energy, and differ elsewhere.
 Weights that all members share would hide how uncertain the linear part is far from the data.
+
+Where atoms are pressed together, no member may fall (``contacts``).
 """
 
 import logging
@@ -17,6 +19,7 @@ from scipy.linalg import cho_solve
 
 from neuralil_ase.progress import Progress
 from neuralil_ase.samples.batches import Packer, Sample, Targets
+from neuralil_ase.samples.contacts import RISE, TOLERANCE, contact_rows
 from neuralil_ase.samples.equations import Choice, Equations, Sums, Unknowns, equations_of
 from neuralil_ase.samples.linear import Linear
 
@@ -32,11 +35,11 @@ MOST_FRAMES = 500
 """Largest number of frames for the fit, spread over the data. Few numbers are fitted, and more frames change little."""
 MOST_UNKNOWNS = 3000
 """Largest number of unknowns. All sums of a fit of this size need 3 GB."""
-BEFORE_NETWORKS: Mapping[str, tuple[float, ...]] = {"all": (100.0,), "half": (1e4, np.inf)}
+BEFORE_NETWORKS: Mapping[str, tuple[float, ...]] = {"all": (100.0,), "half": (100.0, np.inf)}
 """Factors for the penalty of the linear part if networks then learn the rest from many frames, by the setting
 ``linear``. The networks make up for the accuracy that a larger penalty costs, and the largest errors become smaller
-(NOTEBOOK, "A linear part"). With 100 in liquids of molecules, members had holes of several eV at contacts that no data
-have; networks are the other half there (NOTEBOOK, "Half of the members")."""
+(NOTEBOOK, "A linear part"). In liquids of molecules networks alone are the other half (NOTEBOOK, "Half of the
+members")."""
 logger = logging.getLogger(__name__)
 
 
@@ -65,6 +68,7 @@ class LinearFit:
         progress: bool = False,
     ) -> None:
         self._best: tuple[Choice, float] | None = None
+        self._contacts = np.zeros((0, 0))
         if len(samples) < FEWEST:
             return
         self._unknowns = Unknowns.of(packer, samples, alone)
@@ -80,6 +84,14 @@ class LinearFit:
         """Add the labels of more samples."""
         if self._best is not None:
             self._sums = self._sums.plus(equations_of(packer, self._unknowns, samples))
+
+    def raise_contacts(self, packer: Packer, samples: Sequence[Sample]) -> None:
+        """Let no member fall where atoms of these samples come closer to each other than in any of them.
+
+        The solutions change in what the labels leave open (``contacts``), each by itself.
+        """
+        if self._best is not None:
+            self._contacts = contact_rows(packer, self._unknowns, samples)
 
     def solve(
         self, n_members: int, seed: int, more_penalties: Sequence[float] = (1.0,)
@@ -98,17 +110,24 @@ class LinearFit:
         Returns
         -------
         Linear or None
-            One linear part for each member. The mean over members with the same penalty is the least-squares solution.
+            One linear part for each member. The mean over members with the same penalty is the least-squares solution,
+            but for what :meth:`raise_contacts` changes.
             None if no linear part predicts held-out frames better than none at all, if there were too few frames at
             first, or if the equations of many elements become too large.
         """
         if self._best is None:
             return None
+        choice, variance = self._best
         solutions = np.zeros((n_members, self._unknowns.size))
         for k, more in enumerate(more_penalties[:n_members]):
             if np.isfinite(more):
                 group = solutions[k :: len(more_penalties)]
-                group[:] = self._sums.draw(*self._best, len(group), (seed, k), more)
+                group[:] = self._sums.draw(choice, variance, len(group), (seed, k), more)
+                if len(self._contacts):
+                    weight = variance / TOLERANCE**2
+                    group[:] = self._sums.at_least(
+                        choice.penalised(more), group, self._contacts, RISE, weight
+                    )
         return self._unknowns.linear(solutions)
 
     def _begin(self, packer: Packer, samples: Sequence[Sample], progress: bool) -> None:

@@ -162,7 +162,9 @@ def prepare(
         linear = linear_of(start.potential)
     elif penalties := BEFORE_NETWORKS.get(settings.linear or "none"):
         known = [elements.index(symbol) for symbol in alone]
-        fit = LinearFit(packer, some_labelled(samples[:n_train]), known, progress)
+        labelled = some_labelled(samples[:n_train])
+        fit = LinearFit(packer, labelled, known, progress)
+        fit.raise_contacts(packer, labelled)
         linear = fit.solve(settings.members, settings.seed, penalties)
     if linear is not None:
         is_own = start is not None and learns_own(start.potential)

@@ -25,6 +25,7 @@ from neuralil_ase.samples.linear import (
     Linear,
     linear_members,
     linear_of,
+    what_is_left,
     with_linear,
 )
 from neuralil_ase.samples.normalisation import factor_of
@@ -162,11 +163,22 @@ def test_members_differ_where_the_data_do_not_determine_the_energy(task: Task) -
     assert 0.3 < spread_there / error_there < 2
 
 
-def test_the_mean_of_the_members_is_the_solution(structures: list[Atoms], task: Task) -> None:
-    assert task.linear is not None
-    alone = task_of(structures, members=1).linear
+def fit_of(task: Task) -> LinearFit:
+    """The fit to the whole labels of a task without a linear part."""
+    return LinearFit(task.packer, task.train)
+
+
+@pytest.fixture(scope="module")
+def whole(structures: list[Atoms]) -> Task:
+    """The task without a linear part."""
+    return task_of(structures, linear="none")
+
+
+def test_the_mean_of_the_members_is_the_solution(whole: Task) -> None:
+    linear, alone = (fit_of(whole).solve(members, 0) for members in (4, 1))
+    assert linear is not None
     assert alone is not None
-    for of_members, solution in zip(task.linear, alone, strict=True):
+    for of_members, solution in zip(linear, alone, strict=True):
         assert np.ptp(of_members, axis=0).max() > 0
         np.testing.assert_allclose(of_members.mean(axis=0), solution[0], rtol=1e-6, atol=1e-9)
 
@@ -268,9 +280,8 @@ def test_rounding_errors_are_not_scaled_to_features() -> None:
     assert factor_of(varying).max() < 20
 
 
-def test_members_take_penalties_in_turn(structures: list[Atoms]) -> None:
-    whole = task_of(structures, linear="none")
-    fit = LinearFit(whole.packer, whole.train)
+def test_members_take_penalties_in_turn(whole: Task) -> None:
+    fit = fit_of(whole)
     both = fit.solve(4, 0, (1.0, 100.0))
     assert both is not None
     assert not np.array_equal(both.weights[0], both.weights[2])
@@ -281,23 +292,21 @@ def test_members_take_penalties_in_turn(structures: list[Atoms]) -> None:
         np.testing.assert_allclose(found, alone.weights[0], rtol=1e-6, atol=1e-9)
 
 
-def test_every_second_member_has_a_linear_part(structures: list[Atoms]) -> None:
+def test_every_second_member_has_a_linear_part(structures: list[Atoms], whole: Task) -> None:
     """These members learn what the mean of their linear parts leaves, and the others learn whole labels."""
     half = task_of(structures, linear="half")
-    one, whole = task_of(structures, linear="half", members=1), task_of(structures, linear="none")
     assert half.linear is not None
-    assert one.linear is not None
     np.testing.assert_array_equal(half.linear.weights[1::2], 0.0)
     np.testing.assert_array_equal(half.linear.bias[1::2], 0.0)
     assert np.ptp(half.linear.weights[::2], axis=0).max() > 0
-    for of_half, solution in zip(half.linear, one.linear, strict=True):
-        np.testing.assert_allclose(of_half[::2].mean(axis=0), solution[0], rtol=1e-6, atol=1e-9)
-    for before, left, of_one in zip(whole.train, half.train, one.train, strict=True):
+    mean = half.linear.common.of_member(0)
+    left = what_is_left(whole.packer, mean, whole.train)
+    for before, of_mean, found in zip(whole.train, left, half.train, strict=True):
         for member in range(4):
-            expected = before.targets if member % 2 else of_one.targets
+            expected = before.targets if member % 2 else of_mean.targets
             for label in ("energy", "forces", "stress"):
-                found = getattr(left.targets.of_member(member), label)
-                np.testing.assert_allclose(found, getattr(expected, label), atol=2e-5)
+                of_member = getattr(found.targets.of_member(member), label)
+                np.testing.assert_allclose(of_member, getattr(expected, label), atol=2e-5)
 
 
 def test_a_model_with_two_kinds_of_members_goes_on_with_both(structures: list[Atoms]) -> None:

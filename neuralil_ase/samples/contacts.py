@@ -1,0 +1,101 @@
+"""Contacts closer than any in the data, where the linear part must not fall.
+
+The labels say nothing about atoms that are pressed together more closely than in any frame. There the linear part goes
+on with the slope it has in the data, and some members fell by tens of eV: holes, from which a relaxation does not come
+back. Physics knows one thing about such a contact: its energy is high. The linear part is therefore asked to rise by at
+least ``RISE`` when an atom of a frame is moved that close to another.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from neuralil_ase.engine.neighbors import Pairs, shortest_distances
+from neuralil_ase.evaluation.dataset import pairs_of
+from neuralil_ase.samples.batches import Packer, Sample, densities, features_of
+from neuralil_ase.samples.equations import Unknowns
+
+CLOSENESS = (0.5, 1.0)
+"""Range of the distances of the contacts, divided by the shortest distance of their elements in the data."""
+RISE = 2.0
+"""Smallest rise of the linear part in eV that is asked for."""
+TOLERANCE = 0.1
+"""Standard deviation in eV of this rule. It weighs as much as a label with an error of this size."""
+MOST_OF_PAIR = 96
+"""Largest number of contacts for two elements. There are no more than frames, either."""
+MOST = 2000
+"""Largest number of contacts, which are shared by the pairs of elements."""
+
+
+class Contact(NamedTuple):
+    """A frame before and after one of its atoms comes close to another."""
+
+    before: Sample
+    after: Sample
+
+
+def contact_rows(packer: Packer, unknowns: Unknowns, samples: Sequence[Sample]) -> np.ndarray:
+    """Changes of the energy by :func:`contacts_of`, linear in the unknowns: shape (contacts, U), in eV."""
+    rows = []
+    for before, after in contacts_of(packer, samples):
+        change = (_sums(packer, after) - _sums(packer, before)) * unknowns.factor
+        rows.append(np.append(change, np.zeros(unknowns.n_elements)))
+    return np.array(rows).reshape(len(rows), unknowns.size)
+
+
+def contacts_of(packer: Packer, samples: Sequence[Sample]) -> Iterator[Contact]:
+    """Move atoms of random samples closer to each other than any in the data.
+
+    In each contact, one atom moves along the line to an atom inside its cutoff, which may belong to another molecule,
+    until the distance is shorter than any between these elements. All other atoms stay. There are about as many
+    contacts for each pair of elements. The seed is fixed.
+    """
+    rng = np.random.default_rng(0)
+    every = [_pairs(packer, sample) for sample in samples]
+    types = [sample.types for sample in samples]
+    shortest = shortest_distances(zip(every, types, strict=True), len(packer.slots))
+    met = np.argwhere(np.triu(np.isfinite(shortest)))
+    for _ in range(min(MOST_OF_PAIR, len(samples), MOST // max(len(met), 1))):
+        for elements in met:
+            number = int(rng.integers(len(samples)))
+            distance = shortest[tuple(elements)] * rng.uniform(*CLOSENESS)
+            chosen = _choose(every[number], types[number], rng.permutation(elements), rng)
+            if chosen is not None:
+                after = _moved(samples[number], every[number], chosen, distance)
+                yield Contact(samples[number], after)
+
+
+def _pairs(packer: Packer, sample: Sample) -> Pairs:
+    if sample.pairs is not None:
+        return sample.pairs
+    return pairs_of(sample.frame, sample.types, packer.config.descriptor.r_cut)
+
+
+def _choose(
+    pairs: Pairs, types: np.ndarray, elements: np.ndarray, rng: np.random.Generator
+) -> int | None:
+    """Number of a pair of atoms of these elements; None if a frame has none. An atom and its image are no pair."""
+    is_pair = (types[pairs.centers] == elements[0]) & (types[pairs.neighbors] == elements[1])
+    found = np.flatnonzero(is_pair & (pairs.centers != pairs.neighbors))
+    return int(rng.choice(found)) if len(found) else None
+
+
+def _moved(sample: Sample, pairs: Pairs, chosen: int, distance: float) -> Sample:
+    """The sample after the neighbour of a pair has moved to this distance from its centre."""
+    vector = pairs.vectors[chosen]
+    positions = sample.frame.positions.copy()
+    positions[pairs.neighbors[chosen]] += vector * (distance / np.linalg.norm(vector) - 1)
+    frame = replace(sample.frame, positions=positions)
+    return replace(sample, frame=frame, pairs=None, arrays=None)
+
+
+def _sums(packer: Packer, sample: Sample) -> np.ndarray:
+    """Sums of the descriptors over the atoms of each element, shape (elements, F)."""
+    descriptor, n_elements = packer.config.descriptor, len(packer.slots)
+    density = densities(descriptor, _pairs(packer, sample), sample.types, n_elements)
+    features = features_of(descriptor, density).astype(np.float64)
+    return np.stack(
+        [features[sample.types == element].sum(axis=0) for element in range(n_elements)]
+    )

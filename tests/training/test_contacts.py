@@ -1,0 +1,173 @@
+"""Contacts closer than any in the data: what the linear part adds there, and that no member falls."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from neuralil_ase.engine.neighbors import shortest_distances
+from neuralil_ase.evaluation.dataset import Frame, pairs_of, read_frames
+from neuralil_ase.evaluation.evaluate import predict_frames
+from neuralil_ase.model.potential import flatten, unflatten
+from neuralil_ase.samples.batches import Sample
+from neuralil_ase.samples.contacts import Contact, contact_rows, contacts_of
+from neuralil_ase.samples.equations import Choice, Equations, Sums, Unknowns
+from neuralil_ase.samples.least_squares import LinearFit
+from neuralil_ase.samples.linear import Linear, what_is_left, with_linear
+from neuralil_ase.training.loop import Trainer
+from neuralil_ase.training.prepare import Task, prepare
+from neuralil_ase.training.settings import TrainingSettings
+
+EXAMPLES = Path(__file__).parents[2] / "md_examples"
+SMALL = TrainingSettings(
+    members=4, widths=(4,), head_widths=(), r_cut=3.5, n_max=3, epochs=1, linear="none"
+)
+
+
+def task_of(frames: list[Frame]) -> Task:
+    return prepare(SMALL.with_frames(len(frames)), frames, [])
+
+
+@pytest.fixture(scope="module")
+def clusters() -> list[Frame]:
+    """One or two ion pairs of ethylammonium nitrate."""
+    frames = read_frames([EXAMPLES / "ean_gfn1" / "ean_gfn1.extxyz.xz"])
+    return [frame for frame in frames if len(frame.symbols) <= 30]
+
+
+@pytest.fixture(scope="module")
+def task(clusters: list[Frame]) -> Task:
+    return task_of(clusters[::2])
+
+
+def of_contacts(task: Task) -> list[Contact]:
+    return list(contacts_of(task.packer, task.train))
+
+
+def vectors(task: Task, contact: Contact) -> tuple[tuple[str, str], float]:
+    """The elements and the distance of the two atoms that came into contact."""
+    before, after = (sample.frame for sample in contact)
+    (moved,) = np.flatnonzero((before.positions != after.positions).any(axis=1))
+    pairs = pairs_of(after, contact.after.types, task.config.descriptor.r_cut)
+    own = np.flatnonzero(pairs.centers == moved)
+    lengths = np.linalg.norm(pairs.vectors[own], axis=1)
+    # The nearest atom may be another one, on the way: the line of the move tells which one was meant.
+    step = before.positions[moved] - after.positions[moved]
+    along = pairs.vectors[own] @ step / np.linalg.norm(step) / lengths
+    meant = int(np.argmin(np.where(np.abs(along) > 1 - 1e-6, lengths, np.inf)))
+    symbols = sorted((after.symbols[moved], after.symbols[pairs.neighbors[own[meant]]]))
+    return (symbols[0], symbols[1]), float(lengths[meant])
+
+
+def test_one_atom_comes_closer_than_any_in_the_data(task: Task) -> None:
+    elements = task.config.descriptor.elements
+    known = [(pairs_of(s.frame, s.types, 3.5), s.types) for s in task.train]
+    shortest = shortest_distances(known, len(elements))
+    met: dict[tuple[str, str], list[float]] = {}
+    for contact in of_contacts(task):
+        pair, distance = vectors(task, contact)
+        met.setdefault(pair, []).append(distance / shortest[tuple(map(elements.index, pair))])
+    assert len(met) == 10
+    for ratios in met.values():
+        assert len(ratios) > 10
+        assert 0.5 <= min(ratios) < 0.65
+        assert 0.85 < max(ratios) <= 1
+
+
+def test_contacts_are_the_same_each_time(task: Task) -> None:
+    for one, other in zip(of_contacts(task), of_contacts(task), strict=True):
+        np.testing.assert_array_equal(one.after.frame.positions, other.after.frame.positions)
+
+
+def rises(task: Task, linear: Linear, found: list[Contact]) -> np.ndarray:
+    """How the linear part changes, by the potential: shape (members, contacts), in eV."""
+    trainer = Trainer(task)
+    whole = with_linear(trainer.potential(trainer.start().state.params), linear)
+    silent = {k: v if "/linear/" in k else 0 * v for k, v in flatten(whole.params).items()}
+    config = replace(whole.config, pair_term="none", zbl_radii=())
+    potential = replace(whole, config=config, params=unflatten(silent))
+    before, after = (
+        np.array([p.member_energies for p in predict_frames(potential, [s.frame for s in samples])])
+        for samples in zip(*found, strict=True)
+    )
+    return (after - before).T
+
+
+def test_rows_are_changes_of_the_energy(task: Task) -> None:
+    unknowns = Unknowns.of(task.packer, task.train, ())
+    solutions = np.random.default_rng(0).normal(0, 0.01, (4, unknowns.size))
+    rows = contact_rows(task.packer, unknowns, task.train)
+    expected = rises(task, unknowns.linear(solutions), of_contacts(task))
+    np.testing.assert_allclose(solutions @ rows.T, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_no_member_falls_where_atoms_are_pressed_together(
+    task: Task, clusters: list[Frame]
+) -> None:
+    """On other frames than those of the fit. The errors of the labels stay the same."""
+    found = of_contacts(task_of(clusters[1::2]))
+    fit = LinearFit(task.packer, task.train)
+    free = fit.solve(4, 0, (100.0,))
+    fit.raise_contacts(task.packer, task.train)
+    raised = fit.solve(4, 0, (100.0,))
+    assert free is not None
+    assert raised is not None
+    falls = [(rises(task, linear, found) < 0).mean() for linear in (free, raised)]
+    assert falls[0] > 0.02
+    assert falls[1] < 0.25 * falls[0]
+    errors = [
+        np.concatenate(
+            [
+                s.targets.forces.ravel()
+                for s in what_is_left(task.packer, linear.of_member(0), task.train)
+            ]
+        ).std()
+        for linear in (free, raised)
+    ]
+    assert errors[1] < 1.03 * errors[0]
+
+
+def test_frames_without_contacts_change_nothing(task: Task) -> None:
+    """Isolated atoms: no atom has another inside the cutoff."""
+    fit = LinearFit(task.packer, task.train)
+    before = fit.solve(2, 0)
+    fit.raise_contacts(task.packer, [one_atom(task, element) for element in (0, 1, 1)])
+    after = fit.solve(2, 0)
+    assert before is not None
+    assert after is not None
+    np.testing.assert_array_equal(before.weights, after.weights)
+
+
+def one_atom(task: Task, element: int) -> Sample:
+    sample = task.train[0]
+    frame = replace(
+        sample.frame,
+        symbols=np.array([task.config.descriptor.elements[element]]),
+        positions=np.zeros((1, 3)),
+    )
+    return replace(sample, frame=frame, types=np.array([element]), pairs=None, arrays=None)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.01, 100), st.floats(-2, 2))
+def test_the_bounded_solution_is_the_minimum(seed: int, weight: float, bound: float) -> None:
+    """Against a general minimiser."""
+    rng = np.random.default_rng(seed)
+    labels, rows, start = rng.normal(size=(9, 5)), rng.normal(size=(7, 5)), rng.normal(size=(2, 5))
+    empty = Equations.empty(5)
+    equations = replace(empty, forces=Sums.of(labels, rng.normal(size=9), np.ones(9)))
+    choice = Choice(1.0, 0.1, 1)
+    found = equations.at_least(choice, start, rows, bound, weight)
+    matrix = choice.matrix(equations.sums(choice).gram)
+    for x0, x in zip(start, found, strict=True):
+
+        def cost(x: np.ndarray, x0: np.ndarray = x0) -> float:
+            short = np.maximum(0, bound - rows @ x)
+            return float((x - x0) @ matrix @ (x - x0) + weight * (short**2).sum())
+
+        least = minimize(cost, x0, method="BFGS", options={"gtol": 1e-9}).fun
+        assert cost(x) <= least + 1e-6 * (1 + least)
