@@ -1,9 +1,9 @@
-"""Contacts closer than any in the data, where the linear part must not fall.
+"""Contacts that are in no frame, where the linear part must not fall.
 
-The labels say nothing about atoms that are pressed together more closely than in any frame. There the linear part goes
-on with the slope it has in the data, and some members fell by tens of eV: holes, from which a relaxation does not come
-back. Physics knows one thing about such a contact: its energy is high. The linear part is therefore asked to rise by at
-least ``RISE`` when an atom of a frame is moved that close to another.
+The labels say nothing about atoms that come into contact as in no frame: closer than any, or as close as bonded ones,
+but to an atom that has all its bonds. There the linear part goes on with the slope it has in the data, and members fell
+by tens of eV: holes, from which a relaxation does not come back. Physics knows one thing about such a contact: its
+energy is high. The linear part is therefore asked to rise by ``RISE`` when an atom of a frame is moved there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,15 @@ from neuralil_ase.evaluation.dataset import pairs_of
 from neuralil_ase.samples.batches import Packer, Sample, densities, features_of
 from neuralil_ase.samples.equations import Unknowns
 
-CLOSENESS = (0.5, 1.0)
+CLOSENESS = (0.5, 1.25)
 """Range of the distances of the contacts, divided by the shortest distance of their elements in the data."""
-RISE = 2.0
-"""Smallest rise of the linear part in eV that is asked for."""
-TOLERANCE = 0.1
+APART = 1.5
+"""Smallest distance of two atoms before they come into contact, divided by the same shortest distance: not a bond.
+
+It is never more than halfway from this shortest distance to the cutoff."""
+RISE = 4.0
+"""Rise of the linear part in eV that is asked for."""
+TOLERANCE = 0.2
 """Standard deviation in eV of this rule. It weighs as much as a label with an error of this size."""
 MOST_OF_PAIR = 96
 """Largest number of contacts for two elements. There are no more than frames, either."""
@@ -46,11 +50,11 @@ def contact_rows(packer: Packer, unknowns: Unknowns, samples: Sequence[Sample]) 
 
 
 def contacts_of(packer: Packer, samples: Sequence[Sample]) -> Iterator[Contact]:
-    """Move atoms of random samples closer to each other than any in the data.
+    """Bring atoms of random samples into contact that were not bonded.
 
-    In each contact, one atom moves along the line to an atom inside its cutoff, which may belong to another molecule,
-    until the distance is shorter than any between these elements. All other atoms stay. There are about as many
-    contacts for each pair of elements. The seed is fixed.
+    In each contact, one atom moves along the line to an atom inside its cutoff, which may belong to another molecule.
+    Each distance between them is about as likely before. All other atoms stay. There are about as many contacts for
+    each pair of elements. The seed is fixed.
     """
     rng = np.random.default_rng(0)
     every = [_pairs(packer, sample) for sample in samples]
@@ -58,10 +62,12 @@ def contacts_of(packer: Packer, samples: Sequence[Sample]) -> Iterator[Contact]:
     shortest = shortest_distances(zip(every, types, strict=True), len(packer.slots))
     met = np.argwhere(np.triu(np.isfinite(shortest)))
     for _ in range(min(MOST_OF_PAIR, len(samples), MOST // max(len(met), 1))):
-        for elements in met:
-            number = int(rng.integers(len(samples)))
-            distance = shortest[tuple(elements)] * rng.uniform(*CLOSENESS)
-            chosen = _choose(every[number], types[number], rng.permutation(elements), rng)
+        for pair in met:
+            number, least = int(rng.integers(len(samples))), shortest[tuple(pair)]
+            distance = least * rng.uniform(*CLOSENESS)
+            elements = rng.permutation(pair)
+            apart = min(APART * least, (least + packer.config.descriptor.r_cut) / 2)
+            chosen = _choose(every[number], types[number], elements, apart, rng)
             if chosen is not None:
                 after = _moved(samples[number], every[number], chosen, distance)
                 yield Contact(samples[number], after)
@@ -74,12 +80,20 @@ def _pairs(packer: Packer, sample: Sample) -> Pairs:
 
 
 def _choose(
-    pairs: Pairs, types: np.ndarray, elements: np.ndarray, rng: np.random.Generator
+    pairs: Pairs, types: np.ndarray, elements: np.ndarray, apart: float, rng: np.random.Generator
 ) -> int | None:
-    """Number of a pair of atoms of these elements; None if a frame has none. An atom and its image are no pair."""
+    """Number of a pair of atoms of these elements that are so far apart; None if a frame has none.
+
+    An atom and its image are no pair.
+    """
+    squares = np.einsum("px,px->p", pairs.vectors, pairs.vectors)
     is_pair = (types[pairs.centers] == elements[0]) & (types[pairs.neighbors] == elements[1])
-    found = np.flatnonzero(is_pair & (pairs.centers != pairs.neighbors))
-    return int(rng.choice(found)) if len(found) else None
+    found = np.flatnonzero(is_pair & (pairs.centers != pairs.neighbors) & (squares > apart**2))
+    if not len(found):
+        return None
+    # There are as many pairs in each shell as its area.
+    chances = 1 / squares[found]
+    return int(rng.choice(found, p=chances / chances.sum()))
 
 
 def _moved(sample: Sample, pairs: Pairs, chosen: int, distance: float) -> Sample:

@@ -8,7 +8,7 @@ The labels determine the weights only in part. Each member gets its own weights,
 (Bayesian linear regression). The members therefore agree where the data determine the energy, and differ elsewhere.
 Weights that all members share would hide how uncertain the linear part is far from the data.
 
-Where atoms are pressed together, no member may fall (``contacts``).
+Where atoms come into contact as in no frame, no member may fall (``contacts``).
 """
 
 import logging
@@ -86,7 +86,7 @@ class LinearFit:
             self._sums = self._sums.plus(equations_of(packer, self._unknowns, samples))
 
     def raise_contacts(self, packer: Packer, samples: Sequence[Sample]) -> None:
-        """Let no member fall where atoms of these samples come closer to each other than in any of them.
+        """Let no member fall where atoms of these samples come into contact as in none of them.
 
         The solutions change in what the labels leave open (``contacts``), each by itself.
         """
