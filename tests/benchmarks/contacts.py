@@ -53,7 +53,7 @@ def main() -> None:
     ):
         if values.size:
             share, deepest = 100 * (values < 0).mean(), min(values.min(), 0.0)
-            print(f"{name:28}{share:6.1f} %{deepest:9.1f}")
+            print(f"{name:28}{share:7.2f} %{deepest:9.1f}")
 
 
 if __name__ == "__main__":
