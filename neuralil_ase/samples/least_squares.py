@@ -35,11 +35,11 @@ MOST_FRAMES = 500
 """Largest number of frames for the fit, spread over the data. Few numbers are fitted, and more frames change little."""
 MOST_UNKNOWNS = 3000
 """Largest number of unknowns. All sums of a fit of this size need 3 GB."""
-BEFORE_NETWORKS: Mapping[str, tuple[float, ...]] = {"all": (100.0,), "half": (100.0, np.inf)}
+BEFORE_NETWORKS: Mapping[str, tuple[float, ...]] = {"all": (100.0,), "half": (1e4, np.inf)}
 """Factors for the penalty of the linear part if networks then learn the rest from many frames, by the setting
 ``linear``. The networks make up for the accuracy that a larger penalty costs, and the largest errors become smaller
-(NOTEBOOK, "A linear part"). In liquids of molecules networks alone are the other half (NOTEBOOK, "Half of the
-members")."""
+(NOTEBOOK, "A linear part"). With 100 in liquids of molecules, ions of one charge attract each other at distances that
+no data have; networks are the other half there (NOTEBOOK, "Half of the members")."""
 logger = logging.getLogger(__name__)
 
 
