@@ -186,7 +186,9 @@ class Equations:
         the multipliers of the rows are found by non-negative least squares.
         """
         towards = cho_solve((choice.root(self.sums(choice).gram), False), rows.T)
-        root = cholesky(rows @ towards + np.eye(len(rows)) / weight, lower=True)
+        gram = rows @ towards
+        rounding = ROUNDING * len(gram) * float(gram.diagonal().max())
+        root = cholesky(gram + np.diag(np.full(len(gram), 1 / weight + rounding)), lower=True)
         missing = solve_triangular(root, bound - rows @ solutions.T, lower=True)
         multipliers = [nnls(root.T, column)[0] for column in missing.T]
         return solutions + np.array(multipliers) @ towards.T

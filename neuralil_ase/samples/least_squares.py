@@ -123,7 +123,7 @@ class LinearFit:
             if np.isfinite(more):
                 group = solutions[k :: len(more_penalties)]
                 group[:] = self._sums.draw(choice, variance, len(group), (seed, k), more)
-                if len(self._contacts):
+                if len(self._contacts) and variance > 0:
                     weight = variance / TOLERANCE**2
                     group[:] = self._sums.at_least(
                         choice.penalised(more), group, self._contacts, RISE, weight

@@ -159,6 +159,15 @@ def one_atom(task: Task, element: int) -> Sample:
     return replace(sample, frame=frame, types=np.array([element]), pairs=None, arrays=None)
 
 
+def test_rows_that_are_large_and_equal_are_solved() -> None:
+    """Rounding errors of their products are larger than the inverse of the weight."""
+    rng = np.random.default_rng(0)
+    rows = 1e6 * np.repeat(rng.normal(size=(3, 5)), 40, axis=0)
+    found = Equations.empty(5).at_least(Choice(1.0, 1e-4, 1), np.zeros((2, 5)), rows, 4.0, 1e6)
+    assert np.isfinite(found).all()
+    assert (rows @ found.T > 3.9).all()
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.01, 100), st.floats(-2, 2))
 def test_the_bounded_solution_is_the_minimum(seed: int, weight: float, bound: float) -> None:
