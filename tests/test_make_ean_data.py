@@ -199,6 +199,12 @@ def test_the_plan_does_not_depend_on_other_families():
     assert set(alone) <= set(script.plan(script.Settings()))
 
 
+def test_further_data_have_seeds_of_their_own():
+    first = script.plan(script.Settings())
+    further = script.plan(script.Settings(first_seed=4000))
+    assert [task.seed for task in further] == [task.seed + 4000 for task in first]
+
+
 # --- labels ------------------------------------------------------------------------------------
 
 
@@ -427,6 +433,9 @@ def test_the_card_reports_what_was_lost(labelled_box):
     assert "3 frames" in card
     assert "`model.nilm`" in card
     assert "/some" not in card
+    assert "Sampler of clusters" in card
+    boxes_alone = script.asdict(script.Settings(clusters=0))
+    assert "clusters" not in data_card(frames, outcomes, Path("x.extxyz.xz"), boxes_alone)
 
 
 def test_the_shipped_start_structure():

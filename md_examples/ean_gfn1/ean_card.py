@@ -109,19 +109,24 @@ def _spread(frames: list[Atoms], value: Callable[[Atoms], float]) -> str:
 
 def _method(frames: list[Atoms], settings: dict[str, Any]) -> list[str]:
     box, small = settings["schedule"], settings["small_schedule"]
+    has_small = settings["clusters"] or settings["ions"]
     return [
         "- Labels: GFN1-xTB through tblite, accuracy 0.01, electronic temperature 300 K, Γ "
         f"point ({frames[0].info['versions']}). Positions were rounded to 1e-6 Å before labelling.",
         f"- Sampler of the boxes: {_sampler(settings)}.",
-        "- Sampler of clusters and ions: GFN1-xTB (accuracy 0.1).",
+        *(["- Sampler of clusters and ions: GFN1-xTB (accuracy 0.1)."] if has_small else []),
         "- Start: ions packed at random, a soft relaxation, then up to "
         f"{box['relaxation_steps']} FIRE steps (ean_boxes.py, ean_sampling.py).",
         f"- Langevin NVT, {TIMESTEP:g} fs, friction {1e3 * FRICTION:g}/ps, hydrogen mass "
         f"{HYDROGEN_MASS:g} u (the distribution of configurations does not depend on masses), "
         "centre of mass fixed. Boxes: equilibration "
         f"{box['equilibration']:g} ps (a third of it at {HOTTEST:g} K), then a frame every "
-        f"{box['spacing']:g} ps; clusters and ions: {small['equilibration']:g} ps and "
-        f"{small['spacing']:g} ps.",
+        f"{box['spacing']:g} ps"
+        + (
+            f"; clusters and ions: {small['equilibration']:g} ps and {small['spacing']:g} ps."
+            if has_small
+            else "."
+        ),
         "- `rattle`: normal displacements of 0.01 to 0.04 Å; `compressed`, `expanded`: volume "
         "changed by 2 to 5 %, ions moved as rigid bodies.",
         "- Boxes lie within ±{:g} % of {:g} g/cm³.".format(

@@ -57,6 +57,7 @@ class Settings:
     large_boxes: int = 8
     clusters: int = 24
     ions: int = 0
+    first_seed: int = 0
     pairs: int = 8
     large_pairs: int = 15
     frames: int = 6
@@ -81,9 +82,9 @@ def plan(settings: Settings) -> list[Task]:
 def _tasks(
     settings: Settings, count: int, offset: int, kinds: list[tuple[str, int]], frames: int
 ) -> Iterator[Task]:
-    """`count` tasks of one family, with the seeds `offset`, `offset` + 1, …"""
+    """`count` tasks of one family, with the seeds `first_seed` + `offset` and following."""
     for k in range(count):
-        seed = offset + k
+        seed = settings.first_seed + offset + k
         kind, n_pairs = kinds[k % len(kinds)]
         box = kind == "box"
         temperatures = TEMPERATURES if box else CLUSTER_TEMPERATURES
@@ -235,6 +236,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--large-boxes", type=int, default=standard.large_boxes, help="seeds of 15 pairs")
     add("--clusters", type=int, default=standard.clusters, help="seeds of 1 to 3 pairs in vacuum")
     add("--ions", type=int, default=0, help="seeds of single ions, info charge ±1 (default: 0)")
+    add("--first-seed", type=int, default=0, help="of the boxes; others follow (default: 0)")
     add("--frames", type=int, default=standard.frames, help="MD frames per box")
     add("--density", type=float, default=DENSITY, help="g/cm³; the boxes lie within ±5 %% of it")
     add("--equilibrate", type=float, help="ps per box (default: 10 with a model, 0.5 with gfn1)")
@@ -271,6 +273,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
         sampler=str(Path(options.sampler).resolve()) if model else "gfn1",
         sampler_sha256=_sha256(Path(options.sampler)) if model else "",
         ions=options.ions,
+        first_seed=options.first_seed,
         density=options.density,
         schedule=schedule,
         small_schedule=QUICK_SCHEDULE if options.quick else SMALL_SCHEDULE,

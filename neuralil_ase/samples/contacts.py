@@ -34,17 +34,18 @@ MOST = 2000
 
 
 class Contact(NamedTuple):
-    """A frame before and after one of its atoms comes close to another."""
+    """A frame before and after the atom ``moved`` comes close to another."""
 
     before: Sample
     after: Sample
+    moved: int
 
 
 def contact_rows(packer: Packer, unknowns: Unknowns, samples: Sequence[Sample]) -> np.ndarray:
     """Changes of the energy by :func:`contacts_of`, linear in the unknowns: shape (contacts, U), in eV."""
     rows = []
-    for before, after in contacts_of(packer, samples):
-        change = (_sums(packer, after) - _sums(packer, before)) * unknowns.factor
+    for contact in contacts_of(packer, samples):
+        change = _change(packer, contact) * unknowns.factor
         rows.append(np.append(change, np.zeros(unknowns.n_elements)))
     return np.array(rows).reshape(len(rows), unknowns.size)
 
@@ -57,20 +58,19 @@ def contacts_of(packer: Packer, samples: Sequence[Sample]) -> Iterator[Contact]:
     each pair of elements. The seed is fixed.
     """
     rng = np.random.default_rng(0)
-    every = [_pairs(packer, sample) for sample in samples]
-    types = [sample.types for sample in samples]
-    shortest = shortest_distances(zip(every, types, strict=True), len(packer.slots))
+    known = ((_pairs(packer, sample), sample.types) for sample in samples)
+    shortest = shortest_distances(known, len(packer.slots))
     met = np.argwhere(np.triu(np.isfinite(shortest)))
     for _ in range(min(MOST_OF_PAIR, len(samples), MOST // max(len(met), 1))):
         for pair in met:
-            number, least = int(rng.integers(len(samples))), shortest[tuple(pair)]
+            sample, least = samples[int(rng.integers(len(samples)))], shortest[tuple(pair)]
             distance = least * rng.uniform(*CLOSENESS)
             elements = rng.permutation(pair)
             apart = min(APART * least, (least + packer.config.descriptor.r_cut) / 2)
-            chosen = _choose(every[number], types[number], elements, apart, rng)
+            pairs = _pairs(packer, sample)
+            chosen = _choose(pairs, sample.types, elements, apart, rng)
             if chosen is not None:
-                after = _moved(samples[number], every[number], chosen, distance)
-                yield Contact(samples[number], after)
+                yield _contact(replace(sample, pairs=pairs), pairs, chosen, distance)
 
 
 def _pairs(packer: Packer, sample: Sample) -> Pairs:
@@ -96,20 +96,30 @@ def _choose(
     return int(rng.choice(found, p=chances / chances.sum()))
 
 
-def _moved(sample: Sample, pairs: Pairs, chosen: int, distance: float) -> Sample:
-    """The sample after the neighbour of a pair has moved to this distance from its centre."""
-    vector = pairs.vectors[chosen]
+def _contact(sample: Sample, pairs: Pairs, chosen: int, distance: float) -> Contact:
+    """The neighbour of a pair moves to this distance from its centre."""
+    vector, moved = pairs.vectors[chosen], int(pairs.neighbors[chosen])
     positions = sample.frame.positions.copy()
-    positions[pairs.neighbors[chosen]] += vector * (distance / np.linalg.norm(vector) - 1)
+    positions[moved] += vector * (distance / np.linalg.norm(vector) - 1)
     frame = replace(sample.frame, positions=positions)
-    return replace(sample, frame=frame, pairs=None, arrays=None)
+    return Contact(sample, replace(sample, frame=frame, pairs=None, arrays=None), moved)
 
 
-def _sums(packer: Packer, sample: Sample) -> np.ndarray:
-    """Sums of the descriptors over the atoms of each element, shape (elements, F)."""
-    descriptor, n_elements = packer.config.descriptor, len(packer.slots)
-    density = densities(descriptor, _pairs(packer, sample), sample.types, n_elements)
-    features = features_of(descriptor, density).astype(np.float64)
-    return np.stack(
-        [features[sample.types == element].sum(axis=0) for element in range(n_elements)]
-    )
+def _change(packer: Packer, contact: Contact) -> np.ndarray:
+    """Change of the sums of the descriptors over the atoms of each element, shape (elements, F).
+
+    Only atoms change that have the moved one inside their cutoff, before or after.
+    """
+    descriptor, types = packer.config.descriptor, contact.before.types
+    every = _pairs(packer, contact.before), _pairs(packer, contact.after)
+    near = [contact.moved, *(pairs.centers[pairs.neighbors == contact.moved] for pairs in every)]
+    changed = np.unique(np.hstack(near))
+    parts = []
+    for pairs in every:
+        is_needed = np.isin(pairs.centers, changed)
+        needed = Pairs(*(values[is_needed] for values in pairs))
+        parts.append(densities(descriptor, needed, types, len(packer.slots))[changed])
+    features = features_of(descriptor, np.concatenate(parts)).astype(np.float64)
+    change = np.subtract(features[len(changed) :], features[: len(changed)])
+    is_of = types[changed] == np.arange(len(packer.slots))[:, None]
+    return is_of.astype(np.float64) @ change

@@ -34,10 +34,10 @@ def rises(potential: Potential, frames: Sequence[Frame]) -> np.ndarray:
     """How the energy of each member changes, shape (contacts, members), in eV."""
     settings = TrainingSettings().updated(PREPARED | {"r_cut": potential.r_cut})
     task = prepare(settings, frames, [])
-    found = contacts_of(task.packer, task.train[: len(frames)])
+    found = list(contacts_of(task.packer, task.train[: len(frames)]))
     before, after = (
         np.array([p.member_energies for p in predict_frames(potential, [s.frame for s in samples])])
-        for samples in zip(*found, strict=True)
+        for samples in ([c.before for c in found], [c.after for c in found])
     )
     return after - before
 

@@ -50,20 +50,20 @@ def of_contacts(task: Task) -> list[Contact]:
 
 def distances(contact: Contact) -> tuple[tuple[str, str], np.ndarray]:
     """The elements and the distances, before and after, of the two atoms that came into contact."""
-    (moved,) = np.flatnonzero(
-        (contact.before.frame.positions != contact.after.frame.positions).any(axis=1)
-    )
-    pairs = [pairs_of(s.frame, s.types, 3.5) for s in contact]
+    before, after, moved = contact
+    differs = (before.frame.positions != after.frame.positions).any(axis=1)
+    assert np.flatnonzero(differs).tolist() == [moved]
+    pairs = [pairs_of(s.frame, s.types, 3.5) for s in (before, after)]
     own = [np.flatnonzero(p.centers == moved) for p in pairs]
-    step = np.subtract(*(s.frame.positions[moved] for s in contact))
+    step = before.frame.positions[moved] - after.frame.positions[moved]
     # The partner keeps its direction, and comes nearer by the length of the step.
     for k in own[1]:
-        before = pairs[1].vectors[k] - step
-        same = np.abs(pairs[0].vectors[own[0]] - before).max(axis=1) < 1e-9
-        if same.any() and np.linalg.norm(np.cross(before, step)) < 1e-6:
+        far = pairs[1].vectors[k] - step
+        same = np.abs(pairs[0].vectors[own[0]] - far).max(axis=1) < 1e-9
+        if same.any() and np.linalg.norm(np.cross(far, step)) < 1e-6:
             partner = pairs[1].neighbors[k]
-            symbols = sorted(contact.after.frame.symbols[[moved, partner]])
-            lengths = np.linalg.norm([before, pairs[1].vectors[k]], axis=1)
+            symbols = sorted(after.frame.symbols[[moved, partner]])
+            lengths = np.linalg.norm([far, pairs[1].vectors[k]], axis=1)
             return (str(symbols[0]), str(symbols[1])), lengths
     raise AssertionError("no partner")
 
@@ -101,7 +101,7 @@ def rises(task: Task, linear: Linear, found: list[Contact]) -> np.ndarray:
     potential = replace(whole, config=config, params=unflatten(silent))
     before, after = (
         np.array([p.member_energies for p in predict_frames(potential, [s.frame for s in samples])])
-        for samples in zip(*found, strict=True)
+        for samples in ([c.before for c in found], [c.after for c in found])
     )
     return (after - before).T
 
