@@ -18,7 +18,7 @@ from neuralil_ase.response import vibrations
 
 pair = read(Path(__file__).parent / "ean_pair.extxyz")
 pair.calc = NeuralILCalculator(dtype="float64")
-BFGS(pair, logfile=None).run(fmax=0.001, steps=500)
+BFGS(pair, logfile=None).run(fmax=1e-5, steps=500)  # soft modes need a minimum this exact
 
 found = vibrations(pair, pair.calc)
 waves = found.internal.map(lambda energies: energies / units.invcm, "1/cm")
