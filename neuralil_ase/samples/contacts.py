@@ -14,6 +14,7 @@ import numpy as np
 
 from neuralil_ase.engine.neighbors import Pairs, shortest_distances
 from neuralil_ase.evaluation.dataset import pairs_of
+from neuralil_ase.progress import Progress
 from neuralil_ase.samples.batches import Packer, Sample, densities, features_of
 from neuralil_ase.samples.equations import Unknowns
 
@@ -41,12 +42,16 @@ class Contact(NamedTuple):
     moved: int
 
 
-def contact_rows(packer: Packer, unknowns: Unknowns, samples: Sequence[Sample]) -> np.ndarray:
+def contact_rows(
+    packer: Packer, unknowns: Unknowns, samples: Sequence[Sample], progress: bool = False
+) -> np.ndarray:
     """Changes of the energy by :func:`contacts_of`, linear in the unknowns: shape (contacts, U), in eV."""
-    rows = []
-    for contact in contacts_of(packer, samples):
-        change = _change(packer, contact) * unknowns.factor
-        rows.append(np.append(change, np.zeros(unknowns.n_elements)))
+    rows: list[np.ndarray] = []
+    with Progress(None, "contact", "linear fit", progress) as bar:
+        for contact in contacts_of(packer, samples):
+            change = _change(packer, contact) * unknowns.factor
+            rows.append(np.append(change, np.zeros(unknowns.n_elements)))
+            bar.update(len(rows))
     return np.array(rows).reshape(len(rows), unknowns.size)
 
 

@@ -85,13 +85,15 @@ class LinearFit:
         if self._best is not None:
             self._sums = self._sums.plus(equations_of(packer, self._unknowns, samples))
 
-    def raise_contacts(self, packer: Packer, samples: Sequence[Sample]) -> None:
+    def raise_contacts(
+        self, packer: Packer, samples: Sequence[Sample], progress: bool = False
+    ) -> None:
         """Let no member fall where atoms of these samples come into contact as in none of them.
 
         The solutions change in what the labels leave open (``contacts``), each by itself.
         """
         if self._best is not None:
-            self._contacts = contact_rows(packer, self._unknowns, samples)
+            self._contacts = contact_rows(packer, self._unknowns, samples, progress)
 
     def solve(
         self, n_members: int, seed: int, more_penalties: Sequence[float] = (1.0,)

@@ -164,7 +164,7 @@ def prepare(
         known = [elements.index(symbol) for symbol in alone]
         labelled = some_labelled(samples[:n_train])
         fit = LinearFit(packer, labelled, known, progress)
-        fit.raise_contacts(packer, labelled)
+        fit.raise_contacts(packer, labelled, progress)
         linear = fit.solve(settings.members, settings.seed, penalties)
     if linear is not None:
         is_own = start is not None and learns_own(start.potential)
