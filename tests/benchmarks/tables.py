@@ -9,7 +9,7 @@ The sets lie beside the repository, in ../shared/tables and ../shared/original; 
 script says so. Ni, Cu, Si, Mo (mlearn) and acetylacetone have the split of their authors. EAN and SrTiO3 have none:
 five folds, and the errors are means over them. "EAN GFN1" is our own set, in md_examples, with its split. Nothing but
 the data is given to ``train``; acetylacetone comes with its isolated atoms. No energy offset is removed, but for EAN
-and SrTiO3 ("offset removed" in their row).
+and SrTiO3 ("offset removed" in their row). Records also tell the coverage without atoms at rest.
 
 One line of JSON for each set, fold and potential; what the file has already is not run again. Models and checkpoints
 are kept beside it, in tables.models: a run that was stopped goes on. Peers are the potentials of Zuo et al. (J. Phys.
@@ -35,7 +35,7 @@ from table_sets import DATA_SETS, Split, rmse, score_peer
 from neuralil_ase import NeuralILCalculator, train
 from neuralil_ase.evaluation.calibration import calibration_report
 from neuralil_ase.evaluation.dataset import frames_from_atoms
-from neuralil_ase.evaluation.evaluate import evaluate
+from neuralil_ase.evaluation.evaluate import Evaluation, evaluate
 
 OURS = "NeuralIL"
 PUBLISHED = {
@@ -46,6 +46,8 @@ PUBLISHED = {
     }
 }
 """RMSE in meV for a molecule, and in meV/Å."""
+AT_REST = 1e-3
+"""Atoms with smaller forces, in eV/Å, are at rest."""
 
 
 def score(structures: Split, options: dict[str, Any], model: Path) -> dict[str, Any]:
@@ -66,8 +68,19 @@ def score(structures: Split, options: dict[str, Any], model: Path) -> dict[str, 
         "molecule_rmse_meV": rmse(1e3 * comparison.energy_errors),
         "card": evaluation.card,
         "calibration": calibration,
+        "coverage_68_of_moving": coverage_of_moving(evaluation),
         "force_mae_by_frame": [1e3 * float(errors.mean()) for errors in by_frame],
     }
+
+
+def coverage_of_moving(evaluation: Evaluation) -> float:
+    """Share of force components inside one error bar, without atoms whose labels vanish, as by symmetry in crystals."""
+    inside = []
+    for frame, found in zip(evaluation.frames, evaluation.predictions, strict=True):
+        is_moving = np.linalg.norm(frame.forces, axis=1) > AT_REST
+        bars = found.forces_error_bar[:, None] / np.sqrt(3)
+        inside.append((np.abs(found.forces - frame.forces) < bars)[is_moving].ravel())
+    return float(np.concatenate(inside).mean())
 
 
 def step_cost(calculator: Any, structures: list[Atoms]) -> float:

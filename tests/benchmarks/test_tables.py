@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,6 +89,17 @@ def test_rows_are_means_over_folds() -> None:
     one = tables.table([entry(0, 1.0) | {"set": "acetylacetone", "molecule_rmse_meV": 5.0}])
     assert "9.00 / 9.00; 5.0 a molecule" in one
     assert "MACE (published) | – / 0.9 a molecule | – / 5.1" in one
+
+
+def test_coverage_is_that_of_moving_atoms() -> None:
+    """Two atoms at rest inside their bars do not count; of the six components of the others, two are inside."""
+    labels = np.array([[0.0, 0, 0], [1e-4, 0, 0], [1.0, 0, 0], [0, 2.0, 0]])
+    errors = np.array([[0.0, 0, 0], [0, 0, 0], [0.5, 2, 2], [0.9, 1.1, 3]])
+    evaluation = SimpleNamespace(
+        frames=[SimpleNamespace(forces=labels)],
+        predictions=[SimpleNamespace(forces=labels + errors, forces_error_bar=np.sqrt([3.0] * 4))],
+    )
+    assert tables.coverage_of_moving(evaluation) == pytest.approx(2 / 6)
 
 
 def test_a_peer_that_was_trained_gets_a_row(
