@@ -129,7 +129,8 @@ class TrainingSettings:
         Which members have a linear function of the descriptor in their energy: "all", "half" (every second member) or
         "none". It is fitted by least squares before the networks are trained on the rest. It is left out if it does not
         improve held-out frames. By default "half" for molecular liquids (radial scaling of 4 or more), "none" for small
-        molecules, and "all" for other matter.
+        molecules, and "all" for other matter. Far from the data, as where ions of a liquid come closer than in any
+        frame, "none" is safer, though its errors near the data are larger.
     loss
         Loss function of each residual.
     force_scale
