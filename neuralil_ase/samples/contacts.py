@@ -75,6 +75,7 @@ def contacts_of(packer: Packer, samples: Sequence[Sample]) -> Iterator[Contact]:
             pairs = _pairs(packer, sample)
             chosen = _choose(pairs, sample.types, elements, apart, rng)
             if chosen is not None:
+                # Whoever evaluates the contact needs these pairs again.
                 yield _contact(replace(sample, pairs=pairs), pairs, chosen, distance)
 
 

@@ -73,10 +73,15 @@ def score(structures: Split, options: dict[str, Any], model: Path) -> dict[str, 
     }
 
 
-def coverage_of_moving(evaluation: Evaluation) -> float:
-    """Share of force components inside one error bar, without atoms whose labels vanish, as by symmetry in crystals."""
+def coverage_of_moving(evaluation: Evaluation) -> float | None:
+    """Share of force components inside one error bar, without atoms whose labels vanish, as by symmetry in crystals.
+
+    None for a model without error bars, as with one member.
+    """
     inside = []
     for frame, found in zip(evaluation.frames, evaluation.predictions, strict=True):
+        if found.forces_error_bar is None:
+            return None
         is_moving = np.linalg.norm(frame.forces, axis=1) > AT_REST
         bars = found.forces_error_bar[:, None] / np.sqrt(3)
         inside.append((np.abs(found.forces - frame.forces) < bars)[is_moving].ravel())

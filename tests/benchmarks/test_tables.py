@@ -100,6 +100,8 @@ def test_coverage_is_that_of_moving_atoms() -> None:
         predictions=[SimpleNamespace(forces=labels + errors, forces_error_bar=np.sqrt([3.0] * 4))],
     )
     assert tables.coverage_of_moving(evaluation) == pytest.approx(2 / 6)
+    evaluation.predictions[0].forces_error_bar = None
+    assert tables.coverage_of_moving(evaluation) is None
 
 
 def test_a_peer_that_was_trained_gets_a_row(
