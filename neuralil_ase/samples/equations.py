@@ -177,19 +177,24 @@ class Equations:
         return cho_solve((stronger, False), sums.right) + solve_triangular(root, normal).T
 
     def at_least(
-        self, choice: Choice, solutions: np.ndarray, rows: np.ndarray, bound: float, weight: float
+        self,
+        choice: Choice,
+        solutions: np.ndarray,
+        rows: np.ndarray,
+        bounds: np.ndarray,
+        weight: float,
     ) -> np.ndarray:
-        """The unknowns nearest to each of ``solutions``, shape (M, U), with which no row falls far below a bound.
+        """The unknowns nearest to each of ``solutions``, shape (M, U), with which no row falls far below its bound.
 
-        They minimise (x - x0)ᵀ A (x - x0) + weight Σ max(0, bound - r x)² over the rows r, shape (R, U), with the
-        matrix A of the normal equations. Where the labels say nothing, this changes x at no cost. In the dual problem,
-        the multipliers of the rows are found by non-negative least squares.
+        They minimise (x - x0)ᵀ A (x - x0) + weight Σ max(0, b - r x)² over the rows r, shape (R, U), and their bounds
+        b, shape (R,), with the matrix A of the normal equations. Where the labels say nothing, this changes x at no
+        cost. In the dual problem, the multipliers of the rows are found by non-negative least squares.
         """
         towards = cho_solve((choice.root(self.sums(choice).gram), False), rows.T)
         gram = rows @ towards
         rounding = ROUNDING * len(gram) * float(gram.diagonal().max())
         root = cholesky(gram + np.diag(np.full(len(gram), 1 / weight + rounding)), lower=True)
-        missing = solve_triangular(root, bound - rows @ solutions.T, lower=True)
+        missing = solve_triangular(root, bounds[:, None] - rows @ solutions.T, lower=True)
         multipliers = [nnls(root.T, column)[0] for column in missing.T]
         return solutions + np.array(multipliers) @ towards.T
 

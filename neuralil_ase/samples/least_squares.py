@@ -8,7 +8,7 @@ The labels determine the weights only in part. Each member gets its own weights,
 (Bayesian linear regression). The members therefore agree where the data determine the energy, and differ elsewhere.
 Weights that all members share would hide how uncertain the linear part is far from the data.
 
-Where atoms come into contact as in no frame, no member may fall (``contacts``).
+Where atoms or molecules come into contact as in no frame, no member may fall (``contacts``).
 """
 
 import logging
@@ -19,7 +19,7 @@ from scipy.linalg import cho_solve
 
 from neuralil_ase.progress import Progress
 from neuralil_ase.samples.batches import Packer, Sample, Targets
-from neuralil_ase.samples.contacts import RISE, TOLERANCE, contact_rows
+from neuralil_ase.samples.contacts import TOLERANCE, contact_rows
 from neuralil_ase.samples.equations import Choice, Equations, Sums, Unknowns, equations_of
 from neuralil_ase.samples.linear import Linear
 
@@ -68,7 +68,7 @@ class LinearFit:
         progress: bool = False,
     ) -> None:
         self._best: tuple[Choice, float] | None = None
-        self._contacts = np.zeros((0, 0))
+        self._contacts, self._rises = np.zeros((0, 0)), np.zeros(0)
         if len(samples) < FEWEST:
             return
         self._unknowns = Unknowns.of(packer, samples, alone)
@@ -88,12 +88,13 @@ class LinearFit:
     def raise_contacts(
         self, packer: Packer, samples: Sequence[Sample], progress: bool = False
     ) -> None:
-        """Let no member fall where atoms of these samples come into contact as in none of them.
+        """Let no member fall where atoms or molecules of these samples come into contact as in none of them.
 
         The solutions change in what the labels leave open (``contacts``), each by itself.
         """
         if self._best is not None:
-            self._contacts = contact_rows(packer, self._unknowns, samples, progress)
+            found = contact_rows(packer, self._unknowns, samples, progress)
+            self._contacts, self._rises = found
 
     def solve(
         self, n_members: int, seed: int, more_penalties: Sequence[float] = (1.0,)
@@ -128,7 +129,7 @@ class LinearFit:
                 if len(self._contacts) and variance > 0:
                     weight = variance / TOLERANCE**2
                     group[:] = self._sums.at_least(
-                        choice.penalised(more), group, self._contacts, RISE, weight
+                        choice.penalised(more), group, self._contacts, self._rises, weight
                     )
         return self._unknowns.linear(solutions)
 

@@ -30,7 +30,7 @@ from neuralil_ase.engine.jax_backend import precision
 from neuralil_ase.engine.neighbors import NeighborList
 from neuralil_ase.engine.predictor import Predictor
 from neuralil_ase.evaluation.dataset import frames_from_atoms
-from neuralil_ase.model.config import NetworkConfig
+from neuralil_ase.model.config import DescriptorConfig, NetworkConfig
 from neuralil_ase.model.potential import cast_params
 from neuralil_ase.prediction import Uncertainty
 
@@ -342,17 +342,21 @@ def test_preparation_of_frames_of_many_sizes(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_table_of_contacts_tells_members_apart() -> None:
-    values = np.array([[1.0, -3.0], [2.0, 1.0], [4.0, -5.0], [1.0, 2.0]])
-    mean, linear, other = contacts.table(values, np.array([False, True])).splitlines()
+    values = np.array([[1.0, -3.0], [2.0, 1.0], [4.0, -5.0], [1.0, 2.0], [2.0, -1.0]])
+    is_whole = np.array([False, False, False, False, True])
+    rows = contacts.table(values, np.array([False, True]), is_whole).splitlines()
+    mean, linear, other = rows[:3]
     assert mean.split()[-3:] == ["50.00", "%", "-1.0"]
     assert linear.split()[-3:] == ["50.00", "%", "-5.0"]
     assert other.split()[-3:] == ["0.00", "%", "0.0"]
+    assert [row.split()[-3] for row in rows[3:]] == ["0.00", "100.00", "0.00"]
 
 
 def test_contacts_are_measured_by_all_members_of_a_potential() -> None:
     atoms = LIQUID.copy()
     atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((len(atoms), 3)))
-    found = contacts.rises(random_potential(), frames_from_atoms([atoms]))
+    far = DescriptorConfig(("C", "H", "N", "O"), n_max=2, r_cut=5.0)
+    found, is_whole = contacts.rises(random_potential(descriptor=far), frames_from_atoms([atoms]))
     assert found.shape[1] == 2
-    assert len(found) >= 5
+    assert 3 <= is_whole.sum() <= len(found) - 5
     assert (found != 0).all()
