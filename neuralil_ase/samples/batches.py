@@ -203,8 +203,13 @@ def densities(
     config: DescriptorConfig, pairs: Pairs, types: np.ndarray, n_elements: int
 ) -> np.ndarray:
     """Density coefficients of all atoms of a structure, shape (N, elements, C)."""
-    products, _ = _products_and_slopes(config, pairs.vectors.astype(np.float32))
-    return _density(products, pairs, types, n_elements)
+    vectors = pairs.vectors.astype(np.float32)
+    blocks = in_blocks(vectors, PAIR_BLOCK, 1.01 * config.r_cut)
+    products = np.concatenate([np.asarray(_products(config, block)) for block in blocks])
+    return _density(products[: len(vectors)], pairs, types, n_elements)
+
+
+_products = jax.jit(pair_products, static_argnums=0)
 
 
 def some_of(samples: Sequence[Sample]) -> Sequence[Sample]:
