@@ -35,7 +35,7 @@ APART = 1.5
 It is never more than halfway from this shortest distance to the cutoff."""
 RISE, RISE_OF_MOLECULES = 4.0, 1.0
 """Rise of the linear part in eV that is asked for, where one atom moved and where a molecule did. Between ions that
-keep their bonds, GFN1-xTB rises by 0.3 to 2 eV at 0.8 to 0.9 of the shortest distance (NOTEBOOK)."""
+keep their bonds, GFN1-xTB rises by 0.25 to 2.6 eV at 0.8 to 0.9 of the shortest distance (NOTEBOOK)."""
 TOLERANCE = 0.2
 """Standard deviation in eV of this rule. It weighs as much as a label with an error of this size."""
 MOST_OF_PAIR = 96
