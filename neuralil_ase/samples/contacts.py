@@ -190,7 +190,7 @@ def _way(known: Known, molecule: int, direction: np.ndarray, distances: np.ndarr
     reached = distances[types[pairs.centers[meets]], types[pairs.neighbors[meets]]]
     # |v + t d|² = r² for the unit vector d.
     along = vectors @ direction
-    root = along**2 - np.einsum("px,px->p", vectors, vectors) + reached**2
+    root = along**2 - _squares(pairs)[meets] + reached**2
     ways = -along - np.sqrt(np.where(root >= 0, root, np.nan))
     return float(np.nanmin(np.where(ways > 0, ways, np.nan)))
 
