@@ -10,7 +10,8 @@ from scipy.special import expit
 
 from neuralil_ase.engine.jax_backend import precision
 from neuralil_ase.model.graph import Graph
-from neuralil_ase.model.pair_terms import COULOMB, SOFTENING, morse, zbl
+from neuralil_ase.model.pair_terms import SOFTENING, morse, zbl
+from neuralil_ase.model.screening import COULOMB
 
 ELEMENTS = ("H", "N", "O")
 RADII = (0.7, 0.9, 1.0, 1.1, 1.2, 1.3)

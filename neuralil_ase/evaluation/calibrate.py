@@ -10,6 +10,7 @@ import numpy as np
 from neuralil_ase.array_record import ArrayRecord, count
 from neuralil_ase.engine.neighbors import Pairs, shortest_distances
 from neuralil_ase.errors import DataError
+from neuralil_ase.evaluation.absurd import MAX_FORCE, without_absurd
 from neuralil_ase.evaluation.calibration import (
     calibration_report,
     fit_calibration,
@@ -58,7 +59,7 @@ def calibrate(
         but its shortest distances are kept, because they come from the training data.
     data
         Structures with forces that were not used in training and, if possible, not to select the model; as for
-        :func:`~neuralil_ase.evaluate`.
+        :func:`~neuralil_ase.evaluate`. Frames with absurd labels are reported and left out, as in training.
     description
         Description of the data, for the record; by default the names of the files or the number of structures.
     **keys
@@ -76,7 +77,11 @@ def calibrate(
     ConfigError, ModelFileError
         As from ``evaluate``.
     """
-    loaded, frames = as_potential(potential), as_frames(data, Keys.named(keys))
+    loaded = as_potential(potential)
+    settings = loaded.provenance.get("settings", {})
+    frames = without_absurd(
+        as_frames(data, Keys.named(keys)), float(settings.get("max_force", MAX_FORCE))
+    )
     _check(loaded, frames)
     evaluation = evaluate(loaded, frames)
     with_bars = calibrate_potential(loaded, evaluation, [], description or _described(data))

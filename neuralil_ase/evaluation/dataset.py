@@ -206,34 +206,17 @@ def pairs_of(frame: Frame, types: np.ndarray, r_cut: float) -> Pairs:
         raise DataError(f"{frame.source} cannot be used: {error}") from error
 
 
-def drop_absurd(frames: Sequence[Frame], max_force: float) -> list[Frame]:
-    """Leave out frames with a force component above ``max_force`` (eV/Å), and report them.
-
-    Raises
-    ------
-    DataError
-        If most frames have such forces, which usually means other units.
-    """
-    largest = np.array([0 if f.forces is None else np.abs(f.forces).max() for f in frames])
-    bad = np.flatnonzero(largest > max_force)
-    if 2 * len(bad) > len(frames):
-        raise DataError(
-            f"{len(bad)} of {len(frames)} frames have forces above {max_force:g} eV/Å (the largest: "
-            f"{largest.max():.3g}). Usually the forces are not in eV/Å; convert them, or raise max_force"
-        )
-    for k in bad:
-        logger.warning(
-            "%s left out: its largest force component is %.3g eV/Å (max_force %g)",
-            frames[int(k)].source, largest[k], max_force,
-        )  # fmt: skip
-    return [frame for frame, force in zip(frames, largest, strict=True) if force <= max_force]
-
-
 def is_isolated_atom(frame: Frame, radius: float) -> bool:
     """Whether the frame is one atom without a neighbour, or image of itself, within this radius in Å."""
     return len(frame.symbols) == 1 and not len(
         pairs_of(frame, np.zeros(1, np.int32), radius).centers
     )
+
+
+def fractions_of(frame: Frame, elements: tuple[str, ...]) -> np.ndarray:
+    """Fractions of the elements in a frame, shape (elements,)."""
+    counts = np.bincount(types_of(frame, elements), minlength=len(elements))
+    return counts / counts.sum()
 
 
 def split(frames: Sequence[Frame], fraction: float, seed: int) -> tuple[list[Frame], list[Frame]]:

@@ -24,6 +24,8 @@ MOST_FRAMES, MOST_PAIRS = 40, 600_000
 FEWEST_FRAMES = 6
 TRUSTED = 0.7
 """Fraction of the variance of held-out forces that the small potential must explain; else no check is made."""
+SAME = 0.9
+"""Correlation that stresses by the potentials of both halves must have. In small cells forces may determine none."""
 AGREES, UNRELATED = 0.5, 0.3
 """Correlations of stresses: above the larger value, stresses belong to the frames; below the smaller, they do not."""
 ENOUGH = 12
@@ -51,13 +53,15 @@ def check_stresses(frames: Sequence[Frame]) -> str | None:
         return None
     labels = np.array([frame.stress for frame in chosen])
     volume = float(np.median([frame.volume for frame in chosen]))
-    said = verdict(labels, implied, volume)
+    said = verdict(labels, implied, volume, any(frame.energy is not None for frame in chosen))
     if said:
         logger.warning("%s", said)
     return said
 
 
-def verdict(labels: np.ndarray, implied: np.ndarray, volume: float) -> str | None:
+def verdict(
+    labels: np.ndarray, implied: np.ndarray, volume: float, with_energies: bool = True
+) -> str | None:
     """What is wrong with labels, given the stresses that they should resemble; None if nothing is wrong.
 
     Parameters
@@ -66,7 +70,11 @@ def verdict(labels: np.ndarray, implied: np.ndarray, volume: float) -> str | Non
         In eV/Å³, shape (frames, 6).
     volume
         Typical volume of the cells in Å³.
+    with_energies
+        Whether energies took part. The size of stresses that follow from forces alone is less sure.
     """
+    known, tolerated = ("energies and forces", 1.0) if with_energies else ("forces", 2.0)
+    tolerated *= TOLERATED
     given, expected = _varying(labels), _varying(implied)
     if np.ptp(given) == 0 or np.ptp(expected) == 0:
         return None
@@ -74,7 +82,7 @@ def verdict(labels: np.ndarray, implied: np.ndarray, volume: float) -> str | Non
     ratio = float(np.sqrt(np.mean(given**2) / np.mean(expected**2)))
     if abs(correlation) < UNRELATED and len(labels) >= ENOUGH:
         return (
-            f"the stresses do not fit energies and forces (correlation {correlation:.2f}): usually they belong to "
+            f"the stresses do not fit {known} (correlation {correlation:.2f}): usually they belong to "
             "other frames. Train without them (stress_weight 0) or find out where they come from"
         )
     if abs(correlation) < AGREES:
@@ -88,13 +96,11 @@ def verdict(labels: np.ndarray, implied: np.ndarray, volume: float) -> str | Non
         )
     if correlation < 0:
         wrong.append(
-            "have the opposite sign of what energies and forces imply (usually they are positive under compression: "
-            "give stress_sign -1)"
+            f"have the opposite sign of what {known} imply (usually they are positive under compression: give "
+            "stress_sign -1)"
         )
-    if not 1 / TOLERATED < ratio < TOLERATED:
-        wrong.append(
-            f"are {ratio:.3g} times as large as what energies and forces imply{_unit(ratio, volume)}"
-        )
+    if not 1 / tolerated < ratio < tolerated:
+        wrong.append(f"are {ratio:.3g} times as large as what {known} imply{_unit(ratio, volume)}")
     return f"the stresses {' and '.join(wrong)}" if wrong else None
 
 
@@ -102,18 +108,23 @@ def implied_stresses(frames: Sequence[Frame]) -> np.ndarray | None:
     """Stresses in eV/Å³, shape (frames, 6), of a small potential fitted to other frames; None if it is too poor."""
     elements = elements_of(frames)
     designs = [_design(frame, elements) for frame in frames]
-    stresses = np.zeros((len(frames), 6))
+    stresses = np.zeros((2, len(frames), 6))
     left = total = 0.0
     for fold in (0, 1):
         fitted = _fit(
             [(f, d) for k, (f, d) in enumerate(zip(frames, designs, strict=True)) if k % 2 != fold]
         )
+        stresses[fold] = [design.stress @ fitted for design in designs]
         for k in range(fold, len(frames), 2):
             forces = np.asarray(frames[k].forces)
             left += float(((designs[k].forces @ fitted - forces.reshape(-1)) ** 2).sum())
             total += float((forces**2).sum())
-            stresses[k] = designs[k].stress @ fitted
-    return stresses if total > 0 and 1 - left / total > TRUSTED else None
+    if total == 0 or 1 - left / total < TRUSTED:
+        return None
+    first, second = (_varying(of_half) for of_half in stresses)
+    if np.ptp(first) == 0 or np.ptp(second) == 0 or np.corrcoef(first, second)[0, 1] < SAME:
+        return None
+    return stresses[np.arange(len(frames)) % 2, np.arange(len(frames))]
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -12,13 +12,10 @@ from jax import Array
 from neuralil_ase.model.config import ModelConfig
 from neuralil_ase.model.graph import Graph
 from neuralil_ase.model.potential import Params
+from neuralil_ase.model.screening import screened_coulomb
 
-COULOMB = 14.399645478425668
-"""e²/(4πε₀) in eV Å (CODATA 2018)."""
 SOFTENING = 0.02
 """Length in Å. ZBL uses sqrt(r² + SOFTENING²): two atoms at one position have a finite energy and no force."""
-_ZBL_WEIGHTS = (0.18175, 0.50986, 0.28022, 0.02817)
-_ZBL_DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
 
 
 def pair_energies(config: ModelConfig, params: Params, graph: Graph) -> Array | None:
@@ -45,23 +42,15 @@ def zbl(graph: Graph, elements: Sequence[str], radii: Sequence[float]) -> Array:
     radii
         Distance in Å from which the repulsion of each pair of elements is zero; it is switched off smoothly (C²).
         Ordered as ``np.triu_indices(len(elements))``.
-
-    References
-    ----------
-    Ziegler, Biersack, Littmark, The Stopping and Range of Ions in Matter (1985).
     """
     i, j = graph.types[graph.centers], graph.types[graph.neighbors]
     dtype = graph.vectors.dtype
     z = jnp.asarray([atomic_numbers[symbol] for symbol in elements], dtype)
-    z_i, z_j = z[i], z[j]
     r = jnp.sqrt(jnp.sum(graph.vectors**2, axis=-1) + SOFTENING**2)
-    a = 0.46850 / (z_i**0.23 + z_j**0.23)
-    x = r / a
-    screening = sum(w * jnp.exp(-d * x) for w, d in zip(_ZBL_WEIGHTS, _ZBL_DECAYS, strict=True))
     t = jnp.minimum(r / jnp.asarray(_symmetric(radii, len(elements)), dtype)[i, j], 1)
     envelope = 1 - t**3 * (10 - 15 * t + 6 * t**2)
-    energy = 0.5 * COULOMB * z_i * z_j / r * screening * envelope
-    return _per_atom(energy, graph)
+    energies = screened_coulomb(z[i], z[j], r, jnp.exp)
+    return _per_atom(0.5 * energies * envelope, graph)
 
 
 def morse(parameters: Mapping[str, Any], graph: Graph, r_cut: float, is_repulsive: bool) -> Array:

@@ -6,13 +6,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 
 from neuralil_ase.errors import DataError
-from neuralil_ase.evaluation.dataset import Frame, types_of
+from neuralil_ase.evaluation.absurd import UNDETERMINED
+from neuralil_ase.evaluation.dataset import Frame, fractions_of, types_of
 
 logger = logging.getLogger(__name__)
-ROUNDS, USUAL = 30, 0.01
-"""Rounds of the fit by absolute deviations, and the deviation in eV/atom below which it squares them."""
-UNDETERMINED = 1e-9
-"""Singular values below this fraction of the largest one are ignored: they do not determine any energy."""
 
 
 def energy_reference(
@@ -49,22 +46,6 @@ def energy_reference(
     return _closest(fractions, energies, reference, present)
 
 
-def deviations(frames: Sequence[Frame], elements: tuple[str, ...]) -> np.ndarray:
-    """Energies of the frames minus those that their compositions imply, in eV/atom; all frames must have one.
-
-    The energies of the elements have the smallest sum of absolute deviations, which a few wrong labels hardly change.
-    """
-    fractions = np.array([_fractions(frame, elements) for frame in frames])
-    energies = np.array([frame.energy for frame in frames], float)
-    energies /= [len(frame.symbols) for frame in frames]
-    left = weights = np.ones(len(frames))
-    for _ in range(ROUNDS):  # least squares with new weights; they end as absolute deviations
-        rows, values = fractions * weights[:, None], energies * weights
-        left = energies - fractions @ np.linalg.lstsq(rows, values, rcond=UNDETERMINED)[0]
-        weights = np.maximum(np.abs(left), USUAL) ** -0.5
-    return left
-
-
 def say_what_is_open(
     frames: Sequence[Frame], elements: tuple[str, ...], isolated: Collection[str] = ()
 ) -> None:
@@ -72,7 +53,7 @@ def say_what_is_open(
     with_energy = [frame for frame in frames if frame.energy is not None]
     if not with_energy or len(elements) == 1:
         return
-    fractions = {tuple(_fractions(frame, elements).round(9)) for frame in with_energy}
+    fractions = {tuple(fractions_of(frame, elements).round(9)) for frame in with_energy}
     atoms = np.eye(len(elements))[[symbol in isolated for symbol in elements]]
     rows = np.concatenate([np.array(sorted(fractions)), atoms])
     rank = int(np.linalg.matrix_rank(rows, tol=1e-6))
@@ -140,8 +121,3 @@ def _closest(
         fractions[:, free], energies - fractions @ moved, rcond=UNDETERMINED
     )[0]
     return moved
-
-
-def _fractions(frame: Frame, elements: tuple[str, ...]) -> np.ndarray:
-    counts = np.bincount(types_of(frame, elements), minlength=len(elements))
-    return counts / counts.sum()

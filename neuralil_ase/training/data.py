@@ -9,11 +9,11 @@ import numpy as np
 
 from neuralil_ase.array_record import count
 from neuralil_ase.errors import DataError
+from neuralil_ase.evaluation.absurd import without_absurd
 from neuralil_ase.evaluation.dataset import (
     Data,
     Frame,
     as_frames,
-    drop_absurd,
     elements_of,
     is_isolated_atom,
     items_of,
@@ -22,16 +22,9 @@ from neuralil_ase.evaluation.dataset import (
 )
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.samples.cutoff import LONGEST
-from neuralil_ase.samples.reference import deviations
 from neuralil_ase.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
-MOST_DEVIATION = 100.0
-"""Frames whose energy differs by more than this, in eV/atom, from what their composition implies are left out."""
-MOST_ABSURD = 0.1
-"""Largest fraction of such frames. More of them have another cause than a few calculations that failed."""
-FEWEST = 3
-"""Smallest number of frames in which such energies are looked for."""
 
 
 def load_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
@@ -40,7 +33,8 @@ def load_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list
 
 
 def read_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list[Frame]]:
-    """All frames of the data except those with absurd labels or weight 0, and all frames of the validation files.
+    """All frames of the data except those with absurd labels or weight 0, and all frames of the validation files except
+    those with absurd labels.
 
     Raises
     ------
@@ -49,12 +43,17 @@ def read_data(data: Data, settings: TrainingSettings) -> tuple[list[Frame], list
     """
     keys = settings.keys
     frames = _with_weight(as_frames(data, keys, settings.split_by))
-    frames = drop_absurd(frames, settings.max_force)
-    if settings.energy_weight > 0:
-        frames = without_absurd_energies(frames)
     files = settings.validation_files
     # A weight says how much a frame counts in training.
-    return frames, read_frames(files, replace(keys, weight=None)) if files else []
+    validation = read_frames(files, replace(keys, weight=None)) if files else []
+    kept = without_absurd(
+        [*frames, *validation],
+        settings.max_force,
+        with_energies=settings.energy_weight > 0,
+        with_contacts=settings.pair_term == "zbl",
+    )
+    held_out = {id(frame) for frame in validation}
+    return [f for f in kept if id(f) not in held_out], [f for f in kept if id(f) in held_out]
 
 
 def _with_weight(frames: Sequence[Frame]) -> list[Frame]:
@@ -65,38 +64,6 @@ def _with_weight(frames: Sequence[Frame]) -> list[Frame]:
     if len(kept) < len(frames):
         logger.info("%s of weight 0 left out", count(len(frames) - len(kept), "frame"))
     return kept
-
-
-def without_absurd_energies(frames: Sequence[Frame]) -> list[Frame]:
-    """Leave out frames whose energy is far from what their composition implies, and report them.
-
-    Raises
-    ------
-    DataError
-        If there are many such frames, which usually means two methods or other units.
-    """
-    # The energies of isolated atoms may have another zero.
-    known = [f for f in frames if f.energy is not None and not is_isolated_atom(f, LONGEST)]
-    if len(known) < FEWEST:
-        return list(frames)
-    found = deviations(known, elements_of(known))
-    bad = [(f, x) for f, x in zip(known, found, strict=True) if abs(x) > MOST_DEVIATION]
-    if len(bad) > max(1, MOST_ABSURD * len(known)):
-        first, by = bad[0]
-        raise DataError(
-            f"the energies of {len(bad)} of {len(known)} frames differ by more than {MOST_DEVIATION:g} eV/atom from "
-            f"what the compositions of the others imply (the first: {first.source}, by {by:.4g}). Usually they were "
-            "computed with another method, whose energies have another zero, or are not in eV. Train on one kind of "
-            "energies, or without energies (energy_weight=0)"
-        )
-    for frame, by in bad:
-        logger.warning(
-            "%s left out: its energy differs by %.4g eV/atom from what the compositions of the others imply. Usually "
-            "the calculation failed",
-            frame.source, by,
-        )  # fmt: skip
-    left_out = {id(frame) for frame, _ in bad}
-    return [frame for frame in frames if id(frame) not in left_out]
 
 
 def divide(

@@ -27,15 +27,10 @@ from neuralil_ase.engine.derivatives import _feature_gradients
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig
 from neuralil_ase.model.descriptors import SERIES_TOLERANCE
 from neuralil_ase.model.graph import PADDING_DISTANCE, Graph
-from neuralil_ase.model.pair_terms import (
-    _ZBL_DECAYS,
-    _ZBL_WEIGHTS,
-    COULOMB,
-    SOFTENING,
-    _symmetric,
-)
+from neuralil_ase.model.pair_terms import SOFTENING, _symmetric
 from neuralil_ase.model.potential import Params
 from neuralil_ase.model.radial_basis import radial_series
+from neuralil_ase.model.screening import COULOMB, DECAYS, WEIGHTS
 from neuralil_ase.model.solid_harmonics import _azimuthal, _modified_legendre, _order
 from neuralil_ase.model.spectrum import _symmetric_numbers
 
@@ -111,7 +106,7 @@ def repulsion_energy(
 ) -> Array:
     """Half of a pair's ZBL energy in eV, as ``model.pair_terms.zbl``; constants of :func:`repulsion_constants`."""
     r = jnp.sqrt(x * x + y * y + z * z + SOFTENING**2)
-    terms = zip(_ZBL_WEIGHTS, _ZBL_DECAYS, strict=True)
+    terms = zip(WEIGHTS, DECAYS, strict=True)
     screening = _sum_of(w * jnp.exp(-d * inverse * r) for w, d in terms)
     t = jnp.minimum(r / radius, 1)
     return factor / r * screening * (1 - t * t * t * (10 - 15 * t + 6 * t * t))

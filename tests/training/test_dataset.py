@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from small_runs import TINY, alloy, frames, labelled
 
 from neuralil_ase.errors import DataError
+from neuralil_ase.evaluation.absurd import without_large_forces
 from neuralil_ase.evaluation.dataset import (
     Keys,
-    drop_absurd,
     frames_from_atoms,
     read_frames,
     split,
@@ -151,12 +151,12 @@ def test_absurd_frames_are_named_and_left_out(caplog: pytest.LogCaptureFixture) 
     forces[0, 0] = 400
     data[2] = frames_from_atoms([with_forces(forces)], Keys(forces="f"))[0]
     with caplog.at_level(logging.WARNING):
-        kept = drop_absurd(data, 50)
+        kept = without_large_forces(data, 50)
     assert len(kept) == 3
     assert "structure 0 left out" in caplog.text
     assert "400 eV/Å" in caplog.text
     with pytest.raises(DataError, match=r"Usually the forces are not in eV/Å"):
-        drop_absurd([data[2]], 50)
+        without_large_forces([data[2]], 50)
 
 
 @settings(max_examples=50, deadline=None)

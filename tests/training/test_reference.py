@@ -16,11 +16,12 @@ from small_runs import TINY, alloy, frames, labelled
 
 from neuralil_ase import NeuralILCalculator
 from neuralil_ase.errors import DataError
+from neuralil_ase.evaluation.absurd import without_absurd_energies
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms, split
 from neuralil_ase.evaluation.evaluate import evaluate
 from neuralil_ase.samples.reference import energy_reference, isolated_energies, say_what_is_open
 from neuralil_ase.training import train
-from neuralil_ase.training.data import load_data, read_data, without_absurd_energies
+from neuralil_ase.training.data import load_data, read_data
 from neuralil_ase.training.prepare import prepare
 
 

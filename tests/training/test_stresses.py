@@ -98,6 +98,31 @@ def test_little_data_is_not_judged() -> None:
     assert verdict(np.zeros((9, 6)), np.ones((9, 6)), 1.0) is None
 
 
+@pytest.mark.parametrize("with_energies", [True, False])
+@pytest.mark.parametrize("elements", [("Cu",), ("Cu", "Au")])
+def test_small_cells_give_no_false_alarm(elements: tuple[str, ...], with_energies: bool) -> None:
+    """The forces of four atoms hardly tell how the energy depends on the cell."""
+    for seed in range(4):
+        rng, found = np.random.default_rng(seed), []
+        for _ in range(16):
+            atoms = bulk("Cu", cubic=True, a=3.7 + rng.uniform(-0.2, 0.3))
+            atoms.symbols[:] = [elements[k] for k in rng.integers(0, len(elements), 4)]
+            strain = np.eye(3) + rng.uniform(-0.04, 0.04, (3, 3))
+            atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+            atoms.rattle(0.1, rng=rng)
+            found.append(labelled(atoms))
+        data = frames_from_atoms(found)
+        assert (
+            check_stresses(data if with_energies else [replace(f, energy=None) for f in data])
+            is None
+        )
+
+
+def test_without_energies_the_message_does_not_name_them() -> None:
+    data = [replace(frame, energy=None) for frame in changed(metal(), -1)]
+    assert "opposite sign of what forces imply" in str(check_stresses(data))
+
+
 def test_training_says_so(caplog: pytest.LogCaptureFixture) -> None:
     data = [atoms.copy() for atoms in alloy(24)]
     for copy, atoms in zip(data, alloy(24), strict=True):
