@@ -112,7 +112,8 @@ def label(
     Parameters
     ----------
     frames
-        Structures. Elements, positions, cell, periodicity, initial charges and initial magnetic moments identify them.
+        Structures. Elements, positions, cell, periodicity, initial charges and magnetic moments, and charge, spin,
+        multiplicity and uhf in ``info`` identify them.
     calculator_factory
         Makes an ASE calculator; called by the worker for every frame. Process pools need a factory that can be pickled:
         a function of a module, or ``functools.partial``.
@@ -175,6 +176,8 @@ def _predict(
     return _predicted(Predictor(potential, dtype), batch, uncertainty)
 
 
+ELECTRONS = ("charge", "spin", "multiplicity", "uhf")
+"""Keys of ``atoms.info`` in which calculators look for charge and spin."""
 _Label = dict[str, Any]
 """energy in eV, forces in eV/Å, shape (N, 3), and perhaps stress in eV/Å³, shape (6,)."""
 
@@ -205,30 +208,59 @@ def _label_one(atoms: Atoms, factory: Callable[[], Any]) -> _Label | str:
         atoms = atoms.copy()
         atoms.set_constraint()  # labels are forces on all atoms, also on fixed ones
         atoms.calc = factory()
-        found = _computed(atoms)
+        return _computed(atoms)
     except Exception as error:  # calculators raise errors of any type
         return f"{type(error).__name__}: {error}"
-    wrong = [name for name, value in found.items() if not np.isfinite(value).all()]
-    return f"not finite: {', '.join(wrong)}" if wrong else found
 
 
-def _computed(atoms: Atoms) -> _Label:
-    """Energy, forces and, if there is one, stress. A calculator that was interrupted forgets the structure: otherwise
-    its next call could continue halfway."""
+def _computed(atoms: Atoms) -> _Label | str:
+    """Energy, forces and, if there is one, stress; or why they are no label. A calculator that was interrupted forgets
+    the structure: otherwise its next call could continue halfway."""
+    calc = atoms.calc
     try:
-        found = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        found = {"forces": atoms.get_forces()}
+        try:  # the forces are its slope; VASP's "energy", for instance, is extrapolated to no smearing
+            found["energy"] = atoms.get_potential_energy(force_consistent=True)
+        except (NotImplementedError, PropertyNotImplementedError):
+            found["energy"] = atoms.get_potential_energy()
         if atoms.cell.rank == 3:
             with suppress(NotImplementedError, PropertyNotImplementedError):
-                found["stress"] = atoms.get_stress()
+                try:
+                    found["stress"] = atoms.get_stress()
+                except AssertionError:  # of ASE, without a message
+                    return "stress of another shape than (6,) or (3, 3)"
     except BaseException:
         with suppress(Exception):
-            atoms.calc.reset()
+            calc.reset()
         raise
-    return found
+    shapes = {"energy": (), "forces": (len(atoms), 3), "stress": (6,)}
+    for name, value in found.items():
+        try:
+            found[name] = np.asarray(value, float)
+        except (TypeError, ValueError):
+            return f"the {name} {'is' if name != 'forces' else 'are'} no number: {value!r:.100}"
+        if name == "energy":
+            found[name] = found[name].reshape(()) if found[name].size == 1 else found[name]
+        if found[name].shape != shapes[name]:
+            return f"{name} of shape {found[name].shape}, not {shapes[name]}"
+    wrong = [name for name, value in found.items() if not np.isfinite(value).all()]
+    return (
+        f"not finite: {', '.join(wrong)}" if wrong else found | {"energy": float(found["energy"])}
+    )
+
+
+def electrons_of(atoms: Atoms) -> dict[str, Any]:
+    """What of a structure is no geometry, but changes its energy in some calculators; by name, if it is not zero."""
+    found = {
+        "initial charges": atoms.get_initial_charges(),
+        "initial magnetic moments": atoms.get_initial_magnetic_moments(),
+    }
+    found = {name: values for name, values in found.items() if values.any()}
+    return found | {f"info[{key!r}]": atoms.info[key] for key in ELECTRONS if key in atoms.info}
 
 
 def digest(atoms: Atoms) -> str:
-    """A hash of the exact geometry, by which :func:`label` names the file of a structure."""
+    """A hash of the exact geometry, charge and spin, by which :func:`label` names the file of a structure."""
     found = hashlib.sha256()
     for array in (
         atoms.numbers.astype("<i8"), atoms.positions.astype("<f8"), atoms.cell.array.astype("<f8"),
@@ -236,6 +268,9 @@ def digest(atoms: Atoms) -> str:
         atoms.get_initial_magnetic_moments().astype("<f8"),
     ):  # fmt: skip
         found.update(repr(array.shape).encode() + array.tobytes())
+    for key in ELECTRONS:
+        if key in atoms.info:
+            found.update(f"{key}={atoms.info[key]}".encode())
     return found.hexdigest()[:32]
 
 

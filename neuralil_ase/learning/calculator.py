@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -20,7 +21,7 @@ from neuralil_ase.errors import (
     TeacherError,
     UncertaintyError,
 )
-from neuralil_ase.learning.decision import SHARE, Decision, Descent, decide, movable
+from neuralil_ase.learning.decision import Decision, Descent, decide
 from neuralil_ase.learning.learner import Learner
 from neuralil_ase.learning.options import check_count
 from neuralil_ase.learning.records import Kind, Record
@@ -31,6 +32,8 @@ from neuralil_ase.learning.results import (
     results_of_model,
     results_of_teacher,
 )
+from neuralil_ase.learning.spot_checks import SpotChecks
+from neuralil_ase.learning.surface import changed_electrons
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.monitor.criteria import Criterion
 from neuralil_ase.prediction import Prediction, Uncertainty
@@ -42,12 +45,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 REACH, REACH_OF_OPTIMISER = 0.06, 0.15
 """Distance in Å per learnt frame within which a young model is trusted, in MD and in an optimisation."""
-HELD_OUT, RARELY = 0.25, 20
-"""If more than this fraction of the frames is held out, spot checks are this many times rarer. Otherwise 42 of 107
-queries in 20,000 steps of liquid EAN would be spot checks."""
-CHECK_OF_OPTIMISER = 100
-"""On the way to a minimum, a label is due after this many trusted evaluations in a row. Most relaxations end earlier. A
-relaxation of a soft structure may take hundreds of steps in a region where all error bars are too small."""
 FIT = 0.02
 """Force error that training must reach on the latest frames, as a fraction of fmax or of the allowed error bar. With
 0.1, training is twice as fast, and errors at the next minima are a tenth larger."""
@@ -68,6 +65,10 @@ class LearningCalculator(Calculator):
     calculator returns the results of the model. If not, it asks the teacher: the label is written to the folder, the
     model is trained further for some seconds, and the run continues. A second run of the same script with the same
     folder starts with everything that was learnt.
+
+    Energies are those whose slopes the forces are: the teacher's free energy, if it has one. The tolerance is meant for
+    runs and optimisations. Differences of forces 0.01 Å apart (``Vibrations``, phonons) are smaller: use the teacher
+    for them, or the exact Hessian of the model.
 
     Parameters
     ----------
@@ -108,12 +109,13 @@ class LearningCalculator(Calculator):
     ------
     TeacherError
         If the teacher is not suitable, or fails.
+    StructureError
+        If the same atoms have another charge, spin or magnetic moments than before.
     QueryLimitError
         If a label is needed and the query limit is reached.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 - ASE's convention
-    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 - ASE's convention
     name = "neuralil-learning"
 
     def __init__(
@@ -141,7 +143,7 @@ class LearningCalculator(Calculator):
         self.on_query, self.criteria = on_query, tuple(criteria)
         self.check_every = check_every
         self.evaluations = 0
-        self._trusted_in_a_row, self._next_check = 0, check_every
+        self._checks = SpotChecks(check_every)
         self.history: list[Step] = []
         self._progress = Progress(None, "evaluation", "learning", True) if progress else None
         self._model: NeuralILCalculator | None = None
@@ -174,7 +176,29 @@ class LearningCalculator(Calculator):
             )
         return model.prediction(self.atoms if atoms is None else atoms, uncertainty)
 
-    check_state = NeuralILCalculator.check_state
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last evaluation, for ASE; also what only the teacher sees. The comparison is exact
+        for any ``tol``."""
+        changes = NeuralILCalculator.check_state(self, atoms, tol)  # type: ignore[arg-type]  # it needs self.atoms only
+        return changes + ([] if self.atoms is None else changed_electrons(self.atoms, atoms))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LearningCalculator":
+        """A calculator for a copy of the atoms: it shares the learner, as only one may use a folder."""
+        copy = LearningCalculator(
+            learner=self.learner,
+            on_query=self.on_query,
+            criteria=self.criteria,
+            check_every=self.check_every,
+            progress=self._progress is not None,
+        )
+        copy.atoms, copy.results = deepcopy(self.atoms, memo), deepcopy(self.results, memo)
+        return copy
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a LearningCalculator cannot be pickled: its learner holds the lock of a folder. Pickle atoms without it "
+            "(atoms.copy()), and let processes use the model (NeuralILCalculator) or call the teacher (executor)"
+        )
 
     def calculate(
         self,
@@ -193,6 +217,7 @@ class LearningCalculator(Calculator):
         if not len(atoms):
             raise StructureError("the structure has no atoms, so there is nothing to learn")
         check_properties(atoms, properties, self.learner.knows_stress)
+        self.learner.check_surface(atoms)
         self.evaluations += 1
         self.learner.catch_up()
         results = self._answer(atoms)
@@ -285,7 +310,7 @@ class LearningCalculator(Calculator):
                 logger.info("no spot check of a trusted frame: %s", limit)
                 self._decision = self._decision._replace(kind=None)
         assert self._decision.prediction is not None
-        self._trusted_in_a_row += 1
+        self._checks.trusted()
         return results_of_model(self._decision.prediction, self.learner.knows_stress)
 
     def _note(self, atoms: Atoms) -> None:
@@ -310,13 +335,22 @@ class LearningCalculator(Calculator):
             prediction = model.prediction(atoms, "forces")
         except PredictionError as error:
             return Decision("unsure", str(error))
-        moved = np.inf if self._descent is None else self.learner.moved(atoms, movable(atoms))
+        moved = np.inf if self._descent is None else self.learner.moved(atoms)
         tolerance = self.learner.tolerance
         new_cell = self.learner.is_strained(atoms)
-        found = decide(atoms, prediction, tolerance, self._descent, self.criteria, moved, new_cell)
+        found = decide(
+            atoms,
+            prediction,
+            tolerance,
+            self._descent,
+            self.criteria,
+            moved,
+            new_cell,
+            self._last_trusted,
+        )
         if found.kind is None:
             reach = REACH if self._descent is None else REACH_OF_OPTIMISER
-            far = self.learner.too_far(atoms, movable(atoms), reach)
+            far = self.learner.too_far(atoms, reach)
             found = found if far is None else found._replace(kind="unsure", reason=far)
         if found.kind is None and self._is_check_due(found.is_near):
             return found._replace(kind="check", reason="a spot check of a trusted frame")
@@ -337,15 +371,13 @@ class LearningCalculator(Calculator):
             logger.warning(
                 "a spot check at evaluation %d found an error of %.3f eV/Å, with an error bar of %.3f and a tolerance "
                 "of %.3f: the %d evaluations before it may be wrong",
-                self.evaluations, error, decision.bar, decision.allowed, self._next_check,
+                self.evaluations, error, decision.bar, decision.allowed, self._checks.wait,
             )  # fmt: skip
         return self._of_teacher(label) if self.on_query == "teacher" else self._learnt(atoms)
 
     def _label(self, atoms: Atoms, kind: Kind, decision: Decision, target: float) -> Atoms | None:
         """Ask the teacher; None if another frame was labelled instead."""
-        # Each spot check doubles the wait for the next one. Any other query resets the wait.
-        self._trusted_in_a_row = 0
-        self._next_check = 2 * self._next_check if kind == "check" else self.check_every
+        self._checks.asked(kind)
         request = Request(
             atoms,
             kind,
@@ -377,14 +409,9 @@ class LearningCalculator(Calculator):
         return results_of_model(model.prediction(atoms, "forces"), self.learner.knows_stress)
 
     def _is_check_due(self, is_near: bool) -> bool:
-        """Whether this trusted frame is labelled as a spot check."""
-        row = self._trusted_in_a_row + 1
-        if self.check_every and self._descent is not None:
-            return row >= CHECK_OF_OPTIMISER / (SHARE if is_near else 1)
-        if not self.check_every or row < self._next_check:
-            return False
-        held_out = sum(record.held_out for record in self.records)
-        return held_out <= HELD_OUT * len(self.records) or row >= RARELY * self.check_every
+        if self._descent is None:
+            return self._checks.is_due(self.records)
+        return self._checks.is_due_on_the_way(is_near)
 
     def _present(self) -> NeuralILCalculator | None:
         """The calculator of the present model."""

@@ -58,6 +58,7 @@ class Confirmed(Optimizable):
                 f"Confirmed got {type(atoms).__name__}, which no optimiser of ASE can move: give Atoms, a filter or a "
                 "NEB"
             )
+        self._atoms = atoms
         self._inner: Optimizable = atoms.__ase_optimizable__()
         self._fmax: float | None = None
         self._refused = 0
@@ -72,24 +73,44 @@ class Confirmed(Optimizable):
             Class of an optimiser of ASE, as BFGS.
         options
             Its other arguments, as ``logfile`` and ``trajectory``.
+
+        Raises
+        ------
+        ConfigError
+            If this optimiser works with atoms alone, as those with a preconditioner.
         """
-        calculators = self._calculators
+        calculators, confirmed = self._calculators, self
         used: list[Potential | None] = [None] * len(calculators)
 
         class Renewed(kind):  # type: ignore[misc, valid-type]  # the class is given at run time
             def step(self, *arguments: Any, **named: Any) -> Any:
                 present = [calculator.potential for calculator in calculators]
                 if any(a is not b for a, b in zip(used, present, strict=True)):
-                    self.__dict__.update(deepcopy(fresh))
+                    self.__dict__.update(confirmed._copy(fresh))
                     used[:] = present
                 return super().step(*arguments, **named)
 
         Renewed.__name__ = Renewed.__qualname__ = kind.__name__  # for the log
         optimizer: Optimizer = Renewed(self, **options)
+        if hasattr(optimizer, "_actual_atoms"):
+            raise ConfigError(
+                f"{kind.__name__} asks atoms for their forces itself, so that its minimum cannot be confirmed: use "
+                "BFGS, LBFGS, FIRE or GPMin instead, or give it the atoms themselves, without Confirmed"
+            )
         anything: Any = self
         common = vars(Optimizer(anything, logfile=None))
-        fresh = deepcopy({k: v for k, v in vars(optimizer).items() if k not in common})
+        fresh = self._copy({k: v for k, v in vars(optimizer).items() if k not in common})
         return optimizer
+
+    def _copy(self, attributes: dict[str, Any]) -> dict[str, Any]:
+        """A deep copy of the state of an optimiser that moves the same structure."""
+        shared = [self, self._inner, self._atoms, *self._calculators, *self._inner.iterimages()]
+        if hasattr(self._atoms, "atoms"):
+            shared.append(self._atoms.atoms)
+        return deepcopy(attributes, {id(item): item for item in shared})
+
+    def __len__(self) -> int:
+        return self.ndofs() // 3
 
     def ndofs(self) -> int:
         """Number of degrees of freedom."""

@@ -80,13 +80,14 @@ def decide(
     criteria: Sequence[Criterion] = (),
     moved: float = np.inf,
     is_strained: bool = False,
+    before: Atoms | None = None,
 ) -> Decision:
     """Compare the error bars of a prediction with the tolerance.
 
     Parameters
     ----------
     atoms
-        The structure. Atoms that its constraints fix are ignored.
+        The structure. Atoms that its constraints fix are ignored, unless all are fixed, or the script moved them.
     prediction
         Prediction of a calibrated model, with uncertainty "forces".
     tolerance
@@ -102,16 +103,16 @@ def decide(
     is_strained
         Whether no learnt frame has this cell. Then the error bar of the stress must be within the tolerance, too, but
         not on the way to a minimum.
+    before
+        The structure that was evaluated before this one.
     """
-    moving = movable(atoms)
+    moving = movable(atoms, before)
     bar = float(prediction.forces_error_bar[moving].max(initial=0))
     allowed, is_near = tolerance, descent is not None and moved <= NEAR_BY
     if descent is not None:
         allowed = descent.allowed(largest_force(atoms, prediction))
         allowed /= SHARE if is_near else 1.0
-    all_criteria: list[Criterion] = [*criteria]
-    if moving.size:
-        all_criteria.insert(0, MaxForceErrorBar(low=allowed, indices=moving.tolist()))
+    all_criteria = [MaxForceErrorBar(low=allowed, indices=moving.tolist()), *criteria]
     for criterion in all_criteria:
         reading = criterion.resolved(prediction.calibration).read(atoms, prediction)
         if reading.band != Band.TRUSTED:
@@ -136,11 +137,15 @@ def cell_error_bar(prediction: Prediction) -> float:
     return scale * largest * float(prediction.volume or 0.0) / len(prediction.symbols)
 
 
-def movable(atoms: Atoms) -> np.ndarray:
-    """Indices of the atoms that can move in spite of the constraints."""
+def movable(atoms: Atoms, before: Atoms | None = None) -> np.ndarray:
+    """Indices of the atoms that can move in spite of the constraints, or have moved since ``before``; all if there are
+    none, as in a scan by hand."""
     # Random forces: a constraint on the centre of mass then leaves none of them exactly zero.
     forces = np.random.default_rng(0).normal(size=(len(atoms), 3))
-    return np.flatnonzero(np.abs(constrained(atoms, forces)).sum(axis=1) > 1e-12)
+    counts = np.abs(constrained(atoms, forces)).sum(axis=1) > 1e-12
+    if before is not None and np.array_equal(before.numbers, atoms.numbers):
+        counts |= (before.positions != atoms.positions).any(axis=1)
+    return np.flatnonzero(counts) if counts.any() else np.arange(len(atoms))
 
 
 def largest_force(atoms: Atoms, prediction: Prediction) -> float:

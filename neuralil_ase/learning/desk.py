@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from neuralil_ase.errors import ConfigError, QueryLimitError, TeacherError
 from neuralil_ase.farm import digest
 from neuralil_ase.learning.records import Folder, Record
 from neuralil_ase.learning.request import SURPRISE, Request, bare
-from neuralil_ase.learning.teacher import check_offers, parameters_of
+from neuralil_ase.learning.teacher import check_offers, is_disturbed, parameters_of
 from neuralil_ase.prediction import Prediction
 
 logger = logging.getLogger(__name__)
 HOUR = 3600.0
+FIRST_LABELS = 10
+"""Among so many labels a run without a model looks for two that tell the units of the teacher."""
 ROLL_BACK = (
     ", or continue from an earlier one: calc.roll_back(atoms) restores the last trusted structure"
 )
@@ -48,6 +51,8 @@ class Desk:
         Class of the calculator.
     teacher_parameters
         Its parameters as text.
+    offers_stress
+        Whether it claims to compute stresses.
 
     Raises
     ------
@@ -75,6 +80,7 @@ class Desk:
                 "that makes a calculator as the teacher, for instance functools.partial(EMT) instead of EMT()"
             )
         self.teacher_name, self.teacher_parameters = type(offered).__name__, parameters_of(offered)
+        self.offers_stress = "stress" in offered.implemented_properties
         self._folder, self._executor, self._retries = folder, executor, retries
         self._most, self._per_hour = max_queries, queries_per_hour
         self._is_stress_checked = False
@@ -110,9 +116,10 @@ class Desk:
         frames = [bare(request.atoms) for request in requests]
         names = [digest(frame) for frame in frames]
         self._check_budget(sum(not self._folder.file(name).exists() for name in names))
+        self._folder.teacher = self.teacher_name, self.teacher_parameters
         seconds, failure = self._ask(frames, requests, tolerance)
         if check is not None and failure is None:
-            self._check(names, check)
+            self.check(names, check)
         for request, name in zip(requests, names, strict=True):
             if self._folder.file(name).exists() and not self._folder.knows(name):
                 record = _record(request, name, tolerance, seconds)
@@ -129,12 +136,18 @@ class Desk:
 
     def _ask(
         self, frames: Sequence[Atoms], requests: Sequence[Request], tolerance: float | None
-    ) -> tuple[float, TeacherError | None]:
+    ) -> tuple[float, TeacherError | QueryLimitError | None]:
         """Call the teacher until it has labelled all frames or failed too often; seconds per label, and the error."""
+        seconds = 0.0
         for attempt in range(self._retries + 1):
             missing = [k for k, frame in enumerate(frames) if not self._folder.has(frame)]
             if attempt:
-                self._check_budget(len(missing))
+                try:
+                    self._check_budget(len(missing))
+                except (
+                    QueryLimitError
+                ) as limit:  # the labels of the first attempt need their records
+                    return seconds, limit
             began = time.perf_counter()
             found = self._folder.label([frames[k] for k in missing], self._factory, self._executor)
             seconds = (time.perf_counter() - began) / max(len(missing), 1)
@@ -168,16 +181,40 @@ class Desk:
                 self.teacher_name,
             )
 
-    def _check(self, names: Sequence[str], check: FrameCheck) -> None:
-        """Move labels that cannot be right to another folder: no run may learn them, but they are not deleted."""
+    def check(self, names: Sequence[str], check: FrameCheck) -> None:
+        """Check labels. Those that cannot be right are moved to another folder: no run may learn them, but they are not
+        deleted.
+
+        Raises
+        ------
+        TeacherError
+            The error of ``check``.
+        """
         try:
             check([self._folder.read(name) for name in names])
         except TeacherError as error:
             aside = self._folder.refuse(names)
             error.add_note(
-                f"The labels are kept in {aside}; if they are right after all, move them back to labels"
+                f"The labels are kept in {aside}; if they are right after all, move them back to labels, and start "
+                "again with check_teacher=False"
             )
             raise
+
+    def check_found(self, check: FrameCheck) -> bool:
+        """Check the teacher by labels of a run that ended before it had a model; False if they do not tell.
+
+        Raises
+        ------
+        TeacherError
+            The error of ``check``, which is called with two disturbed copies of one structure.
+        """
+        names = [record.digest for record in self._folder.answered]
+        frames = {name: self._folder.read(name) for name in names[:FIRST_LABELS]}
+        for pair in combinations(frames, 2):
+            if is_disturbed(*(frames[name] for name in pair)):
+                self.check(pair, check)
+                return True
+        return len(names) > FIRST_LABELS
 
     def _check_budget(self, wanted: int) -> None:
         calls, path = self._folder.calls, self._folder.path
@@ -196,7 +233,7 @@ class Desk:
 
     @property
     def _calls_of_last_hour(self) -> int:
-        return sum(r.is_call and r.time > time.time() - HOUR for r in self._folder.records)
+        return sum(r.time > time.time() - HOUR for r in self._folder.records)
 
 
 def _record(request: Request, name: str, tolerance: float | None, seconds: float) -> Record:

@@ -13,7 +13,6 @@ import numpy as np
 from ase import Atoms
 
 from neuralil_ase import __version__
-from neuralil_ase.errors import ConfigError
 from neuralil_ase.evaluation.model_card import describe
 from neuralil_ase.files.model_file import as_potential
 from neuralil_ase.learning.desk import Desk, FrameCheck
@@ -27,7 +26,13 @@ from neuralil_ase.learning.stream import (
     with_error_bars,
     with_thresholds,
 )
-from neuralil_ase.learning.teacher import changed_parameters, check_scale, check_units
+from neuralil_ase.learning.surface import Surface
+from neuralil_ase.learning.teacher import (
+    check_same_teacher,
+    check_scale,
+    check_units,
+    disturbed,
+)
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.samples.linear import LINEAR_FRAMES
 from neuralil_ase.training.settings import TrainingSettings
@@ -39,10 +44,8 @@ RELATIVE_TOLERANCE, LEAST_TOLERANCE = 0.4, 0.05
 """Default tolerance: this fraction of the root mean square force, but at least this value in eV/Å."""
 GROWN = 10
 """From this number of learnt frames on, error bars alone decide whether a model that began from nothing is trusted."""
-RATTLE = 0.05
-"""Å: standard deviation of each coordinate of a rattled frame."""
 TEACHER, PARAMETERS = "taught_by", "taught_with"
-"""Key in the provenance of the model: class of the teacher."""
+"""Keys in the provenance of the model: class and parameters of the teacher."""
 
 
 class Learner:
@@ -134,13 +137,17 @@ class Learner:
         self._tolerance = tolerance or (usual_error_bar(given) if given is not None else None)
         loaded = self.folder.load()
         self._potential = loaded or given
-        _check_same_teacher(loaded, self._desk, self.folder)
+        known = {} if loaded is None else loaded.provenance
+        of_model = (known[TEACHER], known.get(PARAMETERS, {})) if TEACHER in known else None
+        now = self._desk.teacher_name, self._desk.teacher_parameters
+        check_same_teacher(self.folder.teacher or of_model, now, self.folder.path)
         fitted = None if given is not None else 0
         if loaded is not None:
             fitted = loaded.provenance.get(LINEAR_FRAMES)
         self._pupil = Pupil(self._potential, replace(settings, seed=seed), fitted)
         self._data = frames
         self._taken: set[str] = set()
+        self._surface = Surface()
         self._caught_up = self._is_checked = False
         self._force_size = 0.0
 
@@ -169,10 +176,10 @@ class Learner:
         """Number of calls of the teacher that the query limits allow now; infinite without limits."""
         return self._desk.calls_left
 
-    def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
-        """Largest displacement in Å of these atoms, or lattice vectors, from the nearest learnt frame of the same
-        atoms; infinite if there is none."""
-        return self._pupil.moved(atoms, indices, from_learnt=True)
+    def moved(self, atoms: Atoms) -> float:
+        """Largest displacement in Å of an atom, or a lattice vector, from the nearest learnt frame of the same atoms;
+        infinite if there is none."""
+        return self._pupil.moved(atoms, from_learnt=True)
 
     @property
     def knows_stress(self) -> bool:
@@ -183,7 +190,17 @@ class Learner:
         """Whether no learnt frame of the same atoms has this cell."""
         return self._pupil.is_strained(atoms)
 
-    def too_far(self, atoms: Atoms, indices: np.ndarray, reach: float) -> str | None:
+    def check_surface(self, atoms: Atoms) -> None:
+        """Check that the same atoms had the same charge, spin and magnetic moments before.
+
+        Raises
+        ------
+        StructureError
+            If not.
+        """
+        self._surface.check(atoms)
+
+    def too_far(self, atoms: Atoms, reach: float) -> str | None:
         """The reason why a young model must not be trusted here; None if it may be trusted.
 
         At first all members extrapolate in the same way, and spreads are too small. After two frames of copper rattled
@@ -191,15 +208,15 @@ class Learner:
 
         Parameters
         ----------
-        atoms, indices
-            The structure, and the indices of the atoms to consider.
+        atoms
+            The structure. Atoms that constraints fix count, too: a script may have moved them.
         reach
             Largest displacement of an atom from the nearest labelled frame, in Å per learnt frame.
         """
         frames = len(self._pupil)
         if self._prior is not None or frames >= GROWN:
             return None
-        moved = self._pupil.moved(atoms, indices)
+        moved = self._pupil.moved(atoms)
         if moved <= reach * frames:
             return None
         if not np.isfinite(moved):
@@ -233,6 +250,9 @@ class Learner:
             learnt = self._potential.provenance.get(LEARNT, ()) if self._potential else ()
             names = {record.digest for record in self.folder.answered}
             missing = len(names - set(learnt)) + len(self._data)
+            is_unchecked = self._is_checking and self._potential is None and not self._data
+            if is_unchecked and not self._desk.check_found(_check_first_two):
+                return
             self._take()
             if len(self._pupil) and (missing or self._potential is None):
                 self._learn(missing)
@@ -253,13 +273,11 @@ class Learner:
             If the query limits are not sufficient.
         """
         rng = np.random.default_rng(self._seed)
-        requests = [replace(request, reason="there is no model yet")]
+        requests = [request]
         for _ in range(self._rattled):
-            copy = bare(request.atoms)
-            copy.positions += rng.normal(0, RATTLE, copy.positions.shape)
+            copy = disturbed(bare(request.atoms), rng, self._desk.offers_stress)
             requests.append(Request(copy, "rattled", "a rattled copy of the first"))
-        is_checked = self._check_teacher and self._rattled > 0
-        return self.ask(requests, _check_first_two if is_checked else None)[0]
+        return self.ask(requests, _check_first_two if self._is_checking else None)[0]
 
     def ask(
         self,
@@ -311,6 +329,11 @@ class Learner:
     def card(self) -> str:
         """Description of the present model in words."""
         return "no model yet" if self._potential is None else describe(self._potential)
+
+    @property
+    def _is_checking(self) -> bool:
+        """Whether two labels tell the units and signs of the teacher."""
+        return self._check_teacher and self._rattled > 0
 
     def _take(self) -> None:
         """Give new frames to the pupil, the frames of the user first."""
@@ -366,24 +389,6 @@ class Learner:
 
 def _check_first_two(frames: Sequence[Atoms]) -> None:
     check_units(frames[0], frames[1])
-
-
-def _check_same_teacher(potential: Potential | None, desk: Desk, folder: Folder) -> None:
-    known = {} if potential is None else potential.provenance
-    before, name = known.get(TEACHER), desk.teacher_name
-    if before not in (None, name):
-        raise ConfigError(
-            f"the labels in {folder.path} are by {before}, and the teacher is now {name}: labels of two teachers must "
-            "not be mixed. Choose another folder, or use the same teacher as before"
-        )
-    now = desk.teacher_parameters
-    changed = changed_parameters(known.get(PARAMETERS, now), now)
-    if changed:
-        logger.warning(
-            "%s has other parameters than when the labels in %s were made: %s. If they change energies or forces, the "
-            "labels of two teachers are mixed now: choose another folder, or set the parameters as before",
-            name, folder.path, changed,
-        )  # fmt: skip
 
 
 def log_failure(training: "Future[None]") -> None:

@@ -1,9 +1,9 @@
 """The pupil: a potential that is trained further, in seconds, whenever there are new labels.
 
 Training begins from nothing, with an architecture chosen from the first frames, or from a given potential. If a new
-element appears, training begins again with all frames. Every update first fits the linear part of the energy again to
-all frames. This fit learns most of a new frame at once, and the spread decreases accordingly. The networks learn the
-rest.
+element appears, or the first neighbours after isolated atoms, training begins again with all frames. Every update first
+fits the linear part of the energy again to all frames. This fit learns most of a new frame at once, and the spread
+decreases accordingly. The networks learn the rest.
 """
 
 import logging
@@ -39,6 +39,9 @@ CORE = 0.7
 REACH = 1.76
 """Cutoff divided by the distance between nearest neighbours: 4.5 Å in copper. A few frames contain little information
 about atoms farther away. With 5.5 Å the next frames of a relaxation are not predicted better, at twice the cost."""
+CUTOFF_OF_ATOMS = 3.9
+"""Cutoff in Å if no atom has a neighbour. It is chosen for nothing else: the first frame with neighbours begins a new
+model, whose cutoff belongs to the distances there."""
 STEPS = 100
 """Steps of one cycle of training."""
 CYCLES = 4
@@ -187,17 +190,17 @@ class Pupil:
         self.potential = replace(potential, calibration=calibration, provenance=provenance)
         return self.potential
 
-    def moved(self, atoms: Atoms, indices: np.ndarray, from_learnt: bool = False) -> float:
-        """Largest displacement in Å of these atoms from the nearest labelled frame of the same atoms.
+    def moved(self, atoms: Atoms, from_learnt: bool = False) -> float:
+        """Largest displacement in Å of an atom from the nearest labelled frame of the same atoms.
 
         It is infinite if there is no such frame. With ``from_learnt``, frames that are held out do not count, and the
         displacement of the lattice vectors does.
         """
         numbers = self._by_symbols.get(" ".join(atoms.get_chemical_symbols()), [])
         same = [self._frames[k] for k in numbers if not (from_learnt and k in self._held)]
-        if not same or not len(indices):
-            return np.inf if not same else 0.0
-        vectors = np.stack([atoms.positions[indices] - f.positions[indices] for f in same])
+        if not same:
+            return np.inf
+        vectors = np.stack([atoms.positions - f.positions for f in same])
         cell = atoms.cell.complete().array
         shifts = np.round(vectors @ np.linalg.inv(cell)) * atoms.pbc
         moved = np.linalg.norm(vectors - shifts @ cell, axis=2).max(axis=1)
@@ -235,9 +238,13 @@ class Pupil:
         return [k for k in range(len(self._frames)) if k not in self._held]
 
     def _knows(self, frame: Frame) -> bool:
-        return self.potential is not None and set(frame.symbols.tolist()) <= set(
+        """Whether the architecture is made for such a frame: it has the elements, and may have neighbours."""
+        if self.potential is None or not set(frame.symbols.tolist()) <= set(
             self.potential.elements
-        )
+        ):
+            return False
+        is_for_atoms = self.linear_frames is not None and self.potential.r_cut == CUTOFF_OF_ATOMS
+        return not is_for_atoms or not _has_neighbours([frame])
 
     def _ready(self) -> tuple[Continuation, Potential]:
         assert self._continuation is not None
@@ -251,9 +258,10 @@ class Pupil:
         is_new = not all(map(self._knows, self._frames))
         if is_new:
             if self.potential is not None:
-                logger.warning(
-                    "a new element: the model begins again with all %d frames", len(self)
-                )
+                reason = "the first frame whose atoms have neighbours"
+                if not set(elements_of(self._frames)) <= set(self.potential.elements):
+                    reason = "a new element"
+                logger.warning("%s: the model begins again with all %d frames", reason, len(self))
             self._held.clear()
             self.linear_frames = 0
             self.potential = first_potential(self._frames, self.settings)
@@ -292,7 +300,8 @@ def first_potential(frames: Sequence[Frame], settings: TrainingSettings) -> Pote
     """A potential with random parameters and an architecture chosen from the frames."""
     elements = elements_of(frames)
     found = surroundings(frames, elements)
-    r_cut = settings.r_cut or rounded(REACH * found.nearest, found.longest)
+    usual = rounded(REACH * found.nearest, found.longest)
+    r_cut = settings.r_cut or (usual if _has_neighbours(frames) else CUTOFF_OF_ATOMS)
     # A finer descriptor would need more than a few frames.
     n_max = settings.n_max or round(r_cut / RADIAL_SPACING)
     settings = replace(settings, r_cut=r_cut, n_max=n_max).with_frames(len(frames))
@@ -306,6 +315,10 @@ def first_potential(frames: Sequence[Frame], settings: TrainingSettings) -> Pote
         config = replace(config, zbl_radii=tuple(core.round(4).tolist()))
     parameters = first_params(config, settings.seed)
     return Potential(config, parameters, energy_reference(frames, elements))
+
+
+def _has_neighbours(frames: Sequence[Frame]) -> bool:
+    return surroundings(frames, elements_of(frames)).neighbours > 0
 
 
 def _chances(count: int, new: int) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The folder of a learner: labels, one record of each query, the present model. No file is ever half written.
 
 ``labels/DIGEST.extxyz`` is a labelled frame, written by :func:`neuralil_ase.label` before anything uses it.
-``queries.jsonl`` holds a line of JSON for each query, in their order. The provenance in ``model.safetensors`` lists the
-labels that the model has learnt, so that a model and its state are one file.
+``queries.jsonl`` holds a line of JSON for each query, in their order, and ``teacher.json`` the calculator that made the
+labels. The provenance in ``model.safetensors`` lists the labels that the model has learnt, so that a model and its
+state are one file.
 """
 
 import json
@@ -19,7 +20,7 @@ from ase.io import read
 
 from neuralil_ase.errors import DataError, ModelFileError, OutputError
 from neuralil_ase.farm import Labelled, digest, label
-from neuralil_ase.files.atomic import append_record, cut_tail, make_folder
+from neuralil_ase.files.atomic import append_record, cut_tail, make_folder, write_atomically
 from neuralil_ase.files.lock import OutputLock
 from neuralil_ase.files.model_file import load_potential, save_potential
 from neuralil_ase.model.potential import Potential
@@ -80,11 +81,6 @@ class Record:
     energy_error: float | None = None
     energy_spread: float | None = None
 
-    @property
-    def is_call(self) -> bool:
-        """Whether the teacher was called for this query."""
-        return self.kind != "found"
-
     def describe(self) -> str:
         """Why the teacher was asked, and the errors of the model compared with its error bars."""
         found = f"evaluation {self.evaluation}, {self.reason}"
@@ -119,9 +115,9 @@ class Folder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the script may change its directory
         self.labels, self.model = self.path / "labels", self.path / "model.safetensors"
-        self.log = self.path / "queries.jsonl"
+        self.log, self._teacher = self.path / "queries.jsonl", self.path / "teacher.json"
         make_folder(self.labels)
         self._lock = OutputLock(self.model, take_over=True)
         self.records = [*_read_records(self.log)]
@@ -130,8 +126,28 @@ class Folder:
 
     @property
     def calls(self) -> int:
-        """Number of calls of the teacher, including failures."""
-        return sum(record.is_call for record in self.records)
+        """Number of calls of the teacher, including failures, and labels whose run was killed before the record."""
+        return len(self.records)
+
+    @property
+    def teacher(self) -> tuple[str, dict[str, str]] | None:
+        """Class and parameters of the calculator that made the labels; None if there is no label."""
+        if not self._teacher.exists() or not any(self.labels.glob("*.extxyz")):
+            return None
+        try:
+            known = json.loads(self._teacher.read_text(encoding="utf-8"))
+            return str(known["name"]), dict(known["parameters"])
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise DataError(
+                f"{self._teacher} cannot be read ({problem}). Usually it was edited by hand: restore it. If you remove "
+                "it, nothing tells whether the labels are by the same teacher"
+            ) from problem
+
+    @teacher.setter
+    def teacher(self, name_and_parameters: tuple[str, dict[str, str]]) -> None:
+        if self.teacher != name_and_parameters:
+            known = dict(zip(("name", "parameters"), name_and_parameters, strict=True))
+            write_atomically(self._teacher, json.dumps(known).encode())
 
     @property
     def answered(self) -> list[Record]:

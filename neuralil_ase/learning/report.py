@@ -60,7 +60,7 @@ def summary_text(records: Sequence[Record], evaluations: int, tolerance: float) 
     counts = Counter(record.kind for record in records if record.failure is None)
     failures = sum(record.failure is not None for record in records)
     kinds = ", ".join(f"{counts[kind]} {words}" for kind, words in WORDS.items() if counts[kind])
-    calls = sum(record.is_call for record in records)
+    calls = len(records)
     seconds = sum(record.seconds for record in records)
     lines = [
         f"{evaluations} evaluations in this run; {calls} calls of the teacher in all ({kinds or 'none'}"

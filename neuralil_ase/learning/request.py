@@ -69,14 +69,17 @@ class Teaching(Protocol):
     def records(self) -> list[Record]:
         """All queries so far."""
 
-    def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
-        """Largest displacement in Å of these atoms from the nearest learnt frame; infinite if there is none."""
+    def moved(self, atoms: Atoms) -> float:
+        """Largest displacement in Å of an atom from the nearest learnt frame; infinite if there is none."""
 
     @property
     def knows_stress(self) -> bool:
         """Whether the model could learn stresses."""
 
-    def too_far(self, atoms: Atoms, indices: np.ndarray, reach: float) -> str | None:
+    def check_surface(self, atoms: Atoms) -> None:
+        """Check that the same atoms had the same charge, spin and magnetic moments before."""
+
+    def too_far(self, atoms: Atoms, reach: float) -> str | None:
         """The reason why a young model must not be trusted here; None if it may be trusted."""
 
     def is_strained(self, atoms: Atoms) -> bool:
@@ -96,11 +99,11 @@ class Teaching(Protocol):
 
 
 def bare(atoms: Atoms) -> Atoms:
-    """A copy for the teacher, without constraints, calculator and momenta.
+    """A copy for the teacher, without constraints, calculator, momenta and arrays of the user.
 
-    Some teachers read the charge or spin of the system from ``atoms.info``.
+    Some teachers read the charge or spin of the system from ``atoms.info``, or kinds of atoms from the tags.
     """
     return Atoms(
-        atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc,
+        atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, tags=atoms.get_tags(),
         charges=atoms.get_initial_charges(), magmoms=atoms.get_initial_magnetic_moments(), info=atoms.info,
     )  # fmt: skip

@@ -6,7 +6,6 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from threading import Condition
 from typing import Any
 
-import numpy as np
 from ase import Atoms
 
 from neuralil_ase.errors import ConfigError
@@ -170,15 +169,18 @@ class _Seat:
     def records(self) -> list[Record]:
         return self._walkers.learner.records
 
-    def moved(self, atoms: Atoms, indices: np.ndarray) -> float:
-        return self._walkers.learner.moved(atoms, indices)
+    def moved(self, atoms: Atoms) -> float:
+        return self._walkers.learner.moved(atoms)
 
     @property
     def knows_stress(self) -> bool:
         return self._walkers.learner.knows_stress
 
-    def too_far(self, atoms: Atoms, indices: np.ndarray, reach: float) -> str | None:
-        return self._walkers.learner.too_far(atoms, indices, reach)
+    def too_far(self, atoms: Atoms, reach: float) -> str | None:
+        return self._walkers.learner.too_far(atoms, reach)
+
+    def check_surface(self, atoms: Atoms) -> None:
+        self._walkers.learner.check_surface(atoms)
 
     def is_strained(self, atoms: Atoms) -> bool:
         return self._walkers.learner.is_strained(atoms)

@@ -15,7 +15,8 @@ from ase.io import read
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
-from ase.optimize import BFGS, FIRE, LBFGS, MDMin
+from ase.optimize import BFGS, FIRE, LBFGS, GPMin, MDMin
+from ase.optimize.precon import PreconLBFGS
 from pupils import SMALL, Teacher, crystal
 
 from neuralil_ase import (
@@ -26,7 +27,7 @@ from neuralil_ase import (
     NeuralILCalculator,
 )
 from neuralil_ase.errors import ConfigError, UncertaintyError
-from neuralil_ase.learning import calculator, decision
+from neuralil_ase.learning import decision, spot_checks
 from neuralil_ase.learning.walkers import Walkers
 from neuralil_ase.monitor import ShortestDistance
 
@@ -132,12 +133,20 @@ def test_an_optimiser_forgets_what_it_knew_of_the_model_before(folder: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [LBFGS, MDMin])
+@pytest.mark.parametrize("kind", [LBFGS, MDMin, GPMin])
 def test_other_optimisers_forget_as_well(folder: Path, kind: type) -> None:
     atoms = crystal(rattle=0.1)
     atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL)
     assert Confirmed(atoms).optimizer(kind, logfile=None).run(fmax=0.1, steps=200)
     assert np.linalg.norm(truth(atoms).get_forces(), axis=1).max() < 0.1
+
+
+@pytest.mark.filterwarnings("ignore:The system is likely too small")
+def test_an_optimiser_that_cannot_be_confirmed_is_named(folder: Path) -> None:
+    atoms = crystal(rattle=0.1)
+    atoms.calc = LearningCalculator(Teacher(), folder, settings=SMALL)
+    with pytest.raises(ConfigError, match="PreconLBFGS asks atoms for their forces itself"):
+        Confirmed(atoms).optimizer(PreconLBFGS, logfile=None)
 
 
 def test_a_cell_is_relaxed_to_the_teachers_stress(folder: Path) -> None:
@@ -329,7 +338,7 @@ def test_a_long_way_to_a_minimum_is_labelled_now_and_then(
     folder: Path, monkeypatch: pytest.MonkeyPatch, near_by: float, expected: int
 ) -> None:
     """Else a soft structure would wander for ever under error bars that are too small; less often near a label."""
-    monkeypatch.setattr(calculator, "CHECK_OF_OPTIMISER", 3)
+    monkeypatch.setattr(spot_checks, "CHECK_OF_OPTIMISER", 3)
     monkeypatch.setattr(decision, "NEAR", 1e3)  # all is trusted
     monkeypatch.setattr(decision, "NEAR_BY", near_by)
     atoms = crystal()
