@@ -324,13 +324,14 @@ class LearningCalculator(Calculator):
 
     def _decide(self, atoms: Atoms) -> Decision:
         model = self._present()
-        if model is None:
+        known = () if model is None else model.potential.elements
+        unknown = ", ".join(sorted(set(atoms.symbols) - set(known)))
+        if model is None or unknown:
             check_geometry(atoms.positions, atoms.cell.array, np.asarray(atoms.pbc))
-            return Decision("first", "there is no model yet")
-        unknown = sorted(set(atoms.symbols) - set(model.potential.elements))
-        if unknown:
-            check_geometry(atoms.positions, atoms.cell.array, np.asarray(atoms.pbc))
-            return Decision("first", f"the model does not know {', '.join(unknown)}")
+            reason = (
+                "there is no model yet" if model is None else f"the model does not know {unknown}"
+            )
+            return Decision("first", reason)
         try:
             prediction = model.prediction(atoms, "forces")
         except PredictionError as error:

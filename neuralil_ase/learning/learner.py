@@ -68,8 +68,8 @@ class Learner:
         of the latest labelled frames, but at least 0.05 eV/Å (the typical error is then a few per cent of the typical
         force). For a calibrated ``model``, None means the error bar at its lower threshold.
     rattled
-        Number of rattled copies of the first frame that are labelled with it. The check of the teacher's units needs
-        one.
+        Number of rattled copies of the first frame that are labelled with it; also strained, if it is periodic and the
+        teacher offers a stress. The check of the teacher's units needs one.
     max_queries, queries_per_hour
         Largest number of calls of the teacher in all runs with this folder, and in any hour. A further call raises
         ``QueryLimitError``.
