@@ -207,6 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="TOML values")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("jax").setLevel(logging.WARNING)  # it looks for a TPU
     options = tomllib.loads("\n".join(given.set))
     models = given.output.with_suffix(".models")
     lines = given.output.read_text(encoding="utf-8").splitlines() if given.output.exists() else []
