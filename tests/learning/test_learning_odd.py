@@ -144,6 +144,18 @@ def pair_of(atoms: Atoms, calc: Any, seed: int = 0) -> tuple[Atoms, Atoms]:
     return found[0], found[1]
 
 
+def test_a_stress_that_is_offered_but_not_given_hides_no_wrong_energy() -> None:
+    for energy in (1.0, 1 / 27.2114, -1.0):
+        labels = pair_of(bulk("Cu", cubic=True) * (2, 2, 1), InUnits(energy=energy))
+        for label in labels:
+            label.calc.results.pop("stress")
+        if energy == 1:
+            check_units(*labels)
+            continue
+        with pytest.raises(TeacherError, match="forces are not the slope"):
+            check_units(*labels)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_right_stresses_pass_in_strained_cells(seed: int) -> None:
     rng = np.random.default_rng(seed)
