@@ -74,7 +74,8 @@ class Learner:
         Largest number of calls of the teacher in all runs with this folder, and in any hour. A further call raises
         ``QueryLimitError``.
     retries
-        How often a failed calculation is repeated.
+        How often a failed calculation is repeated. A program that may hang needs a time limit of its own, for instance
+        ``timeout 3600`` before its command; the calculation then fails.
     background
         Train in another thread while the run continues with the old model. The run waits only when the old model is
         uncertain again. Such runs cannot be repeated exactly.
