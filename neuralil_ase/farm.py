@@ -255,7 +255,7 @@ def electrons_of(atoms: Atoms) -> dict[str, Any]:
         "initial charges": atoms.get_initial_charges(),
         "initial magnetic moments": atoms.get_initial_magnetic_moments(),
     }
-    found = {name: values for name, values in found.items() if values.any()}
+    found = {name: values.copy() for name, values in found.items() if values.any()}
     return found | {f"info[{key!r}]": atoms.info[key] for key in ELECTRONS if key in atoms.info}
 
 

@@ -155,7 +155,8 @@ def without_false_contacts(frames: Sequence[Frame]) -> list[Frame]:
     DataError
         If there are many such frames, which usually means other units of length or lost cells.
     """
-    energies = _deviations_by_frame(frames)
+    # Forces tell more than energies, and most data have them.
+    energies = _deviations_by_frame(frames) if any(f.forces is None for f in frames) else {}
     found = [_false_contact(frame, energies.get(id(frame))) for frame in frames]
     bad = [(frame, contact) for frame, contact in zip(frames, found, strict=True) if contact]
     if len(bad) > max(1, MOST_ABSURD * len(frames)):

@@ -12,16 +12,15 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
 from neuralil_ase.calculator import NeuralILCalculator
-from neuralil_ase.engine.geometry import check_geometry
 from neuralil_ase.errors import (
     ConfigError,
-    PredictionError,
     QueryLimitError,
     StructureError,
     TeacherError,
     UncertaintyError,
 )
-from neuralil_ase.learning.decision import Decision, Descent, decide
+from neuralil_ase.farm import electrons_of
+from neuralil_ase.learning.decision import Decision, Descent, judge
 from neuralil_ase.learning.learner import Learner
 from neuralil_ase.learning.options import check_count
 from neuralil_ase.learning.records import Kind, Record
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
-REACH, REACH_OF_OPTIMISER = 0.06, 0.15
-"""Distance in Å per learnt frame within which a young model is trusted, in MD and in an optimisation."""
 FIT = 0.02
 """Force error that training must reach on the latest frames, as a fraction of fmax or of the allowed error bar. With
 0.1, training is twice as fast, and errors at the next minima are a tenth larger."""
@@ -180,7 +177,9 @@ class LearningCalculator(Calculator):
         """What has changed since the last evaluation, for ASE; also what only the teacher sees. The comparison is exact
         for any ``tol``."""
         changes = NeuralILCalculator.check_state(self, atoms, tol)  # type: ignore[arg-type]  # it needs self.atoms only
-        return changes + ([] if self.atoms is None else changed_electrons(self.atoms, atoms))
+        if self.atoms is not None:
+            changes += changed_electrons(electrons_of(self.atoms), electrons_of(atoms))
+        return changes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LearningCalculator":
         """A calculator for a copy of the atoms: it shares the learner, as only one may use a folder."""
@@ -323,36 +322,9 @@ class LearningCalculator(Calculator):
             self._progress.update(self.evaluations, progress_text(self.history, self.records))
 
     def _decide(self, atoms: Atoms) -> Decision:
-        model = self._present()
-        known = () if model is None else model.potential.elements
-        unknown = ", ".join(sorted(set(atoms.symbols) - set(known)))
-        if model is None or unknown:
-            check_geometry(atoms.positions, atoms.cell.array, np.asarray(atoms.pbc))
-            reason = (
-                "there is no model yet" if model is None else f"the model does not know {unknown}"
-            )
-            return Decision("first", reason)
-        try:
-            prediction = model.prediction(atoms, "forces")
-        except PredictionError as error:
-            return Decision("unsure", str(error))
-        moved = np.inf if self._descent is None else self.learner.moved(atoms)
-        tolerance = self.learner.tolerance
-        new_cell = self.learner.is_strained(atoms)
-        found = decide(
-            atoms,
-            prediction,
-            tolerance,
-            self._descent,
-            self.criteria,
-            moved,
-            new_cell,
-            self._last_trusted,
+        found = judge(
+            self.learner, self._present(), atoms, self._descent, self.criteria, self._last_trusted
         )
-        if found.kind is None:
-            reach = REACH if self._descent is None else REACH_OF_OPTIMISER
-            far = self.learner.too_far(atoms, reach)
-            found = found if far is None else found._replace(kind="unsure", reason=far)
         if found.kind is None and self._is_check_due(found.is_near):
             return found._replace(kind="check", reason="a spot check of a trusted frame")
         return found

@@ -7,7 +7,11 @@ import numpy as np
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from neuralil_ase.calculator import NeuralILCalculator
+from neuralil_ase.engine.geometry import check_geometry
+from neuralil_ase.errors import PredictionError
 from neuralil_ase.learning.records import Kind
+from neuralil_ase.learning.request import Teaching
 from neuralil_ase.monitor.criteria import Criterion, MaxForceErrorBar
 from neuralil_ase.monitor.readings import Band
 from neuralil_ase.prediction import Prediction
@@ -19,6 +23,10 @@ NEAR_BY, SHARE = 0.1, 0.25
 """On the way to a minimum, within this distance in Å of a learnt frame, the error is taken as this fraction of the
 error bar. Error bars come from frames that are farther away. In relaxations of clusters, errors near learnt frames were
 0.1 to 0.2 of the error bars."""
+
+
+REACH, REACH_OF_OPTIMISER = 0.06, 0.15
+"""Distance in Å per learnt frame within which a young model is trusted, in MD and in an optimisation."""
 
 
 class Descent(NamedTuple):
@@ -70,6 +78,44 @@ class Decision(NamedTuple):
     def error(self) -> float:
         """Expected error of a force in eV/Å: the largest error bar, or a fraction of it near a learnt frame."""
         return self.bar * (SHARE if self.is_near else 1.0)
+
+
+def judge(
+    learner: Teaching,
+    model: NeuralILCalculator | None,
+    atoms: Atoms,
+    descent: Descent | None,
+    criteria: Sequence[Criterion],
+    before: Atoms | None,
+) -> Decision:
+    """Decide with everything that the learner knows; ``model`` is the calculator of its model. Others as for
+    :func:`decide`.
+
+    Raises
+    ------
+    StructureError
+        If there is no model for a structure that cannot be.
+    """
+    known = () if model is None else model.potential.elements
+    unknown = ", ".join(sorted(set(atoms.symbols) - set(known)))
+    if model is None or unknown:
+        check_geometry(atoms.positions, atoms.cell.array, np.asarray(atoms.pbc))
+        is_first = model is None
+        reason = "there is no model yet" if is_first else f"the model does not know {unknown}"
+        return Decision("first", reason)
+    try:
+        prediction = model.prediction(atoms, "forces")
+    except PredictionError as error:
+        return Decision("unsure", str(error))
+    moved = np.inf if descent is None else learner.moved(atoms)
+    is_strained = learner.is_strained(atoms)
+    found = decide(
+        atoms, prediction, learner.tolerance, descent, criteria, moved, is_strained, before
+    )
+    if found.kind is None:
+        far = learner.too_far(atoms, REACH if descent is None else REACH_OF_OPTIMISER)
+        found = found if far is None else found._replace(kind="unsure", reason=far)
+    return found
 
 
 def decide(

@@ -1,16 +1,21 @@
 """What a teacher may depend on and a model does not see: charge, spin, magnetic moments. One learner learns one energy
 surface."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from ase import Atoms
 
 from neuralil_ase.errors import StructureError
 from neuralil_ase.farm import electrons_of
 
+Electrons = Mapping[str, Any]
+"""What :func:`electrons_of` returns."""
 
-def changed_electrons(before: Atoms, atoms: Atoms) -> list[str]:
+
+def changed_electrons(old: Electrons, new: Electrons) -> list[str]:
     """Names of what differs and only the teacher sees."""
-    old, new = electrons_of(before), electrons_of(atoms)
     return [
         name
         for name in sorted({*old, *new})
@@ -22,7 +27,7 @@ class Surface:
     """Remembers the charge, spin and magnetic moments of every set of atoms."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, Atoms] = {}
+        self._known: dict[bytes, Electrons] = {}
 
     def check(self, atoms: Atoms) -> None:
         """Check that the same atoms had the same electrons before.
@@ -32,11 +37,9 @@ class Surface:
         StructureError
             If not: the model would learn two energy surfaces as one.
         """
-        first = self._known.get(atoms.numbers.tobytes())
-        if first is None:
-            self._known[atoms.numbers.tobytes()] = atoms.copy()
-            return
-        changed = changed_electrons(first, atoms)
+        electrons = electrons_of(atoms)
+        first = self._known.setdefault(atoms.numbers.tobytes(), electrons)
+        changed = changed_electrons(first, electrons)
         if changed:
             raise StructureError(
                 f"the same atoms had another value of {', '.join(changed)} before. A model sees only elements, "

@@ -34,3 +34,11 @@ def crystal(seed: int = 0, rattle: float = 0.1) -> Atoms:
     atoms = bulk("Cu", cubic=True, a=3.65) * (2, 2, 1)
     atoms.positions += np.random.default_rng(seed).normal(0, rattle, atoms.positions.shape)
     return atoms
+
+
+def truth(atoms: Atoms) -> Atoms:
+    """A copy without constraints, with EMT."""
+    copy = atoms.copy()
+    copy.set_constraint()
+    copy.calc = EMT()
+    return copy

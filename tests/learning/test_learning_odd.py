@@ -13,7 +13,7 @@ from ase.build import add_adsorbate, bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
-from pupils import SMALL, Teacher, crystal
+from pupils import SMALL, Teacher, crystal, truth
 
 from neuralil_ase import LearningCalculator
 from neuralil_ase.errors import ConfigError, StructureError, TeacherError
@@ -22,13 +22,6 @@ from neuralil_ase.learning.teacher import check_units, disturbed
 
 def learning(folder: Path, teacher: Any = None, **options: Any) -> LearningCalculator:
     return LearningCalculator(teacher or Teacher(), folder, settings=SMALL, **options)
-
-
-def truth(atoms: Atoms) -> Atoms:
-    found = atoms.copy()
-    found.set_constraint()
-    found.calc = EMT()
-    return found
 
 
 def test_a_scan_of_fixed_atoms_is_asked_about(folder: Path) -> None:

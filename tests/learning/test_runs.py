@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import add_adsorbate, bulk, fcc111
-from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.io import read
@@ -17,7 +16,7 @@ from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE, LBFGS, GPMin, MDMin
 from ase.optimize.precon import PreconLBFGS
-from pupils import SMALL, Teacher, crystal
+from pupils import SMALL, Teacher, crystal, truth
 
 from neuralil_ase import (
     Confirmed,
@@ -37,13 +36,6 @@ def md(atoms: Atoms, steps: int, T: float = 300, seed: int = 1) -> VelocityVerle
     dynamics = VelocityVerlet(atoms, 4 * units.fs)
     dynamics.run(steps)
     return dynamics
-
-
-def truth(atoms: Atoms) -> Atoms:
-    copy = atoms.copy()
-    copy.set_constraint()
-    copy.calc = EMT()
-    return copy
 
 
 def test_md_from_nothing_asks_seldom_and_is_right(folder: Path) -> None:
