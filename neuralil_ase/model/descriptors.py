@@ -81,13 +81,14 @@ def _segments(config: DescriptorConfig, graph: Graph) -> Array:
     return centers * len(config.elements) + jnp.asarray(graph.types)[graph.neighbors]
 
 
-def _series(config: DescriptorConfig, dtype: str) -> RadialSeries:
+def series_of(config: DescriptorConfig, dtype: str) -> RadialSeries:
+    """The radial functions of a descriptor, as exact as numbers of this type are."""
     return radial_series(config.n_max, config.r_cut, SERIES_TOLERANCE[dtype], config.radial_scaling)
 
 
 def pair_products(config: DescriptorConfig, vectors: Array) -> Array:
     """g_nl(r) Y_lm(r) of every pair, shape (P, channels), in Å^(-3/2)."""
-    series = _series(config, vectors.dtype.name)
+    series = series_of(config, vectors.dtype.name)
     radial_basis = series.basis(jnp.sum(vectors * vectors, axis=-1))
     harmonics = solid_harmonics(vectors, config.n_max)
     radial_basis, harmonics = optimization_barrier((radial_basis, harmonics))
@@ -107,7 +108,7 @@ def pair_product_derivatives(
     They are computed in closed form, as φ is a function of r² times a harmonic polynomial. Nested automatic derivatives
     would take ten times as long to compile.
     """
-    series = _series(config, vectors.dtype.name)
+    series = series_of(config, vectors.dtype.name)
     radial_index, harmonic_index = channels(config)
     f, f_1, f_2 = (x[:, radial_index] for x in series.derivatives(jnp.sum(vectors**2, axis=-1)))
     # Columns: the harmonics of all channels, and their first and second derivatives by x, y, z.

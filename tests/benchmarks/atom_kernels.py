@@ -25,11 +25,10 @@ from slots import Slots, forces
 
 from neuralil_ase.engine.derivatives import _feature_gradients
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig
-from neuralil_ase.model.descriptors import SERIES_TOLERANCE
+from neuralil_ase.model.descriptors import series_of
 from neuralil_ase.model.graph import PADDING_DISTANCE, Graph
 from neuralil_ase.model.pair_terms import SOFTENING, _symmetric
 from neuralil_ase.model.potential import Params
-from neuralil_ase.model.radial_basis import radial_series
 from neuralil_ase.model.screening import COULOMB, DECAYS, WEIGHTS
 from neuralil_ase.model.solid_harmonics import _azimuthal, _modified_legendre, _order
 from neuralil_ase.model.spectrum import _symmetric_numbers
@@ -76,7 +75,7 @@ def pair_values(config: DescriptorConfig, x: Array, y: Array, z: Array) -> Value
 
 
 def _radial_values(config: DescriptorConfig, r_squared: Array) -> Values:
-    series = radial_series(config.n_max, config.r_cut, SERIES_TOLERANCE[r_squared.dtype.name])
+    series = series_of(config, r_squared.dtype.name)
     s = jnp.minimum(r_squared * (1 / config.r_cut**2), 1)
     envelope = (1 - s) * (1 - s) * (1 - s)
     t = 2 * s - 1

@@ -17,11 +17,10 @@ from jax import Array
 from neuralil_ase.engine.derivatives import _feature_gradients
 from neuralil_ase.engine.neighbors import Pairs
 from neuralil_ase.model.config import DescriptorConfig, ModelConfig
-from neuralil_ase.model.descriptors import SERIES_TOLERANCE
+from neuralil_ase.model.descriptors import series_of
 from neuralil_ase.model.graph import PADDING_DISTANCE, Graph
 from neuralil_ase.model.pair_terms import pair_energies
 from neuralil_ase.model.potential import Params
-from neuralil_ase.model.radial_basis import radial_series
 from neuralil_ase.model.solid_harmonics import solid_harmonics
 from neuralil_ase.model.spectrum import power_spectrum, pull_back_spectrum
 
@@ -113,7 +112,7 @@ def density_coefficients(config: DescriptorConfig, sizes: tuple[int, ...], vecto
     """c_{a,nlm}, shape (N, elements, channels), of pair vectors, shape (3, K, N)."""
     flat = vectors.reshape(3, -1).T
     shape = vectors.shape[1:]
-    series = radial_series(config.n_max, config.r_cut, SERIES_TOLERANCE[vectors.dtype.name])
+    series = series_of(config, vectors.dtype.name)
     basis = series.basis(jnp.sum(flat * flat, axis=-1))
     radial = jnp.einsum(
         "kc,kp->cp", jnp.asarray(series.coefficients, vectors.dtype), basis,

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import alarms
+import atom_kernels
 import contacts
 import extrapolation
 import jax
@@ -37,6 +38,7 @@ from neuralil_ase.prediction import Uncertainty
 START = read(alarms.EXAMPLES / "ean_start.extxyz")
 LIQUID = START[[*range(11), *range(11, 22), *range(165, 173)]]  # two pairs, in the cell of all
 LIQUID.calc = None
+SCALED = DescriptorConfig(("C", "H", "N", "O"), 2, 3.0, cross_terms=True, radial_scaling=3)
 
 
 def made(case: str, atoms: Atoms = START) -> tuple[Atoms, np.ndarray]:
@@ -320,7 +322,7 @@ def test_extrapolation_end_to_end(
 
 @pytest.mark.parametrize("uncertainty", ["energy", "forces"])
 def test_slots_compute_what_graphs_do(uncertainty: Uncertainty) -> None:
-    potential = random_potential(pair_term="zbl", zbl_radii=(1.5,) * 10)
+    potential = random_potential(pair_term="zbl", zbl_radii=(1.5,) * 10, descriptor=SCALED)
     system = to_system(LIQUID, potential, NeighborList(potential.r_cut, 0.5))
     (expected,) = Predictor(potential, "float64", "jax").predict([system], uncertainty)
     filled, sizes = slots.fill_slots(
@@ -334,6 +336,25 @@ def test_slots_compute_what_graphs_do(uncertainty: Uncertainty) -> None:
     np.testing.assert_allclose(energies, expected.members.energies, rtol=1e-12, atol=1e-12)
     wanted = expected.member_forces if uncertainty == "forces" else expected.forces[None]
     np.testing.assert_allclose(forces, wanted, atol=1e-10)
+
+
+def test_kernels_compute_what_graphs_do() -> None:
+    potential = random_potential(pair_term="zbl", zbl_radii=(1.5,) * 10, descriptor=SCALED)
+    system = to_system(LIQUID, potential, NeighborList(potential.r_cut, 0.5))
+    (expected,) = Predictor(potential, "float64", "jax").predict([system], "energy")
+    filled, sizes = slots.fill_slots(
+        system.pairs, system.types, len(potential.elements), potential.r_cut, "float32"
+    )
+    blocks = atom_kernels.filled_up(filled, potential.r_cut)
+    params = cast_params(potential.params, "float32")
+    with precision("float32"):
+        outputs, forces, _ = atom_kernels.energies_and_forces(
+            potential.config, sizes, atom_kernels.PALLAS, params, blocks
+        )
+    n = len(LIQUID)
+    energies = np.asarray(outputs)[:, :n, 0] + potential.energy_reference[system.types]
+    np.testing.assert_allclose(energies, expected.members.energies, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(np.asarray(forces)[:n], expected.forces, rtol=0, atol=2e-5)
 
 
 def test_preparation_of_frames_of_many_sizes(capsys: pytest.CaptureFixture[str]) -> None:
