@@ -1,7 +1,9 @@
 """Find a structure with a large spread and a low energy.
 
 A bias of -STRENGTH times the spread of the energy is added to the potential. An ordinary ASE optimiser then finds a
-structure from which the model would learn much. Writes this structure, unsure.extxyz, and uncertainty_search.png.
+structure from which the model would learn much. It ends at the higher threshold of the model: beyond it, a spread can
+grow without limit, and the structure is none that would ever be labelled. Writes this structure, unsure.extxyz, and
+uncertainty_search.png.
 """
 
 from pathlib import Path
@@ -16,7 +18,7 @@ from neuralil_ase import NeuralILCalculator
 from neuralil_ase.bias import UncertaintyBias
 from neuralil_ase.monitor import annotate
 
-STRENGTH = 20.0  # eV of bias per eV of spread
+STRENGTH = 5.0  # eV of bias per eV of spread
 
 atoms = read(Path(__file__).parent / "ean_start.extxyz")
 model = NeuralILCalculator(uncertainty="forces")  # one evaluation serves potential and bias
@@ -27,9 +29,12 @@ relaxed = model.prediction(atoms)
 atoms.calc = SumCalculator([model, UncertaintyBias(model, -STRENGTH)])
 path = []  # energy and its spread, eV
 search = FIRE(atoms, dt=0.05, dtmax=0.2, logfile=None)
-search.attach(lambda: path.append((model.prediction().energy, model.prediction().energy_std)))
-search.run(fmax=0.1, steps=200)
-found = model.prediction(atoms)
+limit = model.potential.calibration.thresholds["high"]  # eV/Å, of the largest force spread
+for _ in search.irun(fmax=0.1, steps=200):
+    found = model.prediction()
+    path.append((found.energy, found.energy_std))
+    if found.forces_std.max() > limit:
+        break
 
 print("                        relaxed    found")
 print(f"spread of energy (eV)  {relaxed.energy_std:8.3f} {found.energy_std:8.3f}   std, ddof 1")

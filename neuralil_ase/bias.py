@@ -21,6 +21,7 @@ class UncertaintyBias(Calculator):
 
     A positive strength keeps a run at structures with a small spread. A negative strength drives the run to
     structures that are worth labelling (hyperactive learning: van der Oord et al., npj Comput. Mater. 9, 168 (2023)).
+    Such a run has no end of its own: stop it at the thresholds of the model (``md_examples/uncertainty_search.py``).
     For walls or metadynamics along the spread, see ``neuralil_ase.hosts.plumed_cv``.
 
     >>> from ase.calculators.mixing import SumCalculator

@@ -147,7 +147,8 @@ class Learner:
             fitted = loaded.provenance.get(LINEAR_FRAMES)
         self._pupil = Pupil(self._potential, replace(settings, seed=seed), fitted)
         self._data = frames
-        self._taken: set[str] = set()
+        self._learnt = set(known.get(LEARNT, ()))
+        self._names: list[str] = []
         self._surface = Surface()
         self._caught_up = self._is_checked = False
         self._force_size = 0.0
@@ -248,15 +249,14 @@ class Learner:
             if self._caught_up:
                 return
             self._caught_up = True
-            learnt = self._potential.provenance.get(LEARNT, ()) if self._potential else ()
             names = {record.digest for record in self.folder.answered}
-            missing = len(names - set(learnt)) + len(self._data)
+            is_behind = bool(names - self._learnt or self._data)
             is_unchecked = self._is_checking and self._potential is None and not self._data
             if is_unchecked and not self._desk.check_found(_check_first_two):
                 return
             self._take()
-            if len(self._pupil) and (missing or self._potential is None):
-                self._learn(missing)
+            if len(self._pupil) and (is_behind or self._potential is None):
+                self._learn()
 
     def begin(self, request: Request) -> Atoms:
         """Label the first frame and its rattled copies, check the teacher, and make the first model.
@@ -313,10 +313,9 @@ class Learner:
             labelled = self._desk.label(requests, tolerance, check)
             self._is_checked = True
             self._take()
-        new = sum(not self.folder.is_held_out(bare(request.atoms)) for request in requests)
         # A run with elements that the model does not know cannot continue with it.
         at_once = any(request.kind == "first" for request in requests)
-        self._learn_soon(new, min(request.target for request in requests), at_once)
+        self._learn_soon(min(request.target for request in requests), at_once)
         return labelled
 
     def retrain(self, output: str | Path, **options: Any) -> TrainingResult:
@@ -340,27 +339,28 @@ class Learner:
         """Give new frames to the pupil, the frames of the user first."""
         for atoms in self._data:
             self._pupil.add(atoms, held_out=False)
+            self._names.append("")
         self._data = []
         for record in self.folder.answered:
-            if record.digest not in self._taken:
-                self._pupil.add(self.folder.read(record.digest), record.held_out)
-                self._taken.add(record.digest)
+            if (name := record.digest) not in self._names:
+                self._pupil.add(self.folder.read(name), record.held_out, name in self._learnt)
+                self._names.append(name)
         self._force_size = self._pupil.force_size
 
-    def _learn_soon(self, new: int, target: float, at_once: bool) -> None:
+    def _learn_soon(self, target: float, at_once: bool) -> None:
         """Learn now, or in the background if there is a model to continue with."""
         self.settle()
         if self._background is None or self._potential is None or at_once:
-            self._learn(new, target)
+            self._learn(target)
         else:
-            self._pending = self._background.submit(self._learn, new, target)
+            self._pending = self._background.submit(self._learn, target)
             self._pending.add_done_callback(log_failure)
 
-    def _learn(self, new: int, target: float = np.inf) -> None:
+    def _learn(self, target: float = np.inf) -> None:
         """Train if there are new frames; calibrate; write the model to disk."""
         with self._lock:
-            if new or self._potential is None:
-                lesson = self._pupil.lesson(new, min(target, self.tolerance / 2))
+            if self._pupil.waiting or self._potential is None:
+                lesson = self._pupil.lesson(min(target, self.tolerance / 2))
                 logger.info(
                     "%d frames, %d cycles, force error %.4f to %.4f eV/Å%s",
                     len(self._pupil), lesson.cycles, lesson.before, lesson.after, "" if lesson.kept else ": refused",
@@ -376,15 +376,16 @@ class Learner:
             self._potential = potential
 
     def _provenance(self) -> dict[str, Any]:
+        waiting = [self._names[number] for number in self._pupil.waiting]
         return {
             "program": f"neuralil-ase {__version__}",
             TEACHER: self._desk.teacher_name,
             PARAMETERS: self._desk.teacher_parameters,
             "teacher_calls": self.folder.calls,
-            "training_frames": len(self._pupil) - self._pupil.n_held_out,
+            "training_frames": len(self._pupil) - self._pupil.n_held_out - len(waiting),
             "held_out_frames": self._pupil.n_held_out,
             LINEAR_FRAMES: self._pupil.linear_frames,
-            LEARNT: [record.digest for record in self.folder.answered],
+            LEARNT: [r.digest for r in self.folder.answered if r.digest not in waiting],
         }
 
 

@@ -47,8 +47,8 @@ STEPS = 100
 CYCLES = 4
 """Largest number of cycles of an update; twice as many for the first one."""
 WORSE = 1.1
-"""An update is refused if the error on held-out frames grows by more than this factor. Every update changes the error
-by some per cent, and the newest frames, which it improves most, are not held out."""
+"""An update is refused if the error on the frames that judge it grows by more than this factor. Every update changes
+the error by some per cent."""
 AGAIN = 1.3
 """The unknowns of the linear part are scaled again when the number of frames has grown by this factor."""
 STRAINED = 1e-3
@@ -76,7 +76,8 @@ class Lesson:
     cycles
         Number of training cycles.
     before, after
-        Root mean square norm of the force errors in eV/Å on the held-out frames. If there are none, on all frames.
+        Root mean square norm of the force errors in eV/Å on the frames that judge the update: those that are held out,
+        and the new ones. If none is held out, on all frames.
     """
 
     kept: bool
@@ -113,6 +114,7 @@ class Pupil:
         self._frames: list[Frame] = []
         self._by_symbols: dict[str, list[int]] = {}
         self._held: set[int] = set()
+        self._waiting: list[int] = []
         self._continuation: Continuation | None = None
         self._compositions: set[str] = set()
         self._lessons = 0
@@ -121,11 +123,23 @@ class Pupil:
     def __len__(self) -> int:
         return len(self._frames)
 
-    def add(self, atoms: Atoms, held_out: bool) -> None:
-        """Add a labelled frame. It is learnt in the next lesson, or held out."""
+    def add(self, atoms: Atoms, held_out: bool, learnt: bool = False) -> None:
+        """Add a labelled frame.
+
+        Parameters
+        ----------
+        atoms
+            The frame with energy and forces.
+        held_out
+            Whether it tests updates, instead of being learnt in the next lesson.
+        learnt
+            Whether the potential has learnt it before, as in an earlier run.
+        """
         (frame,) = frames_from_atoms([atoms])
         if held_out and self._knows(frame):
             self._held.add(len(self._frames))
+        elif not learnt:
+            self._waiting.append(len(self._frames))
         self._by_symbols.setdefault(" ".join(frame.symbols), []).append(len(self._frames))
         self._frames.append(frame)
         if self._continuation is not None and self._knows(frame):
@@ -133,35 +147,42 @@ class Pupil:
         else:
             self._continuation = None
 
-    def lesson(self, new: int, target: float) -> Lesson:
-        """Train until the newest frames are learnt, or the largest number of cycles is reached.
+    def lesson(self, target: float) -> Lesson:
+        """Train until the new frames are learnt, or the largest number of cycles is reached.
+
+        New are frames that no accepted update has learnt. They are drawn as often as all others together.
+
+        The update is judged by the held-out frames and the new ones. All of them were predicted before they were
+        learnt. Held-out frames alone must not judge: as long as they are few, any region that is new to the model makes
+        some of them worse. A run in such a region would ask at every step, and never learn.
 
         Parameters
         ----------
-        new
-            Number of new frames; they are drawn more often.
         target
             Root mean square force error on the new frames at which training ends, in eV/Å.
         """
         is_first = self._begin()
         self._move_reference(*self._ready())
         continuation, potential = self._ready()
-        learnt = self._learnt
-        judges = sorted(self._held)[-JUDGES:] or learnt[-JUDGES:]
+        lessons = self._for_learning
+        new = self._waiting or lessons[-1:]
+        chances = _chances(np.isin(lessons, new))
+        held = sorted(self._held)[-JUDGES:]
+        judges = [*held, *new] if held else lessons[-JUDGES:]
         before = _rms(continuation, potential, judges)
         trained = fitted = self._with_linear(continuation, potential)
-        cycles, newest = 0, learnt[-max(new, 1) :]
+        cycles = 0
         while cycles < CYCLES * (1 + is_first):
             seed = self.settings.seed + 7919 * self._lessons + cycles
-            trained = continuation.update(trained, learnt, _chances(len(learnt), new), seed)
+            trained = continuation.update(trained, lessons, chances, seed)
             cycles += 1
-            if _rms(continuation, trained, newest) <= target:
+            if _rms(continuation, trained, new) <= target:
                 break
         self._lessons += 1
         after = _rms(continuation, trained, judges)
-        # Without held-out frames, the new frames also count: their error was large and is smaller now.
-        kept = is_first or not self._held or after <= WORSE * before
+        kept = is_first or not held or after <= WORSE * before
         if kept:
+            self._waiting = []
             self.potential = replace(trained, calibration=potential.calibration)
         elif fitted is not potential:
             continuation.use_linear(linear_of(potential))
@@ -174,7 +195,7 @@ class Pupil:
         continuation, potential = self._ready()
         squares: dict[str, list[float]] = {symbol: [] for symbol in potential.elements}
         energies = []
-        learnt = self._learnt[-JUDGES:]
+        learnt = self._for_learning[-JUDGES:]
         for number, left in zip(learnt, continuation.residuals(potential, learnt), strict=True):
             symbols = self._frames[number].symbols.tolist()
             for symbol, square in zip(symbols, (left.forces**2).sum(axis=1), strict=True):
@@ -193,11 +214,10 @@ class Pupil:
     def moved(self, atoms: Atoms, from_learnt: bool = False) -> float:
         """Largest displacement in Å of an atom from the nearest labelled frame of the same atoms.
 
-        It is infinite if there is no such frame. With ``from_learnt``, frames that are held out do not count, and the
-        displacement of the lattice vectors does.
+        It is infinite if there is no such frame. With ``from_learnt``, only frames that the model has learnt count, and
+        the displacement of the lattice vectors does, too.
         """
-        numbers = self._by_symbols.get(" ".join(atoms.get_chemical_symbols()), [])
-        same = [self._frames[k] for k in numbers if not (from_learnt and k in self._held)]
+        same = [self._frames[k] for k in self._same(atoms, from_learnt)]
         if not same:
             return np.inf
         vectors = np.stack([atoms.positions - f.positions for f in same])
@@ -211,8 +231,7 @@ class Pupil:
 
     def is_strained(self, atoms: Atoms) -> bool:
         """Whether the lattice vectors differ from those of all learnt frames of the same atoms."""
-        numbers = self._by_symbols.get(" ".join(atoms.get_chemical_symbols()), [])
-        same = [self._frames[k].cell for k in numbers if k not in self._held]
+        same = [self._frames[k].cell for k in self._same(atoms, from_learnt=True)]
         return all(np.abs(atoms.cell.array - cell).max() > STRAINED for cell in same)
 
     @property
@@ -234,8 +253,19 @@ class Pupil:
         return len(self._held)
 
     @property
-    def _learnt(self) -> list[int]:
+    def waiting(self) -> list[int]:
+        """Numbers of the frames that no accepted update has learnt, in the order in which frames were added."""
+        return list(self._waiting)
+
+    @property
+    def _for_learning(self) -> list[int]:
         return [k for k in range(len(self._frames)) if k not in self._held]
+
+    def _same(self, atoms: Atoms, from_learnt: bool) -> list[int]:
+        """Numbers of the frames of the same atoms; with ``from_learnt``, of those that the model has learnt."""
+        same = self._by_symbols.get(" ".join(atoms.get_chemical_symbols()), [])
+        not_learnt = self._held.union(self._waiting) if from_learnt else set()
+        return [k for k in same if k not in not_learnt]
 
     def _knows(self, frame: Frame) -> bool:
         """Whether the architecture is made for such a frame: it has the elements, and may have neighbours."""
@@ -263,6 +293,7 @@ class Pupil:
                     reason = "a new element"
                 logger.warning("%s: the model begins again with all %d frames", reason, len(self))
             self._held.clear()
+            self._waiting = self._for_learning
             self.linear_frames = 0
             self.potential = first_potential(self._frames, self.settings)
             self._compositions = {_composition(frame) for frame in self._frames}
@@ -279,9 +310,9 @@ class Pupil:
         """The potential with a linear part fitted again to all learnt frames."""
         if self.linear_frames is None or self.settings.linear == "none":
             return potential
-        if len(self._learnt) >= AGAIN * self.linear_frames:
-            self.linear_frames = len(self._learnt)
-        return continuation.fit_linear(potential, self._learnt, self.linear_frames)
+        if len(self._for_learning) >= AGAIN * self.linear_frames:
+            self.linear_frames = len(self._for_learning)
+        return continuation.fit_linear(potential, self._for_learning, self.linear_frames)
 
     def _move_reference(self, continuation: Continuation, potential: Potential) -> None:
         """Fit the energy reference again if a composition appears for the first time."""
@@ -289,7 +320,7 @@ class Pupil:
         if met <= self._compositions:
             return
         self._compositions = met
-        frames = [self._frames[k] for k in self._learnt]
+        frames = [self._frames[k] for k in self._for_learning]
         reference = reference_for(Start(potential, "the model so far"), frames)
         if not np.array_equal(reference, potential.energy_reference):
             continuation.move_reference(reference)
@@ -321,12 +352,10 @@ def _has_neighbours(frames: Sequence[Frame]) -> bool:
     return surroundings(frames, elements_of(frames)).neighbours > 0
 
 
-def _chances(count: int, new: int) -> np.ndarray:
-    """Relative probabilities of the frames: the new ones together are drawn as often as all others."""
-    chances = np.ones(count)
-    if 0 < new < count:
-        chances[-new:] = max(1.0, (count - new) / new)
-    return chances
+def _chances(is_new: np.ndarray) -> np.ndarray:
+    """Relative probabilities of the frames: the new ones together are drawn at least as often as all others."""
+    new = int(is_new.sum())
+    return np.where(is_new, max(1.0, (len(is_new) - new) / max(new, 1)), 1.0)
 
 
 def _rms(continuation: Continuation, potential: Potential, numbers: Sequence[int]) -> float:

@@ -181,11 +181,6 @@ class Folder:
         """Whether the label with this digest has a record."""
         return any(record.digest == name for record in self.answered)
 
-    def is_held_out(self, atoms: Atoms) -> bool:
-        """Whether exactly this structure is held out from training."""
-        name = digest(atoms)
-        return any(r.digest == name and r.held_out for r in self.answered)
-
     def file(self, name: str) -> Path:
         """The file of the label with this digest."""
         return self.labels / f"{name}.extxyz"

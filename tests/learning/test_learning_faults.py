@@ -26,7 +26,7 @@ from neuralil_ase.errors import (
     TeacherError,
 )
 from neuralil_ase.learning import records
-from neuralil_ase.learning.pupil import Pupil
+from neuralil_ase.learning.pupil import Lesson, Pupil
 from neuralil_ase.learning.records import Folder
 
 
@@ -77,6 +77,28 @@ def test_a_kill_loses_nothing(
             steps(folder, teacher)
     steps(folder, teacher)
     check_nothing_is_lost(folder, teacher)
+
+
+def test_a_label_whose_update_was_refused_is_learnt_by_the_next_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model does not say that it has learnt from it."""
+    atoms, other = crystal(), crystal(7)
+    calculator = LearningCalculator(Teacher(), folder, settings=SMALL)
+    calculator.get_forces(atoms)
+    with monkeypatch.context() as patch:
+        patch.setattr(Pupil, "lesson", lambda *_: Lesson(False, 1, 0.1, 0.2))
+        calculator.get_forces(other)
+    name = calculator.records[-1].digest
+    assert name not in calculator.potential.provenance["learnt_from"]
+    assert calculator.potential.provenance["training_frames"] == 2
+    del calculator
+    teacher = Teacher()
+    calculator = LearningCalculator(teacher, folder, settings=SMALL)
+    calculator.get_forces(other)
+    assert teacher.asked == []
+    assert name in calculator.potential.provenance["learnt_from"]
+    assert calculator.potential.provenance["training_frames"] == 3
 
 
 SCRIPT = """

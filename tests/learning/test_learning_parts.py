@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
@@ -23,6 +24,7 @@ from neuralil_ase.learning.pupil import Pupil, first_potential
 from neuralil_ase.learning.records import Record
 from neuralil_ase.learning.stream import PRIOR_SCALE, stream_calibration, with_thresholds
 from neuralil_ase.learning.teacher import check_units, usual_stiffness
+from neuralil_ase.model.potential import Potential
 from neuralil_ase.prediction import Members, Prediction
 from neuralil_ase.samples.linear import linear_of
 from neuralil_ase.training.continuation import Continuation
@@ -102,7 +104,7 @@ def test_a_cell_is_known_by_its_learnt_frames() -> None:
     assert pupil.has_stress
     atoms = crystal()
     atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((16, 3)))
-    pupil.add(atoms, held_out=False)
+    pupil.add(atoms, held_out=False, learnt=True)
     assert not pupil.is_strained(crystal(1))
     assert not pupil.has_stress
     other = crystal()
@@ -320,7 +322,7 @@ def test_the_linear_part_is_fitted_again_as_frames_come_in() -> None:
     for k in range(4):
         pupil.add(asked(k), held_out=False)
         if k >= 2:
-            pupil.lesson(1, 1e9)
+            pupil.lesson(1e9)
             assert pupil.potential is not None
             linear = linear_of(pupil.potential)
             assert linear is not None
@@ -338,7 +340,7 @@ def test_the_linear_part_of_a_given_model_stays() -> None:
         pupil = Pupil(given, chosen, linear_frames)
         for seed in range(4):
             pupil.add(asked(seed), held_out=False)
-        pupil.lesson(4, 1e9)
+        pupil.lesson(1e9)
         assert pupil.potential is not None
         assert linear_of(pupil.potential) is None
 
@@ -346,7 +348,7 @@ def test_the_linear_part_of_a_given_model_stays() -> None:
 def test_a_frame_that_is_held_out_is_not_near() -> None:
     """It has taught nothing; neither has a frame with another cell."""
     pupil = Pupil(first_potential(frames_from_atoms([asked(0)]), SMALL), SMALL, None)
-    pupil.add(asked(0), held_out=False)
+    pupil.add(asked(0), held_out=False, learnt=True)
     pupil.add(asked(1), held_out=True)
     assert pupil.moved(crystal(1)) == 0
     learnt = np.linalg.norm(crystal(1).positions - crystal(0).positions, axis=1).max()
@@ -357,8 +359,62 @@ def test_a_frame_that_is_held_out_is_not_near() -> None:
     assert pupil.moved(strained, from_learnt=True) == pytest.approx(0.02 * 7.3)
 
 
-def asked(seed: int) -> Atoms:
-    atoms = crystal(seed)
+def test_a_region_that_is_new_is_learnt_although_a_held_out_frame_gets_worse() -> None:
+    """A run there would otherwise ask at every step: the frames it asked about were never learnt."""
+    pupil = Pupil(None, SMALL, 0)
+    for seed in range(3):
+        pupil.add(asked(seed, 0.02), held_out=False)
+    pupil.lesson(0.01)
+    pupil.add(asked(3, 0.02), held_out=True)
+    held = force_error(pupil, 3)
+    pupil.add(asked(4, 0.3), held_out=False)
+    far = force_error(pupil, 4)
+    assert pupil.lesson(0.01).kept
+    assert force_error(pupil, 3) > 2 * held
+    assert force_error(pupil, 4) < 0.1 * far
+
+
+def test_a_refused_update_leaves_the_model_and_its_frames_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pupil = Pupil(None, SMALL, 0)
+    for seed in range(3):
+        pupil.add(asked(seed), held_out=False)
+    pupil.lesson(0.01)
+    pupil.add(asked(3), held_out=True)
+    pupil.add(asked(4), held_out=False)
+    before = pupil.potential
+    held = force_error(pupil, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Continuation, "update", spoiled)
+        lesson = pupil.lesson(0.01)
+    assert not lesson.kept
+    assert lesson.after > lesson.before
+    assert pupil.potential is before
+    assert force_error(pupil, 3) == pytest.approx(held, rel=1e-4)
+    assert pupil.waiting == [4]
+    assert pupil.moved(crystal(4)) == 0
+    assert pupil.moved(crystal(4), from_learnt=True) > 0.1
+    assert pupil.lesson(0.01).kept
+    assert pupil.waiting == []
+    assert pupil.moved(crystal(4), from_learnt=True) == 0
+
+
+def spoiled(_: Continuation, potential: Potential, *arguments: object) -> Potential:
+    """An update after which all forces of the networks have the wrong size."""
+    return replace(potential, params=jax.tree.map(lambda value: 3 * value, potential.params))
+
+
+def force_error(pupil: Pupil, seed: int) -> float:
+    """Root mean square of the model on a frame of the pupil, which was its own number."""
+    assert pupil.potential is not None
+    frame = pupil._frames[seed]
+    (found,) = predict_frames(pupil.potential, [frame])
+    return float(np.sqrt(np.mean((found.forces - frame.forces) ** 2)))
+
+
+def asked(seed: int, rattle: float = 0.1) -> Atoms:
+    atoms = crystal(seed, rattle)
     atoms.calc = EMT()
     atoms.get_forces()
     return atoms
