@@ -18,7 +18,7 @@ from neuralil_ase import NeuralILCalculator
 from neuralil_ase.bias import UncertaintyBias
 from neuralil_ase.monitor import annotate
 
-STRENGTH = 5.0  # eV of bias per eV of spread
+STRENGTH = 20.0  # eV of bias per eV of spread
 
 atoms = read(Path(__file__).parent / "ean_start.extxyz")
 model = NeuralILCalculator(uncertainty="forces")  # one evaluation serves potential and bias
