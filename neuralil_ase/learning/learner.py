@@ -361,10 +361,8 @@ class Learner:
         with self._lock:
             if self._pupil.waiting or self._potential is None:
                 lesson = self._pupil.lesson(min(target, self.tolerance / 2))
-                logger.info(
-                    "%d frames, %d cycles, force error %.4f to %.4f eV/Å%s",
-                    len(self._pupil), lesson.cycles, lesson.before, lesson.after, "" if lesson.kept else ": refused",
-                )  # fmt: skip
+                level = logging.INFO if lesson.kept else logging.WARNING
+                logger.log(level, "%d frames, %s", len(self._pupil), lesson)
             if self._pupil.linear_frames is not None:  # the given model was replaced by a new one
                 self._prior = None
             calibration = stream_calibration(

@@ -85,6 +85,12 @@ class Lesson:
     before: float
     after: float
 
+    def __str__(self) -> str:
+        found = f"{self.cycles} cycles, force error {self.before:.4f} to {self.after:.4f} eV/Å"
+        if self.kept:
+            return found
+        return f"{found}: refused, the model stays as it was, and the new frames are learnt with the next ones"
+
 
 class Pupil:
     """A potential, the frames that it learns from, and the frames that test it.

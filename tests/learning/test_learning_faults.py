@@ -80,15 +80,16 @@ def test_a_kill_loses_nothing(
 
 
 def test_a_label_whose_update_was_refused_is_learnt_by_the_next_run(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The model does not say that it has learnt from it."""
+    """The user is told, and the model does not say that it has learnt from it."""
     atoms, other = crystal(), crystal(7)
     calculator = LearningCalculator(Teacher(), folder, settings=SMALL)
     calculator.get_forces(atoms)
     with monkeypatch.context() as patch:
         patch.setattr(Pupil, "lesson", lambda *_: Lesson(False, 1, 0.1, 0.2))
         calculator.get_forces(other)
+    assert "force error 0.1000 to 0.2000 eV/Å: refused, the model stays as it was" in caplog.text
     name = calculator.records[-1].digest
     assert name not in calculator.potential.provenance["learnt_from"]
     assert calculator.potential.provenance["training_frames"] == 2
