@@ -195,8 +195,8 @@ class Pupil:
         return Lesson(kept, cycles, before, after)
 
     def floors(self) -> tuple[dict[str, float], float]:
-        """Residuals on the latest frames that are not held out: root mean square norm of the force residuals by element in
-        eV/Å, and root mean square energy residual in eV per sqrt(atoms)."""
+        """Residuals on the latest frames that are not held out: root mean square norm of the force residuals by element
+        in eV/Å, and root mean square energy residual in eV per sqrt(atoms)."""
         self._begin()  # in a later run whose first label is held out, there was no lesson
         continuation, potential = self._ready()
         squares: dict[str, list[float]] = {symbol: [] for symbol in potential.elements}
