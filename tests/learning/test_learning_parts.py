@@ -365,13 +365,13 @@ def test_a_region_that_is_new_is_learnt_although_a_held_out_frame_gets_worse() -
     for seed in range(3):
         pupil.add(asked(seed, 0.02), held_out=False)
     pupil.lesson(0.01)
-    pupil.add(asked(3, 0.02), held_out=True)
-    held = force_error(pupil, 3)
-    pupil.add(asked(4, 0.3), held_out=False)
-    far = force_error(pupil, 4)
+    near, far = asked(3, 0.02), asked(4, 0.3)
+    before = force_error(pupil, near), force_error(pupil, far)
+    pupil.add(near, held_out=True)
+    pupil.add(far, held_out=False)
     assert pupil.lesson(0.01).kept
-    assert force_error(pupil, 3) > 2 * held
-    assert force_error(pupil, 4) < 0.1 * far
+    assert force_error(pupil, near) > 2 * before[0]
+    assert force_error(pupil, far) < 0.1 * before[1]
 
 
 def test_a_refused_update_leaves_the_model_and_its_frames_wait(
@@ -384,14 +384,14 @@ def test_a_refused_update_leaves_the_model_and_its_frames_wait(
     pupil.add(asked(3), held_out=True)
     pupil.add(asked(4), held_out=False)
     before = pupil.potential
-    held = force_error(pupil, 3)
+    held = force_error(pupil, asked(3))
     with monkeypatch.context() as patch:
         patch.setattr(Continuation, "update", spoiled)
         lesson = pupil.lesson(0.01)
     assert not lesson.kept
     assert lesson.after > lesson.before
     assert pupil.potential is before
-    assert force_error(pupil, 3) == pytest.approx(held, rel=1e-4)
+    assert force_error(pupil, asked(3)) == pytest.approx(held, rel=1e-4)
     assert pupil.waiting == [4]
     assert pupil.moved(crystal(4)) == 0
     assert pupil.moved(crystal(4), from_learnt=True) > 0.1
@@ -405,12 +405,12 @@ def spoiled(_: Continuation, potential: Potential, *arguments: object) -> Potent
     return replace(potential, params=jax.tree.map(lambda value: 3 * value, potential.params))
 
 
-def force_error(pupil: Pupil, seed: int) -> float:
-    """Root mean square of the model on a frame of the pupil, which was its own number."""
+def force_error(pupil: Pupil, atoms: Atoms) -> float:
+    """Root mean square of the model on a labelled frame."""
     assert pupil.potential is not None
-    frame = pupil._frames[seed]
-    (found,) = predict_frames(pupil.potential, [frame])
-    return float(np.sqrt(np.mean((found.forces - frame.forces) ** 2)))
+    frames = frames_from_atoms([atoms])
+    (found,) = predict_frames(pupil.potential, frames)
+    return float(np.sqrt(np.mean((found.forces - frames[0].forces) ** 2)))
 
 
 def asked(seed: int, rattle: float = 0.1) -> Atoms:
