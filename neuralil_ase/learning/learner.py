@@ -341,8 +341,9 @@ class Learner:
             self._pupil.add(atoms, held_out=False)
             self._names.append("")
         self._data = []
+        taken = set(self._names)
         for record in self.folder.answered:
-            if (name := record.digest) not in self._names:
+            if (name := record.digest) not in taken:
                 self._pupil.add(self.folder.read(name), record.held_out, name in self._learnt)
                 self._names.append(name)
         self._force_size = self._pupil.force_size
