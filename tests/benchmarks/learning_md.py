@@ -3,6 +3,7 @@
     python tests/benchmarks/learning_md.py ean      # liquid EAN, 120 atoms, GFN1-xTB (needs tblite), 300 K, then 500 K
     python tests/benchmarks/learning_md.py solid    # 108 copper atoms, EMT, 300 K, then 600 K
     python tests/benchmarks/learning_md.py molten   # 108 copper atoms, EMT, 1600 K, then 2000 K
+    python tests/benchmarks/learning_md.py ean --seed 1 --folder ean_1   # again with other random numbers
 
 Every ``--steps / --tests`` steps a frame is put aside, whether it was asked about or not; all of them are labelled
 after the run and predicted by the last model. CPU time is that of all threads of the process.
@@ -122,24 +123,34 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=20)
     parser.add_argument("--tolerance", type=float)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of velocities, thermostat and learner (default 0)"
+    )
     options = parser.parse_args()
     folder = options.folder or Path(f"learned_{options.system}")
     atoms, teacher, timestep, temperatures, friction = system(options.system)
     calc = LearningCalculator(
-        teacher, folder, tolerance=options.tolerance, progress=True, max_queries=400
+        teacher,
+        folder,
+        tolerance=options.tolerance,
+        progress=True,
+        max_queries=400,
+        seed=options.seed,
     )
     atoms.calc = calc
     atoms.set_constraint(FixCom())
-    thermalize_momenta(atoms, temperature_K=temperatures[0], rng=np.random.default_rng(1))
+    velocities = np.random.default_rng(1 + 100 * options.seed)
+    thermalize_momenta(atoms, temperature_K=temperatures[0], rng=velocities)
     for part, (T, steps) in enumerate(
         zip(temperatures, (options.steps, options.hot_steps), strict=True)
     ):
         calls, evaluations, began = len(CPU), calc.evaluations, time.process_time()
-        aside, temperature = run(atoms, T, steps, options.tests, timestep, friction, part)
+        seed = part + 100 * options.seed
+        aside, temperature = run(atoms, T, steps, options.tests, timestep, friction, seed)
         cpu = time.process_time() - began
         asked = [r.evaluation - evaluations for r in calc.records if r.evaluation > evaluations]
         result = {
-            "system": options.system, "T": T, "mean_T": round(temperature, 1), "steps": steps,
+            "system": options.system, "seed": options.seed, "T": T, "mean_T": round(temperature, 1), "steps": steps,
             "calls": len(CPU) - calls, "calls_in_last_quarter": sum(k > 3 * steps / 4 for k in asked),
             "cpu_s": round(cpu, 1), "cpu_s_of_one_call": round(float(np.median(CPU)), 3),
             "teacher_alone_over_this": round(steps * float(np.median(CPU)) / cpu, 1),

@@ -4,6 +4,7 @@
     python tests/benchmarks/learning_relax.py --ean -o relax_ean.jsonl   # GFN1-xTB (tblite): EAN ion pairs and clusters
     python tests/benchmarks/learning_relax.py --choice other -o other.jsonl   # or third; also with --ean
     python tests/benchmarks/learning_relax.py --one-learner --ways kept -o one.jsonl
+    python tests/benchmarks/learning_relax.py --ways kept --seed 1 -o again.jsonl     # again with other parameters
 
 The rules of learning were found while looking at the usual structures, so that the others judge them. Each choice has
 its own elements and displacements.
@@ -155,6 +156,7 @@ def one(
     teacher: Callable[[], Any],
     kept: Learner,
     ways: Sequence[str] = WAYS,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """One structure by the teacher alone, and in these ways."""
     with_cell = name == "cells"
@@ -165,7 +167,7 @@ def one(
     for way in ways:
         began = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            learner = kept if way == "kept" else Learner(teacher(), folder)
+            learner = kept if way == "kept" else Learner(teacher(), folder, seed=seed)
             calc = LearningCalculator(learner=learner)
             moved = atoms.copy()
             calls, converged = relaxed(moved, calc, with_cell)
@@ -203,6 +205,7 @@ def main() -> None:
     parser.add_argument(
         "--choice", choices=tuple(CHOICES), default="usual", help="elements and displacements"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of the learners (default 0)")
     options = parser.parse_args()
     series = {"slabs": slabs, "clusters": clusters, "cells": cells}
     if options.ean:
@@ -225,10 +228,11 @@ def main() -> None:
             continue
         done = {r["number"] for r in results if r["series"] == name}
         if kept is None or not options.one_learner:
-            kept = Learner(teacher(), options.output.with_suffix(f".{name}"))
+            folder = options.output.with_suffix(f".{name}")
+            kept = Learner(teacher(), folder, seed=options.seed)
         for k, atoms in enumerate(structures(CHOICES[options.choice])):
             if k not in done:
-                results.append(one(name, k, atoms, teacher, kept, options.ways))
+                results.append(one(name, k, atoms, teacher, kept, options.ways, options.seed))
                 with options.output.open("a") as file:
                     file.write(json.dumps(results[-1]) + "\n")
     summary(results)
