@@ -256,7 +256,8 @@ def electrons_of(atoms: Atoms) -> dict[str, Any]:
         "initial magnetic moments": atoms.get_initial_magnetic_moments(),
     }
     found = {name: values.copy() for name, values in found.items() if values.any()}
-    return found | {f"info[{key!r}]": atoms.info[key] for key in ELECTRONS if key in atoms.info}
+    info = {key: atoms.info.get(key) for key in ELECTRONS}
+    return found | {f"info[{key!r}]": value for key, value in info.items() if value is not None}
 
 
 def digest(atoms: Atoms) -> str:
@@ -275,7 +276,12 @@ def digest(atoms: Atoms) -> str:
 
 
 def _keep(file: Path, atoms: Atoms, found: _Label) -> None:
-    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    info = {k: atoms.info[k] for k in ELECTRONS if atoms.info.get(k) is not None}
+    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=info)
+    if (charges := atoms.get_initial_charges()).any():
+        bare.set_initial_charges(charges)
+    if (moments := atoms.get_initial_magnetic_moments()).any():
+        bare.set_initial_magnetic_moments(moments)
     bare.calc = SinglePointCalculator(bare, **found)
     text = StringIO()
     write(text, bare, format="extxyz")

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,13 +21,15 @@ from neuralil_ase.errors import (
 )
 from neuralil_ase.farm import electrons_of
 from neuralil_ase.learning.decision import Decision, Descent, judge
+from neuralil_ase.learning.history import Step, remember, step_of, temperature_of
 from neuralil_ase.learning.learner import Learner
 from neuralil_ase.learning.options import check_count
 from neuralil_ase.learning.records import Kind, Record
-from neuralil_ase.learning.report import Step, draw, progress_text, summary_text
-from neuralil_ase.learning.request import SURPRISE, Request, Teaching
+from neuralil_ase.learning.report import draw, progress_text, summary_text
+from neuralil_ase.learning.request import Request, Teaching
 from neuralil_ase.learning.results import (
     check_properties,
+    restore,
     results_of_model,
     results_of_teacher,
 )
@@ -65,7 +67,8 @@ class LearningCalculator(Calculator):
 
     Energies are those whose slopes the forces are: the teacher's free energy, if it has one. The tolerance is meant for
     runs and optimisations. Differences of forces 0.01 Å apart (``Vibrations``, phonons) are smaller: use the teacher
-    for them, or the exact Hessian of the model.
+    for them, or the exact Hessian of the model. Error bars of forces do not limit the energies of different minima: for
+    basin hopping, let the teacher confirm each (``optimizer=lambda a, **o: Confirmed(a).optimizer(BFGS, **o)``).
 
     Parameters
     ----------
@@ -84,10 +87,10 @@ class LearningCalculator(Calculator):
     check_every
         Spot checks: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
         more, and so on. The frame is held out from training and tests updates and error bars. If its error is more than
-        twice the tolerance, the frame is learnt, and a warning is logged. While a quarter of the frames is held out,
-        checks need 20 times as many evaluations. On the way to a minimum, a frame is labelled and learnt after 100
-        trusted evaluations in a row, or 400 near a learnt one. If the query limits allow no label, the run continues
-        without the check. 0 means never.
+        twice the tolerance, the frame is learnt, a warning is logged, and the intervals begin again. While a quarter of
+        the frames is held out, checks need 20 times as many evaluations. On the way to a minimum, a frame is labelled
+        and learnt after 100 trusted evaluations in a row, or 400 near a learnt one. If the query limits allow no label,
+        the run continues without the check. 0 means never.
     progress
         Show evaluations, queries, the present error bar and the last error on the standard error.
 
@@ -98,7 +101,9 @@ class LearningCalculator(Calculator):
     evaluations
         Number of evaluations so far, including those by the teacher.
     history
-        For each evaluation: largest error bar, tolerated error bar, temperature, and whether the teacher was asked.
+        For each evaluation: its number, largest error bar, tolerated error bar, temperature, and whether the teacher
+        was asked. Beyond 100,000 evaluations, only every second one is kept, beyond 200,000 every fourth, and so on.
+        Those with the teacher, and the last one, are always kept.
     is_confirmed
         Whether the present results are the teacher's own.
 
@@ -182,22 +187,33 @@ class LearningCalculator(Calculator):
         return changes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LearningCalculator":
-        """A calculator for a copy of the atoms: it shares the learner, as only one may use a folder."""
-        copy = LearningCalculator(
-            learner=self.learner,
+        """A calculator for a copy of the atoms, with the same past. It shares the learner, as only one may use a
+        folder, but has a seat of its own among walkers."""
+        shared = isinstance(self.learner, Learner)
+        twin = LearningCalculator(
+            learner=self.learner if shared else deepcopy(self.learner, memo),
             on_query=self.on_query,
             criteria=self.criteria,
             check_every=self.check_every,
             progress=self._progress is not None,
         )
-        copy.atoms, copy.results = deepcopy(self.atoms, memo), deepcopy(self.results, memo)
-        return copy
+        twin.atoms, twin.results = deepcopy(self.atoms, memo), deepcopy(self.results, memo)
+        twin.evaluations, twin.history = self.evaluations, copy(self.history)
+        twin.is_confirmed, twin._labelled = self.is_confirmed, self._labelled
+        twin._decision, twin._last_trusted = self._decision, self._last_trusted
+        twin._checks = copy(self._checks)
+        return twin
 
     def __reduce__(self) -> Any:
         raise TypeError(
             "a LearningCalculator cannot be pickled: its learner holds the lock of a folder. Pickle atoms without it "
             "(atoms.copy()), and let processes use the model (NeuralILCalculator) or call the teacher (executor)"
         )
+
+    def reset(self) -> None:
+        """Forget the results."""
+        super().reset()
+        self._labelled, self.is_confirmed = None, False
 
     def calculate(
         self,
@@ -206,25 +222,25 @@ class LearningCalculator(Calculator):
         system_changes: Sequence[str] = all_changes,
     ) -> None:
         """Decide who evaluates the structure, and evaluate it; called by ASE."""
-        self.results = {}  # if this fails, no results of another structure may remain
-        self._labelled, self.is_confirmed = None, False
-        if atoms is not None:
-            self.atoms = atoms.copy()
-        if self.atoms is None:
+        present = self.atoms if atoms is None else atoms
+        if present is None:
             raise StructureError("no structure has been given yet: pass atoms")
-        atoms = self.atoms
+        self.reset()  # if this fails, no results of another structure may remain
+        self.atoms = atoms = present.copy()
         if not len(atoms):
             raise StructureError("the structure has no atoms, so there is nothing to learn")
         check_properties(atoms, properties, self.learner.knows_stress)
-        self.learner.check_surface(atoms)
         self.evaluations += 1
         self.learner.catch_up()
+        self.learner.check_surface(atoms)
         results = self._answer(atoms)
         while results is None:  # another frame was labelled instead of this one
             results = self._answer(atoms)
         self.results, self._last_trusted = results, atoms
         check_properties(atoms, properties, self.learner.knows_stress)
-        self._note(atoms)
+        remember(self.history, step_of(self.evaluations, self._decision, atoms))
+        if self._progress is not None:
+            self._progress.update(self.evaluations, progress_text(self.history, self.records))
 
     @property
     def records(self) -> list[Record]:
@@ -247,7 +263,7 @@ class LearningCalculator(Calculator):
 
     def roll_back(self, atoms: Atoms) -> None:
         """Restore positions, cell and momenta of the last structure that was trusted or labelled, for use after a
-        ``TeacherError``.
+        ``TeacherError``. Integrators evaluate forces in the middle of a step, so that momenta are half a step behind.
 
         Raises
         ------
@@ -257,10 +273,7 @@ class LearningCalculator(Calculator):
         trusted = self._last_trusted
         if trusted is None or not np.array_equal(trusted.numbers, atoms.numbers):
             raise TeacherError("there is nothing to roll back to: no structure was evaluated yet")
-        atoms.cell[:] = trusted.cell
-        atoms.positions[:] = trusted.positions
-        if trusted.has("momenta"):
-            atoms.set_array("momenta", trusted.arrays["momenta"].copy())
+        restore(atoms, trusted)
 
     @contextmanager
     def descending(self, descent: Descent) -> Iterator[None]:
@@ -273,13 +286,15 @@ class LearningCalculator(Calculator):
 
     @property
     def error(self) -> float:
-        """Largest expected force error on a movable atom in the present structure, in eV/Å; see :class:`Decision`."""
+        """Largest expected force error on a movable atom in eV/Å; see :class:`Decision`."""
         return self._decision.error
 
-    def confirm(self, fmax: float, reason: str) -> None:
-        """Set the results to the teacher's, for :class:`Confirmed`. The teacher is asked once for each structure."""
+    def confirm(self, fmax: float, reason: str) -> bool:
+        """Set the results to the teacher's, for :class:`Confirmed`; return whether the teacher was asked now. It is
+        asked once for each structure."""
         assert self.atoms is not None
-        if self._labelled is None:
+        is_new = self._labelled is None
+        if is_new:
             decision = self._decision._replace(kind="confirm", reason=reason)
             label = self._label(self.atoms, "confirm", decision, FIT * fmax)
             self.history[-1] = self.history[-1]._replace(asked=label is not None)
@@ -287,6 +302,7 @@ class LearningCalculator(Calculator):
             self.results = self._of_teacher(self._labelled)
         else:  # another frame was labelled instead, and the model may have changed
             self.results = self._learnt(self.atoms)
+        return is_new and self._labelled is not None
 
     def go_on(self) -> None:
         """Continue after the teacher did not confirm a minimum, with the results that ``on_query`` selects."""
@@ -312,20 +328,11 @@ class LearningCalculator(Calculator):
         self._checks.trusted()
         return results_of_model(self._decision.prediction, self.learner.knows_stress)
 
-    def _note(self, atoms: Atoms) -> None:
-        """Record one more evaluation for the picture and the progress bar."""
-        decision = self._decision
-        temperature = _temperature(atoms)
-        heat = np.nan if temperature is None else temperature
-        self.history.append(Step(decision.bar, decision.allowed, heat, decision.kind is not None))
-        if self._progress is not None:
-            self._progress.update(self.evaluations, progress_text(self.history, self.records))
-
     def _decide(self, atoms: Atoms) -> Decision:
         found = judge(
             self.learner, self._present(), atoms, self._descent, self.criteria, self._last_trusted
         )
-        if found.kind is None and self._is_check_due(found.is_near):
+        if found.kind is None and self._checks.is_due(self.records, self._descent, found.is_near):
             return found._replace(kind="check", reason="a spot check of a trusted frame")
         return found
 
@@ -338,14 +345,10 @@ class LearningCalculator(Calculator):
         if label is None:
             return None
         if prediction is not None and kind == "check" and self._descent is None:
-            error = float(np.linalg.norm(prediction.forces - label.get_forces(), axis=1).max())
-            if error <= SURPRISE * decision.allowed:
+            surprise = self._checks.surprise(decision, label)
+            if surprise is None:
                 return results_of_model(prediction, self.learner.knows_stress)
-            logger.warning(
-                "a spot check at evaluation %d found an error of %.3f eV/Å, with an error bar of %.3f and a tolerance "
-                "of %.3f: the %d evaluations before it may be wrong",
-                self.evaluations, error, decision.bar, decision.allowed, self._checks.wait,
-            )  # fmt: skip
+            logger.warning("a spot check at evaluation %d %s", self.evaluations, surprise)
         return self._of_teacher(label) if self.on_query == "teacher" else self._learnt(atoms)
 
     def _label(self, atoms: Atoms, kind: Kind, decision: Decision, target: float) -> Atoms | None:
@@ -357,13 +360,15 @@ class LearningCalculator(Calculator):
             decision.reason,
             decision.prediction,
             self.evaluations,
-            _temperature(atoms),
+            temperature_of(atoms),
             target,
             decision.bar,
             decision.allowed,
             may_hold_out=self._descent is None,
         )
         label = self.learner.begin(request) if kind == "first" else self.learner.ask([request])[0]
+        if label is not None:
+            self._checks.labelled()
         self._labelled = label
         return label
 
@@ -381,11 +386,6 @@ class LearningCalculator(Calculator):
         assert model is not None
         return results_of_model(model.prediction(atoms, "forces"), self.learner.knows_stress)
 
-    def _is_check_due(self, is_near: bool) -> bool:
-        if self._descent is None:
-            return self._checks.is_due(self.records)
-        return self._checks.is_due_on_the_way(is_near)
-
     def _present(self) -> NeuralILCalculator | None:
         """The calculator of the present model."""
         potential = self.learner.potential
@@ -394,7 +394,3 @@ class LearningCalculator(Calculator):
         if self._model is None or self._model.potential is not potential:
             self._model = NeuralILCalculator(potential, uncertainty="forces")
         return self._model
-
-
-def _temperature(atoms: Atoms) -> float | None:
-    return float(atoms.get_temperature()) if atoms.has("momenta") else None

@@ -104,7 +104,13 @@ class Confirmed(Optimizable):
 
     def _copy(self, attributes: dict[str, Any]) -> dict[str, Any]:
         """A deep copy of the state of an optimiser that moves the same structure."""
-        shared = [self, self._inner, self._atoms, *self._calculators, *self._inner.iterimages()]
+        shared = [self, self._inner, self._atoms, *self._calculators]
+        if hasattr(
+            self._atoms, "images"
+        ):  # a band; its iterimages() gives copies, and needs forces
+            shared += self._atoms.images
+        else:
+            shared += self._inner.iterimages()
         if hasattr(self._atoms, "atoms"):
             shared.append(self._atoms.atoms)
         return deepcopy(attributes, {id(item): item for item in shared})
@@ -173,11 +179,10 @@ class Confirmed(Optimizable):
         """The gradient by the teacher; or by the model, if the minimum is not confirmed and ``on_query`` is "model"."""
         largest = self.gradient_norm(self._inner.get_gradient())
         reason = f"largest force {largest:.4f} eV/Å, to be below {fmax:g}"
-        for calculator in self._calculators:
-            calculator.confirm(fmax, reason)
+        is_new = [calculator.confirm(fmax, reason) for calculator in self._calculators]
         gradient = self._inner.get_gradient()
         if not self._inner.converged(gradient, fmax):
-            self._refused += 1
+            self._refused += any(is_new)  # the optimiser asks for the same gradient several times
             for calculator in self._calculators:
                 calculator.go_on()
             gradient = self._inner.get_gradient()

@@ -25,10 +25,6 @@ error bar. Error bars come from frames that are farther away. In relaxations of 
 0.1 to 0.2 of the error bars."""
 
 
-REACH, REACH_OF_OPTIMISER = 0.06, 0.15
-"""Distance in Å per learnt frame within which a young model is trusted, in MD and in an optimisation."""
-
-
 class Descent(NamedTuple):
     """The state of an optimisation whose minimum the teacher confirms.
 
@@ -113,7 +109,7 @@ def judge(
         atoms, prediction, learner.tolerance, descent, criteria, moved, is_strained, before
     )
     if found.kind is None:
-        far = learner.too_far(atoms, REACH if descent is None else REACH_OF_OPTIMISER)
+        far = learner.too_far(atoms, descent is not None)
         found = found if far is None else found._replace(kind="unsure", reason=far)
     return found
 

@@ -117,7 +117,7 @@ class Desk:
         names = [digest(frame) for frame in frames]
         self._check_budget(sum(not self._folder.file(name).exists() for name in names))
         self._folder.teacher = self.teacher_name, self.teacher_parameters
-        seconds, failure = self._ask(frames, requests, tolerance)
+        seconds, failure = self._ask(frames, names, requests, tolerance)
         if check is not None and failure is None:
             self.check(names, check)
         for request, name in zip(requests, names, strict=True):
@@ -126,7 +126,7 @@ class Desk:
                 record = _tested(record, request.prediction, self._folder.read(name))
                 is_passed = max(record.errors, default=np.inf) <= SURPRISE * request.allowed
                 is_test = request.kind == "check" and request.may_hold_out
-                self._folder.append(replace(record, held_out=is_test and is_passed))
+                self._folder.append(replace(record, held_out=bool(is_test and is_passed)))
                 logger.info("query %d: %s", len(self._folder.records), record.describe())
         if failure is not None:
             raise failure
@@ -135,15 +135,22 @@ class Desk:
         return labelled
 
     def _ask(
-        self, frames: Sequence[Atoms], requests: Sequence[Request], tolerance: float | None
+        self,
+        frames: Sequence[Atoms],
+        names: Sequence[str],
+        requests: Sequence[Request],
+        tolerance: float | None,
     ) -> tuple[float, TeacherError | QueryLimitError | None]:
         """Call the teacher until it has labelled all frames or failed too often; seconds per label, and the error."""
         seconds = 0.0
         for attempt in range(self._retries + 1):
-            missing = [k for k, frame in enumerate(frames) if not self._folder.has(frame)]
+            there = [self._folder.file(name).exists() for name in names]
+            missing = [k for k, is_there in enumerate(there) if not is_there]
             if attempt:
-                try:
-                    self._check_budget(len(missing))
+                known = {record.digest for record in self._folder.answered}
+                unrecorded = {name for name, is_there in zip(names, there, strict=True) if is_there}
+                try:  # labels of the first attempt have no record yet, but were calls, too
+                    self._check_budget(len(missing), len(unrecorded - known))
                 except (
                     QueryLimitError
                 ) as limit:  # the labels of the first attempt need their records
@@ -152,7 +159,7 @@ class Desk:
             found = self._folder.label([frames[k] for k in missing], self._factory, self._executor)
             seconds = (time.perf_counter() - began) / max(len(missing), 1)
             for place, reason in found.failures.items():
-                request, name = requests[missing[place]], digest(frames[missing[place]])
+                request, name = requests[missing[place]], names[missing[place]]
                 record = _record(request, name, tolerance, seconds)
                 self._folder.append(replace(record, failure=reason))
             if not found.failures:
@@ -216,15 +223,15 @@ class Desk:
                 return True
         return len(names) > FIRST_LABELS
 
-    def _check_budget(self, wanted: int) -> None:
-        calls, path = self._folder.calls, self._folder.path
+    def _check_budget(self, wanted: int, unrecorded: int = 0) -> None:
+        calls, path = self._folder.calls + unrecorded, self._folder.path
         if self._most is not None and wanted and calls + wanted > self._most:
             raise QueryLimitError(
                 f"{count(wanted, 'more label')} would make {calls + wanted} calls of the teacher, but max_queries is "
                 f"{self._most}. All labels and the model are in {path}: raise max_queries to continue, or use the "
                 "model as it is with NeuralILCalculator"
             )
-        recent = self._calls_of_last_hour
+        recent = self._calls_of_last_hour + unrecorded
         if self._per_hour is not None and wanted and recent + wanted > self._per_hour:
             raise QueryLimitError(
                 f"the teacher was called {recent} times within the last hour, but queries_per_hour is "
@@ -233,7 +240,8 @@ class Desk:
 
     @property
     def _calls_of_last_hour(self) -> int:
-        return sum(r.time > time.time() - HOUR for r in self._folder.records)
+        now = time.time()  # the clock may have been ahead when a record was written
+        return sum(now - HOUR < r.time <= now for r in self._folder.records)
 
 
 def _record(request: Request, name: str, tolerance: float | None, seconds: float) -> Record:

@@ -1,7 +1,7 @@
 """The learner: it asks the teacher, keeps the labels, trains the model and calibrates its error bars."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from neuralil_ase import __version__
+from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.evaluation.model_card import describe
 from neuralil_ase.files.model_file import as_potential
 from neuralil_ase.learning.desk import Desk, FrameCheck
-from neuralil_ase.learning.options import check_count, check_options, structures_of
+from neuralil_ase.learning.options import check_count, check_options, labelled_frames
+from neuralil_ase.learning.provenance import LEARNT, prior_of, provenance_of, teacher_of
 from neuralil_ase.learning.pupil import LEARNING, Pupil
-from neuralil_ase.learning.records import LEARNT, Folder, Record
+from neuralil_ase.learning.reach import too_far
+from neuralil_ase.learning.records import Folder, Record
 from neuralil_ase.learning.request import Request, bare
 from neuralil_ase.learning.stream import (
     stream_calibration,
@@ -42,10 +44,6 @@ from neuralil_ase.training.warm_start import start_of
 logger = logging.getLogger(__name__)
 RELATIVE_TOLERANCE, LEAST_TOLERANCE = 0.4, 0.05
 """Default tolerance: this fraction of the root mean square force, but at least this value in eV/Å."""
-GROWN = 10
-"""From this number of learnt frames on, error bars alone decide whether a model that began from nothing is trusted."""
-TEACHER, PARAMETERS = "taught_by", "taught_with"
-"""Keys in the provenance of the model: class and parameters of the teacher."""
 
 
 class Learner:
@@ -126,7 +124,7 @@ class Learner:
         for name, most in (("max_queries", max_queries), ("queries_per_hour", queries_per_hour)):
             if most is not None:
                 check_count(name, most)
-        frames = structures_of(data)
+        structures, frames = labelled_frames(data)
         self.folder = Folder(folder)
         self._desk = Desk(teacher, self.folder, executor, retries, max_queries, queries_per_hour)
         self._rattled, self._seed, self._check_teacher = rattled, seed, check_teacher
@@ -135,21 +133,20 @@ class Learner:
         self._lock = RLock()
         given = None if model is None else with_error_bars(start_of(as_potential(model)).potential)
         self._prior = None if given is None else given.calibration
-        self._tolerance = tolerance or (usual_error_bar(given) if given is not None else None)
         loaded = self.folder.load()
-        self._potential = loaded or given
-        known = {} if loaded is None else loaded.provenance
-        of_model = (known[TEACHER], known.get(PARAMETERS, {})) if TEACHER in known else None
-        now = self._desk.teacher_name, self._desk.teacher_parameters
-        check_same_teacher(self.folder.teacher or of_model, now, self.folder.path)
         fitted = None if given is not None else 0
-        if loaded is not None:
-            fitted = loaded.provenance.get(LINEAR_FRAMES)
+        if loaded is not None:  # the given model was only the beginning of this one
+            self._prior, fitted = prior_of(loaded), loaded.provenance.get(LINEAR_FRAMES)
+        self._tolerance = None if tolerance is None else float(tolerance)
+        self._potential = loaded or given
+        known = self.folder.teacher or teacher_of(loaded)
+        check_same_teacher(known, self._teacher, self.folder.path)
         self._pupil = Pupil(self._potential, replace(settings, seed=seed), fitted)
-        self._data = frames
-        self._learnt = set(known.get(LEARNT, ()))
-        self._names: list[str] = []
+        self._data = [replace(f, source=f"data[{k}]") for k, f in enumerate(frames)]
+        self._learnt = set(() if loaded is None else loaded.provenance.get(LEARNT, ()))
         self._surface = Surface()
+        for atoms in structures:
+            self._surface.remember(atoms)
         self._caught_up = self._is_checked = False
         self._force_size = 0.0
 
@@ -161,7 +158,8 @@ class Learner:
     @property
     def tolerance(self) -> float:
         """Largest error bar of a force that is trusted at present, in eV/Å."""
-        return self._tolerance or max(RELATIVE_TOLERANCE * self._force_size, LEAST_TOLERANCE)
+        usual = self._tolerance or usual_error_bar(self._prior)
+        return usual or max(RELATIVE_TOLERANCE * self._force_size, LEAST_TOLERANCE)
 
     @property
     def records(self) -> list[Record]:
@@ -181,7 +179,7 @@ class Learner:
     def moved(self, atoms: Atoms) -> float:
         """Largest displacement in Å of an atom, or a lattice vector, from the nearest learnt frame of the same atoms;
         infinite if there is none."""
-        return self._pupil.moved(atoms, from_learnt=True)
+        return self._pupil.moved(atoms)
 
     @property
     def knows_stress(self) -> bool:
@@ -193,7 +191,7 @@ class Learner:
         return self._pupil.is_strained(atoms)
 
     def check_surface(self, atoms: Atoms) -> None:
-        """Check that the same atoms had the same charge, spin and magnetic moments before.
+        """Check that the same atoms had the same charge, spin and magnetic moments before, in this run or in a label.
 
         Raises
         ------
@@ -202,33 +200,10 @@ class Learner:
         """
         self._surface.check(atoms)
 
-    def too_far(self, atoms: Atoms, reach: float) -> str | None:
-        """The reason why a young model must not be trusted here; None if it may be trusted.
-
-        At first all members extrapolate in the same way, and spreads are too small. After two frames of copper rattled
-        by 0.05 Å, the error was twice the spread at a distance of 0.08 Å from them, and eight times at 0.27 Å.
-
-        Parameters
-        ----------
-        atoms
-            The structure. Atoms that constraints fix count, too: a script may have moved them.
-        reach
-            Largest displacement of an atom from the nearest labelled frame, in Å per learnt frame.
-        """
-        frames = len(self._pupil)
-        if self._prior is not None or frames >= GROWN:
-            return None
-        moved = self._pupil.moved(atoms)
-        if moved <= reach * frames:
-            return None
-        if not np.isfinite(moved):
-            return (
-                "no labelled frame has the same atoms, and a young model is not trusted without one"
-            )
-        return (
-            f"an atom is {moved:.2f} Å from its position in the nearest labelled frame, but a model that has learnt "
-            f"{frames} frames is trusted only within {reach * frames:.2f} Å"
-        )
+    def too_far(self, atoms: Atoms, is_descending: bool) -> str | None:
+        """The reason why a model that began from nothing must not be trusted here, whatever its error bars; None if it
+        may be trusted. ``is_descending``: on the way to a minimum that the teacher confirms."""
+        return None if self._prior is not None else too_far(self._pupil, atoms, is_descending)
 
     def settle(self) -> None:
         """Wait for training in the background.
@@ -244,19 +219,17 @@ class Learner:
             pending.result()
 
     def catch_up(self) -> None:
-        """Learn labels on disk or in ``data`` that the model has not learnt, as after a kill. Done only once."""
+        """Learn labels on disk or in ``data`` that the model has not learnt, once, as after a kill."""
+        is_made = self._potential is not None or not len(self._pupil)
+        if self._caught_up and is_made:  # without the lock, which training in the background holds
+            return
         with self._lock:
-            if self._caught_up:
-                return
-            self._caught_up = True
-            names = {record.digest for record in self.folder.answered}
-            is_behind = bool(names - self._learnt or self._data)
             is_unchecked = self._is_checking and self._potential is None and not self._data
-            if is_unchecked and not self._desk.check_found(_check_first_two):
-                return
-            self._take()
-            if len(self._pupil) and (is_behind or self._potential is None):
-                self._learn()
+            if not is_unchecked or self._desk.check_found(_check_first_two):
+                self._take()
+                if self._pupil.waiting or (len(self._pupil) and self._potential is None):
+                    self._learn()
+            self._caught_up = True
 
     def begin(self, request: Request) -> Atoms:
         """Label the first frame and its rattled copies, check the teacher, and make the first model.
@@ -337,15 +310,17 @@ class Learner:
 
     def _take(self) -> None:
         """Give new frames to the pupil, the frames of the user first."""
-        for atoms in self._data:
-            self._pupil.add(atoms, held_out=False)
-            self._names.append("")
-        self._data = []
-        taken = set(self._names)
+        taken = set(self._pupil.names)
+        for frame in self._data:
+            if frame.source not in taken:
+                self._pupil.add(frame, held_out=False)
         for record in self.folder.answered:
             if (name := record.digest) not in taken:
-                self._pupil.add(self.folder.read(name), record.held_out, name in self._learnt)
-                self._names.append(name)
+                atoms = self.folder.read(name)
+                self._surface.remember(atoms)
+                frame = replace(frames_from_atoms([atoms])[0], source=name)
+                is_learnt = name in self._learnt
+                self._pupil.add(frame, record.held_out and not is_learnt, is_learnt)
         self._force_size = self._pupil.force_size
 
     def _learn_soon(self, target: float, at_once: bool) -> None:
@@ -358,7 +333,7 @@ class Learner:
             self._pending.add_done_callback(log_failure)
 
     def _learn(self, target: float = np.inf) -> None:
-        """Train if there are new frames; calibrate; write the model to disk."""
+        """Train if there are new frames; make error bars; write the model to disk."""
         with self._lock:
             if self._pupil.waiting or self._potential is None:
                 lesson = self._pupil.lesson(min(target, self.tolerance / 2))
@@ -366,26 +341,28 @@ class Learner:
                 logger.log(level, "%d frames, %s", len(self._pupil), lesson)
             if self._pupil.linear_frames is not None:  # the given model was replaced by a new one
                 self._prior = None
-            calibration = stream_calibration(
-                self.folder.answered, *self._pupil.floors(), self._prior
+            records = self.folder.answered
+            floors = self._pupil.floors() or _floors_of(self._potential)
+            calibration = stream_calibration(records, *floors, self._prior)
+            labels = [record.digest for record in records]
+            potential = self._pupil.calibrate(
+                with_thresholds(calibration, self.tolerance),
+                provenance_of(self._pupil, labels, self.folder.calls, self._teacher, self._prior),
             )
-            calibration = with_thresholds(calibration, self.tolerance)
-            potential = self._pupil.calibrate(calibration, self._provenance())
             self.folder.save(potential)
             self._potential = potential
 
-    def _provenance(self) -> dict[str, Any]:
-        waiting = [self._names[number] for number in self._pupil.waiting]
-        return {
-            "program": f"neuralil-ase {__version__}",
-            TEACHER: self._desk.teacher_name,
-            PARAMETERS: self._desk.teacher_parameters,
-            "teacher_calls": self.folder.calls,
-            "training_frames": len(self._pupil) - self._pupil.n_held_out - len(waiting),
-            "held_out_frames": self._pupil.n_held_out,
-            LINEAR_FRAMES: self._pupil.linear_frames,
-            LEARNT: [r.digest for r in self.folder.answered if r.digest not in waiting],
-        }
+    @property
+    def _teacher(self) -> tuple[str, dict[str, str]]:
+        """Class and parameters of the teacher."""
+        return self._desk.teacher_name, self._desk.teacher_parameters
+
+
+def _floors_of(potential: Potential | None) -> tuple[Mapping[str, float], float]:
+    """The floors of the present error bars, for a given model whose only labels are held out."""
+    assert potential is not None
+    assert potential.calibration is not None
+    return potential.calibration.force_floor, potential.calibration.energy_floor or 0.0
 
 
 def _check_first_two(frames: Sequence[Atoms]) -> None:

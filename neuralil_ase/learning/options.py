@@ -1,12 +1,13 @@
 """Checks the options of a learner and of a learning calculator."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 
 from neuralil_ase.errors import ConfigError, DataError
-from neuralil_ase.evaluation.dataset import frames_from_atoms, items_of
+from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms, items_of
 from neuralil_ase.training.settings import TrainingSettings
 
 
@@ -16,9 +17,12 @@ def check_count(name: str, value: Any) -> None:
         raise ConfigError(f"{name} = {value!r}: give a whole number, 0 or more")
 
 
-def structures_of(data: Any) -> list[Atoms]:
-    """The labelled structures as a list, after a check that each has energy and forces."""
-    structures = items_of(data)
+def labelled_frames(data: Any) -> tuple[list[Atoms], list[Frame]]:
+    """The labelled structures and their frames, after a check that each has energy and forces.
+
+    The energy is the free energy if there is one, as for the labels of a teacher: the forces are its slopes.
+    """
+    structures, frames = items_of(data), []
     for number, atoms in enumerate(structures):
         if not isinstance(atoms, Atoms):
             raise ConfigError(
@@ -30,7 +34,9 @@ def structures_of(data: Any) -> list[Atoms]:
                 f"structure {number} of data has no {'energy' if frame.energy is None else 'forces'}, and learning "
                 "needs both: leave it out, or label it first"
             )
-    return structures
+        free = getattr(atoms.calc, "results", {}).get("free_energy")
+        frames.append(frame if free is None else replace(frame, energy=float(free)))
+    return structures, frames
 
 
 def check_options(tolerance: Any, settings: TrainingSettings, executor: Any) -> None:

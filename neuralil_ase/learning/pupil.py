@@ -13,35 +13,20 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers, covalent_radii
 
 from neuralil_ase.calibration import Calibration
-from neuralil_ase.evaluation.dataset import (
-    Frame,
-    elements_of,
-    frames_from_atoms,
-    pairs_of,
-    types_of,
-)
+from neuralil_ase.evaluation.dataset import Frame, elements_of
+from neuralil_ase.learning.environments import Environments, Stranger
+from neuralil_ase.learning.first_model import CUTOFF_OF_ATOMS, first_potential, has_neighbours
+from neuralil_ase.learning.geometries import Geometries
 from neuralil_ase.model.potential import Potential
-from neuralil_ase.samples.cutoff import rounded, surroundings
 from neuralil_ase.samples.linear import linear_of
-from neuralil_ase.samples.normalisation import first_params
-from neuralil_ase.samples.reference import energy_reference
 from neuralil_ase.training.continuation import Continuation
-from neuralil_ase.training.prepare import model_config
-from neuralil_ase.training.settings import RADIAL_SPACING, TrainingSettings
+from neuralil_ase.training.settings import TrainingSettings
 from neuralil_ase.training.warm_start import Start, reference_for
 
+_State = tuple[Potential | None, set[int], list[int], set[str], int | None]
 logger = logging.getLogger(__name__)
-CORE = 0.7
-"""Range of the ZBL repulsion, as a fraction of the sum of the covalent radii."""
-REACH = 1.76
-"""Cutoff divided by the distance between nearest neighbours: 4.5 Å in copper. A few frames contain little information
-about atoms farther away. With 5.5 Å the next frames of a relaxation are not predicted better, at twice the cost."""
-CUTOFF_OF_ATOMS = 3.9
-"""Cutoff in Å if no atom has a neighbour. It is chosen for nothing else: the first frame with neighbours begins a new
-model, whose cutoff belongs to the distances there."""
 STEPS = 100
 """Steps of one cycle of training."""
 CYCLES = 4
@@ -51,8 +36,6 @@ WORSE = 1.1
 the error by some per cent."""
 AGAIN = 1.3
 """The unknowns of the linear part are scaled again when the number of frames has grown by this factor."""
-STRAINED = 1e-3
-"""Difference in Å from which on a lattice vector is another one."""
 JUDGES = 32
 """Number of latest frames over which errors are averaged."""
 BATCH_ATOMS = 240
@@ -118,9 +101,10 @@ class Pupil:
         self.potential = potential
         self.settings = settings
         self._frames: list[Frame] = []
-        self._by_symbols: dict[str, list[int]] = {}
+        self._geometries, self._environments = Geometries(), Environments()
         self._held: set[int] = set()
         self._waiting: list[int] = []
+        self._has_cell = self._has_stress = False
         self._continuation: Continuation | None = None
         self._compositions: set[str] = set()
         self._lessons = 0
@@ -129,29 +113,32 @@ class Pupil:
     def __len__(self) -> int:
         return len(self._frames)
 
-    def add(self, atoms: Atoms, held_out: bool, learnt: bool = False) -> None:
+    def add(self, frame: Frame, held_out: bool, learnt: bool = False) -> None:
         """Add a labelled frame.
 
         Parameters
         ----------
-        atoms
-            The frame with energy and forces.
+        frame
+            The frame with energy and forces. Its source is its name, see :attr:`names`.
         held_out
             Whether it tests updates, instead of being learnt in the next lesson.
         learnt
             Whether the potential has learnt it before, as in an earlier run.
         """
-        (frame,) = frames_from_atoms([atoms])
-        if held_out and self._knows(frame):
-            self._held.add(len(self._frames))
-        elif not learnt:
-            self._waiting.append(len(self._frames))
-        self._by_symbols.setdefault(" ".join(frame.symbols), []).append(len(self._frames))
+        number = len(self._frames)
+        # An interrupted addition leaves no continuation, and the next lesson makes a new one with all frames.
+        continuation, self._continuation = self._continuation, None
         self._frames.append(frame)
-        if self._continuation is not None and self._knows(frame):
-            self._continuation.add(frame)
-        else:
-            self._continuation = None
+        self._geometries.add(number, frame)
+        self._has_cell |= frame.volume is not None
+        self._has_stress |= frame.stress is not None
+        if held_out and self._knows(frame):
+            self._held.add(number)
+        elif not learnt:
+            self._waiting.append(number)
+        if continuation is not None and self._knows(frame):
+            continuation.add(frame)
+            self._continuation = continuation
 
     def lesson(self, target: float) -> Lesson:
         """Train until the new frames are learnt, or the largest number of cycles is reached.
@@ -162,11 +149,24 @@ class Pupil:
         learnt. Held-out frames alone must not judge: as long as they are few, any region that is new to the model makes
         some of them worse. A run in such a region would ask at every step, and never learn.
 
+        If the lesson is interrupted or refused, the pupil stays as it was.
+
         Parameters
         ----------
         target
             Root mean square force error on the new frames at which training ends, in eV/Å.
         """
+        before = self._state
+        try:
+            lesson = self._lesson(target)
+        except BaseException:
+            self._state, self._continuation = before, None
+            raise
+        if not lesson.kept:
+            self._undo(before)
+        return lesson
+
+    def _lesson(self, target: float) -> Lesson:
         is_first = self._begin()
         self._move_reference(*self._ready())
         continuation, potential = self._ready()
@@ -176,7 +176,7 @@ class Pupil:
         held = sorted(self._held)[-JUDGES:]
         judges = [*held, *new] if held else lessons[-JUDGES:]
         before = _rms(continuation, potential, judges)
-        trained = fitted = self._with_linear(continuation, potential)
+        trained = self._with_linear(continuation, potential)
         cycles = 0
         while cycles < CYCLES * (1 + is_first):
             seed = self.settings.seed + 7919 * self._lessons + cycles
@@ -190,13 +190,31 @@ class Pupil:
         if kept:
             self._waiting = []
             self.potential = replace(trained, calibration=potential.calibration)
-        elif fitted is not potential:
-            continuation.use_linear(linear_of(potential))
         return Lesson(kept, cycles, before, after)
 
-    def floors(self) -> tuple[dict[str, float], float]:
+    @property
+    def _state(self) -> _State:
+        """Everything that a lesson changes, but for the prepared training and the number of lessons."""
+        held, waiting = set(self._held), list(self._waiting)
+        return self.potential, held, waiting, self._compositions, self.linear_frames
+
+    @_state.setter
+    def _state(self, state: _State) -> None:
+        self.potential, self._held, self._waiting, self._compositions, self.linear_frames = state
+
+    def _undo(self, state: _State) -> None:
+        """Go back behind a refused lesson."""
+        self._state = state
+        continuation, potential = self._ready()
+        if not np.array_equal(potential.energy_reference, continuation.reference):
+            continuation.move_reference(potential.energy_reference)
+        continuation.use_linear(linear_of(potential))
+
+    def floors(self) -> tuple[dict[str, float], float] | None:
         """Residuals on the latest frames that are not held out: root mean square norm of the force residuals by element
-        in eV/Å, and root mean square energy residual in eV per sqrt(atoms)."""
+        in eV/Å, and root mean square energy residual in eV per sqrt(atoms). None if all frames are held out."""
+        if not self._for_learning:
+            return None
         self._begin()  # in a later run whose first label is held out, there was no lesson
         continuation, potential = self._ready()
         squares: dict[str, list[float]] = {symbol: [] for symbol in potential.elements}
@@ -213,65 +231,74 @@ class Pupil:
 
     def calibrate(self, calibration: Calibration, provenance: dict[str, Any]) -> Potential:
         """The present potential with error bars and provenance."""
-        _, potential = self._ready()
-        self.potential = replace(potential, calibration=calibration, provenance=provenance)
+        assert self.potential is not None
+        self.potential = replace(self.potential, calibration=calibration, provenance=provenance)
         return self.potential
 
-    def moved(self, atoms: Atoms, from_learnt: bool = False) -> float:
-        """Largest displacement in Å of an atom from the nearest labelled frame of the same atoms.
+    def moved(self, atoms: Atoms) -> float:
+        """Largest displacement in Å of an atom or a lattice vector from the nearest learnt frame of the same atoms;
+        infinite if there is none."""
+        return self._geometries.moved(atoms, self._not_learnt)
 
-        It is infinite if there is no such frame. With ``from_learnt``, only frames that the model has learnt count, and
-        the displacement of the lattice vectors does, too.
-        """
-        same = [self._frames[k] for k in self._same(atoms, from_learnt)]
-        if not same:
-            return np.inf
-        vectors = np.stack([atoms.positions - f.positions for f in same])
-        cell = atoms.cell.complete().array
-        shifts = np.round(vectors @ np.linalg.inv(cell)) * atoms.pbc
-        moved = np.linalg.norm(vectors - shifts @ cell, axis=2).max(axis=1)
-        if from_learnt:
-            strained = np.stack([atoms.cell.array - f.cell for f in same])
-            moved = np.maximum(moved, np.linalg.norm(strained, axis=2).max(axis=1))
-        return float(moved.min())
+    def strangest(self, atoms: Atoms) -> Stranger:
+        """The atom whose coordination is least like those in learnt frames, which have all elements of ``atoms``."""
+        assert self.potential is not None
+        not_learnt = self._not_learnt
+        learnt = {k: f for k, f in enumerate(self._frames) if k not in not_learnt}
+        self._environments.learn(learnt, self.potential.r_cut)
+        return self._environments.strangest(atoms)
 
     def is_strained(self, atoms: Atoms) -> bool:
         """Whether the lattice vectors differ from those of all learnt frames of the same atoms."""
-        same = [self._frames[k].cell for k in self._same(atoms, from_learnt=True)]
-        return all(np.abs(atoms.cell.array - cell).max() > STRAINED for cell in same)
+        return self._geometries.is_strained(atoms, self._not_learnt)
 
     @property
     def has_stress(self) -> bool:
         """Whether any frame has a stress, or none has a cell that could have one."""
-        with_cell = [frame for frame in self._frames if frame.volume is not None]
-        return not with_cell or any(frame.stress is not None for frame in with_cell)
+        return self._has_stress or not self._has_cell
 
     @property
     def force_size(self) -> float:
-        """Root mean square norm of the forces in eV/Å: the median over the latest labelled frames."""
+        """Root mean square norm of the forces in eV/Å: the lower median over the latest labelled frames, which is not
+        that of a violent frame while half of few frames are violent."""
         latest = self._frames[-JUDGES:]
         squares = [(f.forces**2).sum(axis=1) for f in latest if f.forces is not None]
-        return float(np.median([np.sqrt(s.mean()) for s in squares])) if squares else 0.0
+        sizes = sorted(float(np.sqrt(s.mean())) for s in squares)
+        return sizes[(len(sizes) - 1) // 2] if sizes else 0.0
 
     @property
-    def n_held_out(self) -> int:
-        """Number of held-out frames, which test updates."""
-        return len(self._held)
+    def names(self) -> list[str]:
+        """Names of all frames, in the order in which they were added."""
+        return [frame.source for frame in self._frames]
 
     @property
-    def waiting(self) -> list[int]:
-        """Numbers of the frames that no accepted update has learnt, in the order in which frames were added."""
-        return list(self._waiting)
+    def held_out(self) -> list[str]:
+        """Names of the held-out frames, which test updates."""
+        return [self._frames[k].source for k in sorted(self._held)]
+
+    @property
+    def waiting(self) -> list[str]:
+        """Names of the frames that no accepted update has learnt, in the order in which they were added."""
+        return [self._frames[k].source for k in self._waiting]
+
+    @property
+    def n_learnt(self) -> int:
+        """Number of frames that the potential has learnt."""
+        return len(self._frames) - len(self._not_learnt)
+
+    @property
+    def learnt(self) -> list[str]:
+        """Names of the frames that the potential has learnt, in the order in which they were added."""
+        not_learnt = self._not_learnt
+        return [f.source for k, f in enumerate(self._frames) if k not in not_learnt]
+
+    @property
+    def _not_learnt(self) -> set[int]:
+        return self._held.union(self._waiting)
 
     @property
     def _for_learning(self) -> list[int]:
         return [k for k in range(len(self._frames)) if k not in self._held]
-
-    def _same(self, atoms: Atoms, from_learnt: bool) -> list[int]:
-        """Numbers of the frames of the same atoms; with ``from_learnt``, of those that the model has learnt."""
-        same = self._by_symbols.get(" ".join(atoms.get_chemical_symbols()), [])
-        not_learnt = self._held.union(self._waiting) if from_learnt else set()
-        return [k for k in same if k not in not_learnt]
 
     def _knows(self, frame: Frame) -> bool:
         """Whether the architecture is made for such a frame: it has the elements, and may have neighbours."""
@@ -280,7 +307,7 @@ class Pupil:
         ):
             return False
         is_for_atoms = self.linear_frames is not None and self.potential.r_cut == CUTOFF_OF_ATOMS
-        return not is_for_atoms or not _has_neighbours([frame])
+        return not is_for_atoms or not has_neighbours([frame])
 
     def _ready(self) -> tuple[Continuation, Potential]:
         assert self._continuation is not None
@@ -331,31 +358,6 @@ class Pupil:
         if not np.array_equal(reference, potential.energy_reference):
             continuation.move_reference(reference)
             self.potential = replace(potential, energy_reference=reference)
-
-
-def first_potential(frames: Sequence[Frame], settings: TrainingSettings) -> Potential:
-    """A potential with random parameters and an architecture chosen from the frames."""
-    elements = elements_of(frames)
-    found = surroundings(frames, elements)
-    usual = rounded(REACH * found.nearest, found.longest)
-    r_cut = settings.r_cut or (usual if _has_neighbours(frames) else CUTOFF_OF_ATOMS)
-    # A finer descriptor would need more than a few frames.
-    n_max = settings.n_max or round(r_cut / RADIAL_SPACING)
-    settings = replace(settings, r_cut=r_cut, n_max=n_max).with_frames(len(frames))
-    types = [types_of(frame, elements) for frame in frames]
-    pairs = [pairs_of(f, t, settings.r_cut) for f, t in zip(frames, types, strict=True)]
-    config = model_config(settings, elements, pairs, types)
-    if config.pair_term == "zbl":
-        # A few frames do not contain the shortest distances. The repulsion therefore begins below bond lengths.
-        radii = covalent_radii[[atomic_numbers[symbol] for symbol in elements]]
-        core = CORE * (radii[:, None] + radii[None, :])[np.triu_indices(len(elements))]
-        config = replace(config, zbl_radii=tuple(core.round(4).tolist()))
-    parameters = first_params(config, settings.seed)
-    return Potential(config, parameters, energy_reference(frames, elements))
-
-
-def _has_neighbours(frames: Sequence[Frame]) -> bool:
-    return surroundings(frames, elements_of(frames)).neighbours > 0
 
 
 def _chances(is_new: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ state are one file.
 
 import json
 import logging
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from ase import Atoms
 from ase.io import read
 
 from neuralil_ase.errors import DataError, ModelFileError, OutputError
-from neuralil_ase.farm import Labelled, digest, label
+from neuralil_ase.farm import Labelled, label
 from neuralil_ase.files.atomic import append_record, cut_tail, make_folder, write_atomically
 from neuralil_ase.files.lock import OutputLock
 from neuralil_ase.files.model_file import load_potential, save_potential
@@ -29,8 +28,6 @@ logger = logging.getLogger(__name__)
 Kind = Literal["first", "rattled", "unsure", "confirm", "check", "found"]
 """Why a frame was labelled: no model yet; a rattled copy of the first frame; an error bar or criterion above its limit;
 the end of an optimisation; a spot check of a trusted frame; a label on disk without a record."""
-LEARNT = "learnt_from"
-"""Key in the provenance of the model: digests of the labels that it has learnt from."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Record:
     Attributes
     ----------
     digest
-        Digest of the geometry; also the name of the label file.
+        Digest of geometry, charge, spin and moments; also the name of the label file.
     kind, reason
         Why the teacher was asked, and the same in words.
     evaluation
@@ -155,10 +152,6 @@ class Folder:
         with_label = [r for r in self.records if r.failure is None and r.digest not in self._gone]
         return [*{record.digest: record for record in with_label}.values()]
 
-    def has(self, atoms: Atoms) -> bool:
-        """Whether the label of exactly this structure is on disk."""
-        return self.file(digest(atoms)).exists()
-
     def refuse(self, names: Sequence[str]) -> Path:
         """Move labels to another folder, from which nothing is learnt; returns that folder.
 
@@ -171,6 +164,7 @@ class Folder:
         try:
             for name in names:
                 self.file(name).replace(refused / self.file(name).name)
+                self._gone.add(name)
         except OSError as problem:
             raise OutputError(
                 f"cannot move labels to {refused}: {problem.strerror}. Delete those in {self.labels} by hand"
@@ -270,9 +264,8 @@ class Folder:
         for file in sorted(self.labels.glob("*.extxyz")):
             if file.stem not in known:
                 logger.warning("%s has no record; it is learnt like the others", file)
-                self.append(
-                    Record(file.stem, "found", "on disk without a record", time=time.time())
-                )
+                when = file.stat().st_mtime
+                self.append(Record(file.stem, "found", "on disk without a record", time=when))
 
 
 def _read_records(path: Path) -> list[Record]:

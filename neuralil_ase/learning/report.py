@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from neuralil_ase.errors import MonitorError
+from neuralil_ase.learning.history import Step
 from neuralil_ase.learning.records import Kind, Record
 
 if TYPE_CHECKING:
@@ -24,25 +25,6 @@ WORDS: dict[Kind, str] = {
     "found": "found on disk",
 }
 COLOURS: dict[Kind, str] = {"unsure": "#4477aa", "confirm": "#228833", "check": "#ee6677"}
-
-
-class Step(NamedTuple):
-    """One evaluation of a calculator.
-
-    Attributes
-    ----------
-    bar, allowed
-        Largest error bar of a force, and the tolerated error bar, in eV/Å; infinite and NaN without a model.
-    temperature
-        In K; NaN for atoms at rest.
-    asked
-        Whether the teacher was asked.
-    """
-
-    bar: float
-    allowed: float
-    temperature: float
-    asked: bool
 
 
 def summary_text(records: Sequence[Record], evaluations: int, tolerance: float) -> str:
@@ -110,7 +92,7 @@ def draw(history: Sequence[Step], records: Sequence[Record], path: str | Path | 
     _draw_errors(figure.add_subplot(grid[:, 1]), records)
     if with_temperature:
         below = figure.add_subplot(grid[1, 0], sharex=left)
-        below.plot(np.arange(1, len(history) + 1), temperatures, lw=0.8, color="#ccbb44")
+        below.plot([e.evaluation for e in history], temperatures, lw=0.8, color="#ccbb44")
         below.set(xlabel="evaluation", ylabel="temperature (K)")
     if path is not None:
         figure.savefig(Path(path), dpi=150)
@@ -118,7 +100,7 @@ def draw(history: Sequence[Step], records: Sequence[Record], path: str | Path | 
 
 
 def _draw_queries(axes: "Axes", history: Sequence[Step]) -> None:
-    steps = np.arange(1, len(history) + 1)
+    steps = np.array([e.evaluation for e in history])
     bars = np.array([e.bar for e in history])
     asked = np.array([e.asked for e in history])
     shown = np.isfinite(bars)

@@ -79,8 +79,8 @@ class Teaching(Protocol):
     def check_surface(self, atoms: Atoms) -> None:
         """Check that the same atoms had the same charge, spin and magnetic moments before."""
 
-    def too_far(self, atoms: Atoms, reach: float) -> str | None:
-        """The reason why a young model must not be trusted here; None if it may be trusted."""
+    def too_far(self, atoms: Atoms, is_descending: bool) -> str | None:
+        """The reason why the model must not be trusted here, whatever its error bars; None if it may be trusted."""
 
     def is_strained(self, atoms: Atoms) -> bool:
         """Whether no learnt frame of the same atoms has this cell."""

@@ -52,3 +52,11 @@ def results_of_teacher(
     elif label.cell.rank == 3 and with_stress:
         results["stress"] = model.prediction(label).stress
     return results
+
+
+def restore(atoms: Atoms, earlier: Atoms) -> None:
+    """Give the atoms the positions, the cell and, if it has some, the momenta of an earlier structure."""
+    atoms.cell[:] = earlier.cell
+    atoms.positions[:] = earlier.positions
+    if earlier.has("momenta"):
+        atoms.set_array("momenta", earlier.arrays["momenta"].copy())

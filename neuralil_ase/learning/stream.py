@@ -96,9 +96,8 @@ def with_error_bars(potential: Potential) -> Potential:
     return replace(potential, calibration=stream_calibration([], floors, 0.0))
 
 
-def usual_error_bar(potential: Potential) -> float | None:
-    """The error bar at the lower threshold of the model's own calibration, eV/Å."""
-    record = potential.calibration
+def usual_error_bar(record: Calibration | None) -> float | None:
+    """The error bar at the lower threshold of a calibration, eV/Å; None without thresholds."""
     if record is None or not record.thresholds:
         return None
     elements = list(record.force_scale)

@@ -14,13 +14,23 @@ Electrons = Mapping[str, Any]
 """What :func:`electrons_of` returns."""
 
 
-def changed_electrons(old: Electrons, new: Electrons) -> list[str]:
+ROUNDED = 1e-6
+"""Charges and moments of one surface differ by less than this. They are rounded in label files."""
+
+
+def changed_electrons(old: Electrons, new: Electrons, tolerance: float = 0.0) -> list[str]:
     """Names of what differs and only the teacher sees."""
     return [
-        name
-        for name in sorted({*old, *new})
-        if not np.array_equal(np.asarray(old.get(name)), np.asarray(new.get(name)))
+        name for name in sorted({*old, *new}) if not _same(old.get(name), new.get(name), tolerance)
     ]
+
+
+def _same(old: Any, new: Any, tolerance: float) -> bool:
+    try:
+        a, b = np.asarray(old, float), np.asarray(new, float)
+    except (TypeError, ValueError):  # whatever a user keeps in atoms.info
+        return bool(np.array_equal(np.asarray(old), np.asarray(new)))
+    return a.shape == b.shape and bool((np.abs(a - b) <= tolerance).all())
 
 
 class Surface:
@@ -29,17 +39,19 @@ class Surface:
     def __init__(self) -> None:
         self._known: dict[bytes, Electrons] = {}
 
+    def remember(self, atoms: Atoms) -> Electrons:
+        """The electrons that these atoms had at first."""
+        return self._known.setdefault(atoms.numbers.tobytes(), electrons_of(atoms))
+
     def check(self, atoms: Atoms) -> None:
-        """Check that the same atoms had the same electrons before.
+        """Check that the same atoms had the same electrons before, in this run or in a label.
 
         Raises
         ------
         StructureError
             If not: the model would learn two energy surfaces as one.
         """
-        electrons = electrons_of(atoms)
-        first = self._known.setdefault(atoms.numbers.tobytes(), electrons)
-        changed = changed_electrons(first, electrons)
+        changed = changed_electrons(self.remember(atoms), electrons_of(atoms), ROUNDED)
         if changed:
             raise StructureError(
                 f"the same atoms had another value of {', '.join(changed)} before. A model sees only elements, "

@@ -8,13 +8,19 @@ from typing import Any
 
 from ase import Atoms
 
-from neuralil_ase.errors import ConfigError
+from neuralil_ase.errors import ConfigError, QueryLimitError, TeacherError
+from neuralil_ase.farm import digest
 from neuralil_ase.learning.calculator import LearningCalculator
 from neuralil_ase.learning.learner import Learner
 from neuralil_ase.learning.records import Record
-from neuralil_ase.learning.request import Request
+from neuralil_ase.learning.request import Request, bare
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.monitor.novelty import NoveltyFilter, sorted_distances
+
+Number = tuple[int, ...]
+"""Of a calculator, by which its requests are known: (2,) is the second, and (2, 1) the first deep copy of it."""
+Answer = Atoms | BaseException | None
+"""The label; the error if there is none; None if another frame was labelled instead."""
 
 
 class Walkers:
@@ -22,8 +28,8 @@ class Walkers:
 
     A run that needs a label waits until every other run also needs one, or has ended. The frames that differ most from
     each other are then labelled together, by the workers of the learner's ``executor`` if it has one. The model is
-    trained once, and all runs continue. A run whose frame was not labelled asks again if it is still uncertain. The
-    results do not depend on the speed of the threads.
+    trained once, and all runs continue. A run whose frame was not labelled asks again if it is still uncertain. If the
+    teacher fails for a frame, only the run of this frame ends. The results do not depend on the speed of the threads.
 
     Make the walkers with ``walkers = Walkers(Learner(EMT, "learned"))``. Give each structure a calculator with
     ``atoms.calc = walkers.calculator()``. Then start all runs with
@@ -49,17 +55,18 @@ class Walkers:
         self.learner, self.most, self.min_distance = learner, most, min_distance
         self._gate = Condition()
         self._active, self._is_stopped = 0, False
-        self._waiting: dict[int, Request] = {}
-        self._answers: dict[int, Atoms | BaseException | None] = {}
+        self._waiting: dict[Number, Request] = {}
+        self._answers: dict[Number, Answer] = {}
         self._count = 0
 
     def calculator(self, **options: Any) -> LearningCalculator:
         """A calculator for one run; options as for :class:`LearningCalculator`."""
         self._count += 1
-        return LearningCalculator(learner=_Seat(self, self._count), **options)
+        return LearningCalculator(learner=_Seat(self, (self._count,)), **options)
 
     def run(self, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Run all jobs and return their results in order. Each job must use one calculator of this object.
+        """Run all jobs and return their results in order. Each job needs a calculator of its own, from this object. A
+        deep copy is another calculator.
 
         Raises
         ------
@@ -78,9 +85,20 @@ class Walkers:
                 raise
         return [future.result() for future in futures]
 
-    def ask(self, number: int, request: Request) -> Atoms | None:
-        """Wait for all runs and return the label; None if another frame was labelled instead."""
+    def ask(self, number: Number, request: Request) -> Atoms | None:
+        """Wait for all runs and return the label; None if another frame was labelled instead.
+
+        Raises
+        ------
+        ConfigError
+            If another run waits with the same calculator.
+        """
         with self._gate:
+            if number in self._waiting or number in self._answers:
+                raise ConfigError(
+                    "two runs use one calculator, which keeps the results of one structure: give each run its own "
+                    "(walkers.calculator())"
+                )
             self._waiting[number] = request
             self._answer_if_all_wait()
             self._gate.wait_for(lambda: number in self._answers)
@@ -103,18 +121,27 @@ class Walkers:
         waiting, self._waiting = dict(sorted(self._waiting.items())), {}
         try:
             chosen = self._choose(waiting)
+            found: dict[Number, Answer] = dict.fromkeys(waiting)
             if self.learner.potential is None:
-                chosen = chosen[:1]
-                labels = [self.learner.begin(waiting[chosen[0]])]
+                found[chosen[0]] = self.learner.begin(waiting[chosen[0]])
             else:
-                labels = self.learner.ask([waiting[number] for number in chosen])
+                found |= self._labelled({number: waiting[number] for number in chosen})
             self.learner.settle()
-            found: dict[int, Any] = dict.fromkeys(waiting)
-            found |= dict(zip(chosen, labels, strict=True))
         except BaseException as problem:  # whatever it is, the others must not wait for ever
             found = dict.fromkeys(waiting, problem)
         self._answers |= found
         self._gate.notify_all()
+
+    def _labelled(self, requests: dict[Number, Request]) -> dict[Number, Answer]:
+        """The labels of the requests; for those without a label, the error of the teacher."""
+        try:
+            return dict(zip(requests, self.learner.ask([*requests.values()]), strict=True))
+        except (TeacherError, QueryLimitError) as problem:
+            file = self.learner.folder.file
+            kept = {n: r for n, r in requests.items() if file(digest(bare(r.atoms))).exists()}
+            # The learner finds these labels on disk, and learns them now.
+            labels = self.learner.ask([*kept.values()]) if kept else []
+            return dict.fromkeys(requests, problem) | dict(zip(kept, labels, strict=True))
 
     def check_runs(self) -> None:
         """Raise an error in a run that was interrupted."""
@@ -130,7 +157,7 @@ class Walkers:
             self._waiting = {}
             self._gate.notify_all()
 
-    def _choose(self, waiting: dict[int, Request]) -> list[int]:
+    def _choose(self, waiting: dict[Number, Request]) -> list[Number]:
         """Choose the frames to label: largest error bars first, without similar frames.
 
         One is chosen even if no call is left, so that the learner says so.
@@ -138,7 +165,7 @@ class Walkers:
         most = max(min(self.most, self.learner.calls_left), 1)
         novelty = NoveltyFilter(self.min_distance, sorted_distances)
         order = sorted(waiting, key=lambda number: -waiting[number].bar)
-        chosen: list[int] = []
+        chosen: list[Number] = []
         for number in order:
             atoms = waiting[number].atoms
             if len(chosen) < most and (not chosen or novelty.is_new(atoms)):
@@ -148,10 +175,15 @@ class Walkers:
 
 
 class _Seat:
-    """The interface of the learner for one run."""
+    """The interface of the learner for one calculator."""
 
-    def __init__(self, walkers: Walkers, number: int) -> None:
-        self._walkers, self._number = walkers, number
+    def __init__(self, walkers: Walkers, number: Number) -> None:
+        self._walkers, self._number, self._copies = walkers, number, 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Seat":
+        """The seat of a copy. Its number depends only on its own run, and not on the speed of the threads."""
+        self._copies += 1
+        return _Seat(self._walkers, (*self._number, self._copies))
 
     @property
     def potential(self) -> Potential | None:
@@ -176,8 +208,8 @@ class _Seat:
     def knows_stress(self) -> bool:
         return self._walkers.learner.knows_stress
 
-    def too_far(self, atoms: Atoms, reach: float) -> str | None:
-        return self._walkers.learner.too_far(atoms, reach)
+    def too_far(self, atoms: Atoms, is_descending: bool) -> str | None:
+        return self._walkers.learner.too_far(atoms, is_descending)
 
     def check_surface(self, atoms: Atoms) -> None:
         self._walkers.learner.check_surface(atoms)

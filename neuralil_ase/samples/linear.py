@@ -23,6 +23,8 @@ from neuralil_ase.samples.forward import Batch, forces_of, pair_gradient_of, vir
 
 LINEAR_FRAMES = "linear_frames"
 """Key in the provenance of a learner's model: number of frames that scaled the unknowns of its linear part."""
+OWN_LINEAR = "own_linear"
+"""Key in the provenance of a learner's model: whether its members learnt what their own linear parts leave."""
 
 
 class Linear(NamedTuple):
@@ -78,8 +80,9 @@ def learns_own(potential: Potential) -> bool:
 
     The members of other models keep their deviations from the mean, so that their spread does not become too small.
     """
-    is_of_learner = potential.provenance.get(LINEAR_FRAMES) is not None
-    return is_of_learner or not potential.config.network.linear
+    known = potential.provenance
+    is_own = known.get(OWN_LINEAR) or known.get(LINEAR_FRAMES) is not None
+    return bool(is_own) or not potential.config.network.linear
 
 
 def with_linear(potential: Potential, linear: Linear | None) -> Potential:

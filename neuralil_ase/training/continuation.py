@@ -80,15 +80,13 @@ class Continuation:
         self._fitted = (0, 0)
         # A weight decay that depends on the number of frames would need another compilation at every update.
         self.settings, self.steps = settings.with_frames(1), steps
-        self._samples: list[Sample] = []
+        self._wholes: list[Sample] = []
+        self._samples: list[Sample] = []  # the same, without the linear part in their targets
         self._slots: tuple[int, ...] = (0,) * len(potential.elements)
         self._sizes: tuple[int, int] = (0, 0)
 
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def add(self, frame: Frame) -> int:
-        """Add a labelled frame and return its number.
+    def add(self, frame: Frame) -> None:
+        """Add a labelled frame. Frames are numbered in the order in which they are added.
 
         Raises
         ------
@@ -100,13 +98,15 @@ class Continuation:
         pairs = pairs_of(frame, types, self.config.descriptor.r_cut)
         self._make_room(neighbour_counts(pairs, types, len(elements)).max(axis=0), len(types))
         targets = make_targets(self.config, frame, types, pairs, self.reference)
-        sample = Sample(frame, types, pairs, frame.volume or 1.0, targets, None)
-        self._samples += self._left([self._with_arrays(sample)])
-        return len(self._samples) - 1
+        sample = self._with_arrays(Sample(frame, types, pairs, frame.volume or 1.0, targets, None))
+        (left,) = self._left([sample])
+        self._wholes.append(sample)
+        self._samples.append(left)
 
     def move_reference(self, reference: np.ndarray) -> None:
         """Replace the energy reference: energy of every element in eV, shape (elements,)."""
         self.reference, self._fit = reference, None
+        self._wholes = [self._with_targets(sample) for sample in self._wholes]
         self.use_linear(self._linear)
 
     def fit_linear(self, potential: Potential, learnt: Sequence[int], first: int) -> Potential:
@@ -126,11 +126,11 @@ class Continuation:
         """
         claim_jax()
         if self._fit is None or self._fitted[0] != first:
-            self._fit = LinearFit(self._packer(), self._wholes(learnt[:first]))
+            self._fit = LinearFit(self._packer(), [self._wholes[k] for k in learnt[:first]])
             self._fitted = (first, first)
         for number in learnt[self._fitted[1] :]:
-            self._fit.add(self._packer(), self._wholes([number]))
-        self._fitted = (first, len(learnt))
+            self._fit.add(self._packer(), [self._wholes[number]])
+            self._fitted = (first, self._fitted[1] + 1)
         penalties = MORE_PENALTIES[self.settings.linear or "all"]
         linear = self._fit.solve(self.config.n_members, self.settings.seed, penalties)
         if linear is None:
@@ -138,14 +138,10 @@ class Continuation:
         self.use_linear(linear)
         return with_linear(potential, linear)
 
-    def _wholes(self, numbers: Sequence[int]) -> list[Sample]:
-        """Samples with targets from which no linear part is subtracted."""
-        return [self._whole(self._samples[k]) for k in numbers]
-
     def use_linear(self, linear: Linear | None) -> None:
         """Subtract this linear part from the targets, instead of the previous one."""
         self._linear = linear
-        self._samples = self._left([self._whole(sample) for sample in self._samples])
+        self._samples = self._left(self._wholes)
 
     def update(
         self, potential: Potential, learnt: Sequence[int], chances: np.ndarray, seed: int
@@ -211,8 +207,8 @@ class Continuation:
         )
         return Trainer(task, self.steps)
 
-    def _whole(self, sample: Sample) -> Sample:
-        """The sample with targets from which no linear part is subtracted."""
+    def _with_targets(self, sample: Sample) -> Sample:
+        """The sample with targets for the present energy reference."""
         assert sample.pairs is not None
         targets = make_targets(
             self.config, sample.frame, sample.types, sample.pairs, self.reference
@@ -222,7 +218,7 @@ class Continuation:
     def _left(self, samples: list[Sample]) -> list[Sample]:
         """The samples with the linear part subtracted from their targets."""
         if self._linear is None:
-            return samples
+            return [*samples]
         subtracted = self._linear if self._is_own else self._linear.common
         return what_is_left(self._packer(), subtracted, samples)
 
@@ -242,11 +238,15 @@ class Continuation:
         roomy = ROUND * np.ceil(SPARE * counts / ROUND)
         spare = np.where(counts > self._slots, roomy, self._slots)
         self._slots = tuple(int(count) for count in spare)
-        self._samples = [self._with_arrays(replace(s, arrays=None)) for s in self._samples]
+        wholes, self._wholes = self._wholes, []  # arrays of the old size do not count as memory
+        for sample in wholes:
+            self._wholes.append(self._with_arrays(replace(sample, arrays=None)))
+        pairs = zip(self._samples, self._wholes, strict=True)
+        self._samples = [replace(sample, arrays=whole.arrays) for sample, whole in pairs]
 
     def _with_arrays(self, sample: Sample) -> Sample:
         packer = self._packer()
-        held = sum(s.arrays.slopes.nbytes for s in self._samples if s.arrays is not None)
+        held = sum(s.arrays.slopes.nbytes for s in self._wholes if s.arrays is not None)
         if held > self.settings.memory_budget:
             return sample
         return replace(sample, arrays=packer.arrays(sample))

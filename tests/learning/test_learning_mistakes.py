@@ -26,8 +26,8 @@ from neuralil_ase.errors import (
 )
 from neuralil_ase.evaluation.dataset import frames_from_atoms
 from neuralil_ase.learning import Walkers, learner, walkers
-from neuralil_ase.learning.learner import TEACHER
-from neuralil_ase.learning.pupil import first_potential
+from neuralil_ase.learning.first_model import first_potential
+from neuralil_ase.learning.provenance import TEACHER
 from neuralil_ase.learning.teacher import changed_parameters, parameters_of
 from neuralil_ase.model.potential import Potential
 from neuralil_ase.training.continuation import Continuation

@@ -20,7 +20,8 @@ from neuralil_ase.errors import TeacherError
 from neuralil_ase.evaluation.dataset import Frame, frames_from_atoms
 from neuralil_ase.evaluation.evaluate import predict_frames
 from neuralil_ase.learning.decision import Descent, cell_error_bar, decide
-from neuralil_ase.learning.pupil import Pupil, first_potential
+from neuralil_ase.learning.first_model import first_potential
+from neuralil_ase.learning.pupil import Pupil
 from neuralil_ase.learning.records import Record
 from neuralil_ase.learning.stream import PRIOR_SCALE, stream_calibration, with_thresholds
 from neuralil_ase.learning.teacher import check_units, usual_stiffness
@@ -104,7 +105,7 @@ def test_a_cell_is_known_by_its_learnt_frames() -> None:
     assert pupil.has_stress
     atoms = crystal()
     atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((16, 3)))
-    pupil.add(atoms, held_out=False, learnt=True)
+    pupil.add(framed(atoms), held_out=False, learnt=True)
     assert not pupil.is_strained(crystal(1))
     assert not pupil.has_stress
     other = crystal()
@@ -320,7 +321,7 @@ def test_the_linear_part_is_fitted_again_as_frames_come_in() -> None:
     pupil = Pupil(None, SMALL, 0)
     found = []
     for k in range(4):
-        pupil.add(asked(k), held_out=False)
+        pupil.add(framed(asked(k)), held_out=False)
         if k >= 2:
             pupil.lesson(1e9)
             assert pupil.potential is not None
@@ -329,7 +330,9 @@ def test_the_linear_part_is_fitted_again_as_frames_come_in() -> None:
             found.append((pupil.linear_frames, linear.weights))
     assert [frames for frames, _ in found] == [3, 4]
     assert np.abs(found[1][1] - found[0][1]).max() > 0
-    after, _ = pupil.floors()
+    floors = pupil.floors()
+    assert floors is not None
+    after, _ = floors
     assert after["Cu"] < 0.3 * pupil.force_size
 
 
@@ -339,36 +342,39 @@ def test_the_linear_part_of_a_given_model_stays() -> None:
     for linear_frames, chosen in ((None, SMALL), (0, SMALL.updated({"linear": "none"}))):
         pupil = Pupil(given, chosen, linear_frames)
         for seed in range(4):
-            pupil.add(asked(seed), held_out=False)
+            pupil.add(framed(asked(seed)), held_out=False)
         pupil.lesson(1e9)
         assert pupil.potential is not None
         assert linear_of(pupil.potential) is None
 
 
 def test_a_frame_that_is_held_out_is_not_near() -> None:
-    """It has taught nothing; neither has a frame with another cell."""
+    """It has taught nothing; neither has a frame with another cell, or without periodic boundaries."""
     pupil = Pupil(first_potential(frames_from_atoms([asked(0)]), SMALL), SMALL, None)
-    pupil.add(asked(0), held_out=False, learnt=True)
-    pupil.add(asked(1), held_out=True)
-    assert pupil.moved(crystal(1)) == 0
+    pupil.add(framed(asked(0)), held_out=False, learnt=True)
+    pupil.add(framed(asked(1)), held_out=True)
+    assert pupil.moved(crystal(0)) == 0
     learnt = np.linalg.norm(crystal(1).positions - crystal(0).positions, axis=1).max()
-    assert pupil.moved(crystal(1), from_learnt=True) == pytest.approx(learnt)
+    assert pupil.moved(crystal(1)) == pytest.approx(learnt)
     strained = crystal(0)
     strained.set_cell(1.02 * strained.cell)  # the atoms stay
-    assert pupil.moved(strained) == 0
-    assert pupil.moved(strained, from_learnt=True) == pytest.approx(0.02 * 7.3)
+    assert pupil.moved(strained) == pytest.approx(0.02 * 7.3)
+    cluster = crystal(0)
+    cluster.pbc = False
+    assert pupil.moved(cluster) == np.inf
+    assert pupil.is_strained(cluster)
 
 
 def test_a_region_that_is_new_is_learnt_although_a_held_out_frame_gets_worse() -> None:
     """A run there would otherwise ask at every step: the frames it asked about were never learnt."""
     pupil = Pupil(None, SMALL, 0)
     for seed in range(3):
-        pupil.add(asked(seed, 0.02), held_out=False)
+        pupil.add(framed(asked(seed, 0.02)), held_out=False)
     pupil.lesson(0.01)
     near, far = asked(3, 0.02), asked(4, 0.3)
     before = force_error(pupil, near), force_error(pupil, far)
-    pupil.add(near, held_out=True)
-    pupil.add(far, held_out=False)
+    pupil.add(framed(near), held_out=True)
+    pupil.add(framed(far), held_out=False)
     assert pupil.lesson(0.01).kept
     assert force_error(pupil, near) > 2 * before[0]
     assert force_error(pupil, far) < 0.1 * before[1]
@@ -379,10 +385,10 @@ def test_a_refused_update_leaves_the_model_and_its_frames_wait(
 ) -> None:
     pupil = Pupil(None, SMALL, 0)
     for seed in range(3):
-        pupil.add(asked(seed), held_out=False)
+        pupil.add(framed(asked(seed)), held_out=False)
     pupil.lesson(0.01)
-    pupil.add(asked(3), held_out=True)
-    pupil.add(asked(4), held_out=False)
+    pupil.add(framed(asked(3)), held_out=True)
+    pupil.add(framed(asked(4), "the new one"), held_out=False)
     before = pupil.potential
     held = force_error(pupil, asked(3))
     with monkeypatch.context() as patch:
@@ -392,12 +398,11 @@ def test_a_refused_update_leaves_the_model_and_its_frames_wait(
     assert lesson.after > lesson.before
     assert pupil.potential is before
     assert force_error(pupil, asked(3)) == pytest.approx(held, rel=1e-4)
-    assert pupil.waiting == [4]
-    assert pupil.moved(crystal(4)) == 0
-    assert pupil.moved(crystal(4), from_learnt=True) > 0.1
+    assert pupil.waiting == ["the new one"]
+    assert pupil.moved(crystal(4)) > 0.1
     assert pupil.lesson(0.01).kept
     assert pupil.waiting == []
-    assert pupil.moved(crystal(4), from_learnt=True) == 0
+    assert pupil.moved(crystal(4)) == 0
 
 
 def spoiled(_: Continuation, potential: Potential, *arguments: object) -> Potential:
@@ -411,6 +416,11 @@ def force_error(pupil: Pupil, atoms: Atoms) -> float:
     frames = frames_from_atoms([atoms])
     (found,) = predict_frames(pupil.potential, frames)
     return float(np.sqrt(np.mean((found.forces - frames[0].forces) ** 2)))
+
+
+def framed(atoms: Atoms, name: str = "") -> Frame:
+    """The frame of a labelled structure, with this name."""
+    return replace(frames_from_atoms([atoms])[0], source=name)
 
 
 def asked(seed: int, rattle: float = 0.1) -> Atoms:

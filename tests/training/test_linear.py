@@ -385,7 +385,9 @@ def test_members_of_a_learner_have_one_of_two_penalties(structures: list[Atoms])
     """The stronger one makes the weights smaller."""
     potential = fresh(task_of(structures, linear="none"))
     learning = Continuation(potential, SMALL, 10)
-    numbers = [learning.add(frame) for frame in frames_from_atoms(structures[:12])]
+    for frame in frames_from_atoms(structures[:12]):
+        learning.add(frame)
+    numbers = list(range(12))
     linear = linear_of(learning.fit_linear(potential, numbers, 12))
     assert linear is not None
     weak, strong = (linear.weights[k::2].mean(axis=0) for k in (0, 1))
@@ -400,7 +402,9 @@ def test_a_learner_keeps_members_without_a_linear_part(structures: list[Atoms]) 
     frames = frames_from_atoms(structures[:12])
     for potential, is_fitted in ((given, False), (own, True)):
         learning = Continuation(potential, SMALL.updated({"linear": "half"}), 10)
-        numbers = [learning.add(frame) for frame in frames]
+        for frame in frames:
+            learning.add(frame)
+        numbers = list(range(len(frames)))
         found = learning.fit_linear(potential, numbers, 12) if is_fitted else potential
         assert linear_members(found) == "half"
         residuals = learning.residuals(found, numbers)
