@@ -354,7 +354,8 @@ class Pupil:
             return
         self._compositions = met
         frames = [self._frames[k] for k in self._for_learning]
-        reference = reference_for(Start(potential, "the model so far"), frames)
+        began_here = self.linear_frames is not None
+        reference = reference_for(Start(potential, "the model so far"), frames, began_here)
         if not np.array_equal(reference, potential.energy_reference):
             continuation.move_reference(reference)
             self.potential = replace(potential, energy_reference=reference)

@@ -143,13 +143,16 @@ def check_elements(start: Start, frames: Sequence[Frame]) -> None:
             )
 
 
-def reference_for(start: Start, frames: Sequence[Frame]) -> np.ndarray:
+def reference_for(
+    start: Start, frames: Sequence[Frame], is_same_source: bool = False
+) -> np.ndarray:
     """Energy of every element in eV: the reference of the start, shifted if the energies have another zero.
 
     Another code, functional or pseudopotential shifts all energies by a constant per element, which the networks should
     not have to learn. The shift is the least-squares fit to the energy errors per atom of the start. The shift is
     applied only if it is large and explains nearly all of the errors. It would not explain the errors of the potential
-    itself.
+    itself. With ``is_same_source``, all labels of the start are by the same code, and a new composition only shows the
+    energy of its elements: this is no reason for a warning.
     """
     reference, elements = start.potential.energy_reference, start.potential.elements
     known = [frame for frame in frames if frame.energy is not None]
@@ -168,7 +171,8 @@ def reference_for(start: Start, frames: Sequence[Frame]) -> np.ndarray:
     if np.sqrt(np.mean(moved**2)) < OTHER_ZERO or left > LEFT_BY_SHIFT * before:
         _say_if_these_are_its_own(start, errors)
         return reference
-    logger.warning(
+    logger.log(
+        logging.INFO if is_same_source else logging.WARNING,
         "the energies of the data differ by %.4g eV/atom from those of %s, by the same amount in all frames of a "
         "composition: they have another zero. The energy reference is shifted to it (%s eV)",
         np.sqrt(np.mean(moved**2)),
