@@ -59,7 +59,11 @@ def _accuracy(cards: Any) -> str:
 
 
 def _provenance(provenance: Mapping[str, Any]) -> str:
-    hidden = ("settings", "accuracy", "last_epoch", "history", "element_fractions")
+    hidden = {"settings", "accuracy", "last_epoch", "history", "element_fractions"}
+    hidden |= {
+        "own_linear",
+        "error_bars_of_given_model",
+    }  # for a learner, which continues with them
     rows = {key: value for key, value in provenance.items() if key not in hidden}
     text = _table("origin", {_words(key): _words(value) for key, value in rows.items()})
     settings = provenance.get("settings")

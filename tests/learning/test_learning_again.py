@@ -248,6 +248,7 @@ def test_a_restart_knows_the_model_that_was_given(folder: Path) -> None:
     model = calculator.potential
     assert learns_own(model)
     assert Calibration.from_dict(model.provenance["error_bars_of_given_model"]) == given.calibration
+    assert "given_model" not in calculator.learner.card()
     del calculator
     again = learning(folder)
     assert again.learner.tolerance == pytest.approx(usual)
