@@ -301,14 +301,14 @@ class LearningCalculator(Calculator):
         if self._labelled is not None:
             self.results = self._of_teacher(self._labelled)
         else:  # another frame was labelled instead, and the model may have changed
-            self.results = self._learnt(self.atoms)
+            self.results = self.learnt()
         return is_new and self._labelled is not None
 
     def go_on(self) -> None:
         """Continue after the teacher did not confirm a minimum, with the results that ``on_query`` selects."""
         assert self.atoms is not None
         if self.on_query == "model":
-            self.results, self.is_confirmed = self._learnt(self.atoms), False
+            self.results, self.is_confirmed = self.learnt(), False
 
     def _answer(self, atoms: Atoms) -> dict[str, Any] | None:
         """Results of the model or the teacher; None if another frame was labelled instead."""
@@ -349,7 +349,7 @@ class LearningCalculator(Calculator):
             if surprise is None:
                 return results_of_model(prediction, self.learner.knows_stress)
             logger.warning("a spot check at evaluation %d %s", self.evaluations, surprise)
-        return self._of_teacher(label) if self.on_query == "teacher" else self._learnt(atoms)
+        return self._of_teacher(label) if self.on_query == "teacher" else self.learnt()
 
     def _label(self, atoms: Atoms, kind: Kind, decision: Decision, target: float) -> Atoms | None:
         """Ask the teacher; None if another frame was labelled instead."""
@@ -379,12 +379,13 @@ class LearningCalculator(Calculator):
         self.is_confirmed = True
         return results_of_teacher(label, model, self.learner.knows_stress)
 
-    def _learnt(self, atoms: Atoms) -> dict[str, Any]:
-        """The results of the model after learning."""
+    def learnt(self) -> dict[str, Any]:
+        """Results of the model for the present structure, after learning."""
+        assert self.atoms is not None
         self.learner.settle()
         model = self._present()
         assert model is not None
-        return results_of_model(model.prediction(atoms, "forces"), self.learner.knows_stress)
+        return results_of_model(model.prediction(self.atoms, "forces"), self.learner.knows_stress)
 
     def _present(self) -> NeuralILCalculator | None:
         """The calculator of the present model."""

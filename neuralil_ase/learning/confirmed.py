@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -23,6 +23,24 @@ USUAL = 0.05
 """The default fmax of ASE's optimisers in eV/Å, used until the optimiser gives its own value."""
 
 
+class _Left(NamedTuple):
+    """What an update left at a minimum that was not confirmed.
+
+    Attributes
+    ----------
+    x
+        The degrees of freedom there.
+    gradient
+        Gradient of the teacher minus that of the models.
+    models
+        The models.
+    """
+
+    x: np.ndarray
+    gradient: np.ndarray
+    models: list[Potential | None]
+
+
 class Confirmed(Optimizable):
     """Atoms, a cell filter or a NEB whose minimum the teacher of a :class:`LearningCalculator` confirms.
 
@@ -34,8 +52,10 @@ class Confirmed(Optimizable):
     five times fmax, or 0.7 times the largest force of the structure, whichever is larger. When the largest force of the
     model is clearly below fmax, the teacher is asked, and only the teacher's own results end the optimisation. If the
     teacher's forces are larger than fmax, the model learns them and the optimiser continues. From then on, error bars
-    near the minimum must be half as large, down to fmax. "Force" means everything that the optimiser compares with
-    fmax; with a filter, this includes the cell.
+    near the minimum must be half as large, down to fmax. Until the model learns again, a constant is added to its
+    forces, which makes them the teacher's at this minimum: an update leaves an error there, and that of the stress of a
+    large cell may be larger than fmax for ever. "Force" means everything that the optimiser compares with fmax; with a
+    filter, this includes the cell.
 
     Every label changes the energy surface. ``BFGS(Confirmed(atoms))`` works, too, but estimates curvatures from forces
     of two surfaces. It takes several times as many steps, and sometimes comes to a halt.
@@ -62,6 +82,7 @@ class Confirmed(Optimizable):
         self._inner: Optimizable = atoms.__ase_optimizable__()
         self._fmax: float | None = None
         self._refused = 0
+        self._left: _Left | None = None
         self._calculators = _calculators_of(atoms)
 
     def optimizer(self, kind: type[Optimizer], **options: Any) -> Optimizer:
@@ -133,12 +154,14 @@ class Confirmed(Optimizable):
     def get_value(self) -> float:
         """Energy in eV."""
         with self._descending():
-            return float(self._inner.get_value())
+            value = float(self._inner.get_value())
+        left = self._valid_left
+        return value if left is None else value + float(left.gradient @ (self.get_x() - left.x))
 
     def get_gradient(self) -> np.ndarray:
         """Minus the forces, flat; these are the teacher's if the teacher has just been asked."""
         with self._descending():
-            gradient = self._inner.get_gradient()
+            gradient = self._shifted(self._inner.get_gradient())
         if self._fmax is None or not self._is_due(gradient, self._fmax):
             return gradient
         return self._asked(self._fmax)
@@ -177,16 +200,43 @@ class Confirmed(Optimizable):
 
     def _asked(self, fmax: float) -> np.ndarray:
         """The gradient by the teacher; or by the model, if the minimum is not confirmed and ``on_query`` is "model"."""
-        largest = self.gradient_norm(self._inner.get_gradient())
+        largest = self.gradient_norm(self._shifted(self._inner.get_gradient()))
         reason = f"largest force {largest:.4f} eV/Å, to be below {fmax:g}"
         is_new = [calculator.confirm(fmax, reason) for calculator in self._calculators]
         gradient = self._inner.get_gradient()
         if not self._inner.converged(gradient, fmax):
-            self._refused += any(is_new)  # the optimiser asks for the same gradient several times
+            if any(is_new):  # the optimiser asks for the same gradient several times
+                self._refused += 1
+                self._left = self._left_behind(gradient)
             for calculator in self._calculators:
                 calculator.go_on()
-            gradient = self._inner.get_gradient()
+            gradient = self._shifted(self._inner.get_gradient())
         return gradient
+
+    def _left_behind(self, gradient: np.ndarray) -> _Left:
+        """What the update left here, where this is the gradient of the teacher."""
+        results = [calculator.results for calculator in self._calculators]
+        for calculator in self._calculators:
+            calculator.results = calculator.learnt()
+        of_model = self._inner.get_gradient()
+        for calculator, kept in zip(self._calculators, results, strict=True):
+            calculator.results = kept
+        models = [calculator.potential for calculator in self._calculators]
+        return _Left(self.get_x().copy(), gradient - of_model, models)
+
+    @property
+    def _valid_left(self) -> _Left | None:
+        """What updates left, if the results are those of the same models."""
+        left = self._left
+        if left is None or any(calculator.is_confirmed for calculator in self._calculators):
+            return None
+        present = [calculator.potential for calculator in self._calculators]
+        return left if all(a is b for a, b in zip(present, left.models, strict=True)) else None
+
+    def _shifted(self, gradient: np.ndarray) -> np.ndarray:
+        """The gradient of the models, exact at the last minimum that was not confirmed."""
+        left = self._valid_left
+        return gradient if left is None else gradient + left.gradient
 
 
 def _calculators_of(atoms: Any) -> list[LearningCalculator]:
