@@ -215,13 +215,16 @@ class Confirmed(Optimizable):
 
     def _left_behind(self, gradient: np.ndarray) -> _Left:
         """What the update left here, where this is the gradient of the teacher."""
-        results = [calculator.results for calculator in self._calculators]
-        for calculator in self._calculators:
-            calculator.results = calculator.learnt()
-        of_model = self._inner.get_gradient()
-        for calculator, kept in zip(self._calculators, results, strict=True):
-            calculator.results = kept
+        of_teacher = [calculator.results for calculator in self._calculators]
+        of_models = [calculator.learnt() for calculator in self._calculators]
         models = [calculator.potential for calculator in self._calculators]
+        try:
+            for calculator, results in zip(self._calculators, of_models, strict=True):
+                calculator.results = results
+            of_model = self._inner.get_gradient()
+        finally:
+            for calculator, results in zip(self._calculators, of_teacher, strict=True):
+                calculator.results = results
         return _Left(self.get_x().copy(), gradient - of_model, models)
 
     @property
