@@ -15,7 +15,7 @@ from ase.optimize import BFGS
 from pupils import SMALL, Teacher, crystal, truth
 from test_runs import Moody
 
-from neuralil_ase import Confirmed, Learner, LearningCalculator
+from neuralil_ase import Confirmed, Learner, LearningCalculator, NeuralILCalculator
 from neuralil_ase.errors import ConfigError, TeacherError
 from neuralil_ase.learning import Walkers, history
 from neuralil_ase.learning.decision import Decision, Descent
@@ -159,7 +159,7 @@ class Stubborn(Learner):
 def test_a_minimum_that_is_not_confirmed_counts_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, on_query: Any
 ) -> None:
-    """However often the optimiser asks for the gradient there."""
+    """However often the optimiser asks for the gradient there. What the model did not learn is added to it nearby."""
     refused: list[int] = []
     original = LearningCalculator.descending
 
@@ -173,12 +173,19 @@ def test_a_minimum_that_is_not_confirmed_counts_once(
     atoms.calc = LearningCalculator(learner=learner, on_query=on_query)
     atoms.get_forces()
     system = Confirmed(atoms)
-    for expected in (1, 2):
-        moved(atoms, 1e-3)
-        for _ in range(3):
-            assert not system.converged(system.get_gradient(), 0.5)
-        system.get_value()
-        assert refused[-1] == expected
+    moved(atoms, 1e-3)
+    for _ in range(3):
+        assert not system.converged(system.get_gradient(), 0.5)
+    system.get_value()
+    assert refused[-1] == 1
+    minimum = atoms.copy()
+    moved(atoms, 2e-3)
+    left = system.get_gradient() + NeuralILCalculator(learner.potential).get_forces(atoms).ravel()
+    model = NeuralILCalculator(learner.potential).get_forces(minimum).ravel()
+    np.testing.assert_allclose(left, -1.0 + model, atol=1e-6)
+    assert not system.converged(system.get_gradient(), 0.5)
+    system.get_value()
+    assert refused[-1] == 1
 
 
 def test_a_long_run_is_remembered_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
