@@ -83,7 +83,8 @@ class LearningCalculator(Calculator):
         after learning them. Energies and forces jump there by the error that the record of the query states.
     criteria
         Further criteria of the monitor. The teacher is asked if any of them is above its threshold. Without them, error
-        bars of forces count, and those of the stress in a cell that no learnt frame has.
+        bars of forces count, those of the stress in a cell that no learnt frame has, and for a model that began from
+        nothing whether any learnt atom had a similar number of neighbours.
     check_every
         Spot checks: a trusted frame is labelled after this many trusted evaluations in a row, then after twice as many
         more, and so on. The frame is held out from training and tests updates and error bars. If its error is more than

@@ -11,7 +11,7 @@ REACH, REACH_OF_OPTIMISER = 0.06, 0.15
 """Distance in Å per learnt frame within which a young model is trusted, in MD and in an optimisation."""
 ALIKE = 0.15
 """Largest difference of the logarithms of two coordinations that are alike. In MD of liquid EAN and of solid and molten
-copper, none of 103 spot checks is farther away from the frames learnt before it."""
+copper, one of 121 spot checks is farther away from the frames learnt before it, by 0.16."""
 
 
 def too_far(pupil: Pupil, atoms: Atoms, is_descending: bool) -> str | None:
