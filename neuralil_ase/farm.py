@@ -276,7 +276,7 @@ def digest(atoms: Atoms) -> str:
 
 
 def _keep(file: Path, atoms: Atoms, found: _Label) -> None:
-    info = {k: atoms.info[k] for k in ELECTRONS if atoms.info.get(k) is not None}
+    info = {k: atoms.info[k] for k in ELECTRONS if _can_be_kept(atoms.info.get(k))}
     bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=info)
     if (charges := atoms.get_initial_charges()).any():
         bare.set_initial_charges(charges)
@@ -286,6 +286,11 @@ def _keep(file: Path, atoms: Atoms, found: _Label) -> None:
     text = StringIO()
     write(text, bare, format="extxyz")
     write_atomically(file, text.getvalue().encode())
+
+
+def _can_be_kept(value: Any) -> bool:
+    """Whether extxyz keeps this entry of ``info``. A string with a line break would damage the file."""
+    return value is not None and (not isinstance(value, str) or value.isprintable())
 
 
 def _with_label(atoms: Atoms, file: Path) -> Atoms:

@@ -318,6 +318,13 @@ def test_another_charge_in_a_second_run_is_another_surface(folder: Path, charge:
         learning(folder, Charged()).get_forces(other)
 
 
+def test_a_charge_that_no_file_can_hold_damages_no_label(folder: Path) -> None:
+    atoms = crystal()
+    atoms.info["charge"] = "plus\none"
+    found = learning(folder).get_forces(atoms)
+    np.testing.assert_allclose(found, labelled(crystal()).get_forces(), atol=1e-6)
+
+
 def _with_charge(atoms: Atoms) -> Atoms:
     copy = atoms.copy()
     copy.calc = Charged()
