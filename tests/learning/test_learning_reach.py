@@ -92,6 +92,7 @@ def test_on_the_way_to_a_confirmed_minimum_the_teacher_is_asked_at_its_end(folde
     assert calculator.learner.too_far(surface(2.6), False) is not None
 
 
+@pytest.mark.slow
 def test_one_violent_frame_of_few_does_not_set_the_tolerance(folder: Path) -> None:
     """An inserted atom, too close, and its rattled copy: the default tolerance was 14 eV/Å."""
     learner = Learner(Teacher(), folder, settings=SMALL)
@@ -117,7 +118,7 @@ def bands(folder: Path) -> tuple[NEB, Learner]:
     return band, learner
 
 
-@pytest.mark.parametrize("kind", [FIRE, BFGS])
+@pytest.mark.parametrize("kind", [FIRE, pytest.param(BFGS, marks=pytest.mark.slow)])
 def test_a_fresh_band_has_a_confirmed_optimizer(folder: Path, kind: Any) -> None:
     """As the help says, without an evaluation before."""
     band, _ = bands(folder)
@@ -129,7 +130,7 @@ def test_a_fresh_band_has_a_confirmed_optimizer(folder: Path, kind: Any) -> None
         assert image.calc.is_confirmed
 
 
-@pytest.mark.parametrize("on_query", ["teacher", "model"])
+@pytest.mark.parametrize("on_query", ["teacher", pytest.param("model", marks=pytest.mark.slow)])
 def test_a_cell_alone_is_relaxed_although_updates_leave_an_error_of_its_stress(
     folder: Path, on_query: Any
 ) -> None:
@@ -176,6 +177,7 @@ def test_after_a_reset_nothing_is_confirmed(folder: Path) -> None:
     assert atoms.calc.results == {}
 
 
+@pytest.mark.slow
 def test_basin_hopping_compares_confirmed_minima(folder: Path) -> None:
     """The form that the help gives."""
     atoms = Atoms("Cu4", [(0, 0, 0), (2.3, 0, 0), (1.1, 2.1, 0), (1.2, 0.7, 1.9)])
