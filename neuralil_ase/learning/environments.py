@@ -42,15 +42,12 @@ class Environments:
     def __init__(self) -> None:
         self._of_frames: dict[int, np.ndarray] = {}
         self._known: dict[str, np.ndarray] = {}
-        self._made_of: tuple[float, frozenset[int]] = 0.0, frozenset()
+        self._cutoff = 0.0
 
     def learn(self, frames: Mapping[int, Frame], cutoff: float) -> None:
         """Know these numbered frames, and no others; ``cutoff`` in Å."""
-        made_of = cutoff, frozenset(frames)
-        if made_of == self._made_of:
-            return
-        if cutoff != self._made_of[0]:
-            self._of_frames = {}
+        if cutoff != self._cutoff:
+            self._of_frames, self._cutoff = {}, cutoff
         found: dict[str, list[np.ndarray]] = {}
         for number, frame in frames.items():
             if number not in self._of_frames:
@@ -59,11 +56,10 @@ class Environments:
                 chosen = self._of_frames[number][frame.symbols == symbol]
                 found.setdefault(symbol, []).append(chosen)
         self._known = {symbol: np.sort(np.concatenate(c)) for symbol, c in found.items()}
-        self._made_of = made_of
 
     def strangest(self, atoms: Atoms) -> Stranger:
         """The atom whose coordination is least like those in the known frames, which have all its elements."""
-        found = coordinations(atoms, self._made_of[0])
+        found = coordinations(atoms, self._cutoff)
         nearest = np.empty(len(found))
         symbols = np.array(atoms.get_chemical_symbols())
         for symbol in set(symbols.tolist()):

@@ -102,6 +102,7 @@ class Pupil:
         self.settings = settings
         self._frames: list[Frame] = []
         self._geometries, self._environments = Geometries(), Environments()
+        self._known_environments: tuple[int, set[int], float] = 0, set(), 0.0
         self._held: set[int] = set()
         self._waiting: list[int] = []
         self._has_cell = self._has_stress = False
@@ -243,9 +244,12 @@ class Pupil:
     def strangest(self, atoms: Atoms) -> Stranger:
         """The atom whose coordination is least like those in learnt frames, which have all elements of ``atoms``."""
         assert self.potential is not None
-        not_learnt = self._not_learnt
-        learnt = {k: f for k, f in enumerate(self._frames) if k not in not_learnt}
-        self._environments.learn(learnt, self.potential.r_cut)
+        not_learnt, cutoff = self._not_learnt, self.potential.r_cut
+        known = len(self._frames), not_learnt, cutoff
+        if known != self._known_environments:  # not at every evaluation
+            learnt = {k: f for k, f in enumerate(self._frames) if k not in not_learnt}
+            self._environments.learn(learnt, cutoff)
+            self._known_environments = known
         return self._environments.strangest(atoms)
 
     def is_strained(self, atoms: Atoms) -> bool:
